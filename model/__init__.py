@@ -1,0 +1,1 @@
+"""The hybrid audio language model: pure torch, knows no HTTP."""

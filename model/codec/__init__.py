@@ -1,0 +1,1 @@
+"""The audio codec: EnCodec's encoder and quantiser, and one of two decoders."""

@@ -1,0 +1,1 @@
+"""Training and evaluation: the commands that make what ships in `weights/`."""

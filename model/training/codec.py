@@ -1,0 +1,368 @@
+"""Train the codec: encoder, residual quantiser and decoder together.
+
+The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means at step 0, dead codes
+restarted from current residuals, codebooks dropped at random so that each one has work, reconstruction losses from the
+first step, and, on request, the `encodec` package's MS-STFT discriminator and loss balancer later on.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.codec.codec import CausalConv, Codec, CodecConfig
+from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
+from model.encodec_import import import_encodec
+from model.mel import mel_filter_bank
+from model.training.data import Clip, Corpus
+from model.training.loop import Run, State, cosine_rate, step_rng
+
+DRAWN_CODEBOOKS = ((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50))  # quantiser dropout
+STFT_WINDOWS = (2048, 1024, 512)  # six resolutions cost more time than they are worth
+STFT_MELS = (128, 80, 40)
+SPECTRAL_FLOOR = 1e-4  # of full scale: what lies below is not heard beside speech
+
+
+@dataclass(frozen=True)
+class CodecTraining:
+    """Settings of a codec run; what decides the result, hence kept with the run."""
+
+    steps: int = 8000
+    batch: int = 8
+    seconds: float = 1.0
+    rate: float = 8e-4
+    warmup: int = 200
+    seed: int = 0
+    music_share: float = 0.25
+    commitment: float = 0.1
+    waveform_weight: float = 0.1
+    freeze_encoder_from: int = -1  # step from which only the decoder learns; -1 = never
+    adversarial_from: int = -1  # step from which the discriminator takes part; -1 = never
+    adversarial_rate: float = 3e-4
+    bf16: bool = False  # encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32
+
+
+def crops(
+    corpus: Corpus, clips: list[Clip], frames: int, batch: int, rng: np.random.Generator, augment: bool = True
+) -> Tensor:
+    """A batch of random crops, (batch, 320 frames): clips drawn by their length, gain and polarity drawn per crop."""
+    lengths = np.array([clip.length for clip in clips], dtype=np.float64)
+    size = frames * HOP_SAMPLES
+    rows = np.zeros((batch, size), dtype=np.float32)
+    for row, pick in enumerate(rng.choice(len(clips), size=batch, p=lengths / lengths.sum())):
+        clip = clips[pick]
+        start = int(rng.integers(0, max(clip.length - size, 0) + 1))
+        piece = corpus.read(clip, start, size)
+        rows[row, : len(piece)] = piece
+    if augment:
+        gain = 10 ** (rng.uniform(-12.0, 6.0, (batch, 1)) / 20) * rng.choice([-1.0, 1.0], (batch, 1))
+        rows = np.clip(rows * gain.astype(np.float32), -1.0, 1.0)
+    return torch.from_numpy(rows)
+
+
+def mixed_crops(corpus: Corpus, training: CodecTraining, rng: np.random.Generator) -> Tensor:
+    """A training batch with ``music_share`` of its rows from music, where the corpus has both kinds."""
+    frames = round(training.seconds * SAMPLE_RATE_HZ / HOP_SAMPLES)
+    speech, music = corpus.split("train", "speech"), corpus.split("train", "music")
+    if not speech or not music:
+        return crops(corpus, speech or music, frames, training.batch, rng)
+    of_music = int(rng.binomial(training.batch, training.music_share))
+    parts = [(speech, training.batch - of_music), (music, of_music)]
+    return torch.cat([crops(corpus, clips, frames, count, rng) for clips, count in parts if count])
+
+
+class SpectralLoss(nn.Module):
+    """Distance of two signals at several STFT resolutions: log-mel L1 plus spectral convergence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for index, (window, mels) in enumerate(zip(STFT_WINDOWS, STFT_MELS, strict=True)):
+            self.register_buffer(f"window{index}", torch.hann_window(window), persistent=False)
+            self.register_buffer(f"bank{index}", mel_filter_bank(window, mels), persistent=False)
+
+    def _magnitude(self, samples: Tensor, index: int) -> Tensor:
+        window = getattr(self, f"window{index}")
+        spectrum = torch.stft(
+            samples, len(window), hop_length=len(window) // 4, window=window, center=True, pad_mode="constant",
+            return_complex=True,
+        )  # fmt: skip
+        power = spectrum.real**2 + spectrum.imag**2
+        return torch.sqrt(power + 1e-10) * (2 / float(window.sum()))  # a full-scale sine gives 1: (B, F, T)
+
+    def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N), (B, N) -> log-mel distance in nats (natural log), spectral convergence."""
+        log_mel, convergence = made.new_zeros(()), made.new_zeros(())
+        for index in range(len(STFT_WINDOWS)):
+            bank = getattr(self, f"bank{index}")
+            a, b = self._magnitude(made, index), self._magnitude(real, index)
+            mel_a, mel_b = (m.transpose(1, 2) @ bank for m in (a, b))
+            log_mel = log_mel + (torch.log(mel_a + SPECTRAL_FLOOR) - torch.log(mel_b + SPECTRAL_FLOOR)).abs().mean()
+            difference = torch.linalg.vector_norm(a - b, dim=(1, 2))
+            convergence = convergence + (difference / (torch.linalg.vector_norm(b, dim=(1, 2)) + 0.1)).mean()
+        return log_mel / len(STFT_WINDOWS), convergence / len(STFT_WINDOWS)
+
+
+@torch.no_grad()
+def lsuv(codec: Codec, samples: Tensor) -> None:
+    """Scale each convolution so that its output has unit deviation on a real batch; PyTorch's init starves SEANet.
+
+    Layer-sequential unit-variance initialisation (arXiv 1511.06422). Works in the order of execution; biases become 0.
+    ConvNeXt blocks keep their init (they are normalised inside).
+    """
+
+    def scale(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        assert isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
+        deviation = output.std().clamp_min(1e-8)
+        module.weight /= deviation
+        return output / deviation
+
+    def run(part: nn.Module, x: Tensor) -> Tensor:
+        hooks = []
+        for module in part.modules():
+            plain = isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
+            if plain and not (isinstance(module, CausalConv) and module.groups > 1):
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                hooks.append(module.register_forward_hook(scale))
+        out: Tensor = part(x)
+        for hook in hooks:
+            hook.remove()
+        return out
+
+    latents = run(codec.encoder, samples[:, None])
+    run(codec.decoder, latents)
+    last = [m for m in codec.decoder.modules() if isinstance(m, nn.Conv1d | nn.Linear)][-1]
+    last.weight *= 0.1  # the first output is quiet, so that the first gradients are not
+
+
+@torch.no_grad()
+def kmeans(points: Tensor, clusters: int, iterations: int = 12) -> Tensor:
+    """Lloyd's k-means on (N, d) -> (clusters, d), with `torch.cdist`: no N x clusters x d array."""
+    generator = torch.Generator().manual_seed(0)
+    means = points[torch.randperm(len(points), generator=generator)[:clusters]].clone()
+    for _ in range(iterations):
+        nearest = torch.cdist(points, means).argmin(1)
+        counts = torch.bincount(nearest, minlength=clusters)
+        sums = torch.zeros_like(means).index_add_(0, nearest, points)
+        empty = counts == 0
+        means = torch.where(empty[:, None], means, sums / counts.clamp_min(1)[:, None])
+        spare = torch.randint(0, len(points), (int(empty.sum()),), generator=generator)
+        means[empty] = points[spare]
+    return means
+
+
+@torch.no_grad()
+def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
+    """Each codebook from k-means on the residuals of the one before: latents (N, 128), N >= 1024.
+
+    ``expected`` is the mean number of vectors that a code gets in a batch; the running counts start there.
+    """
+    residual = latents
+    for layer in codec.quantizer.vq.layers:
+        book = layer._codebook
+        means = kmeans(residual, VOCABULARY)
+        book.embed.copy_(means)
+        book.cluster_size.fill_(expected)
+        book.embed_avg.copy_(means * expected)
+        residual = residual - means[torch.cdist(residual, means).argmin(1)]
+
+
+@torch.no_grad()
+def restart_dead_codes(codec: Codec, latents: Tensor, threshold: float, generator: torch.Generator) -> int:
+    """Move codes that hardly any vector uses to current residuals, with a little noise; returns how many.
+
+    latents: (B, 128, T). ``threshold`` is in vectors a batch.
+    """
+    residual = latents.transpose(1, 2).reshape(-1, LATENT_DIM)
+    restarted = 0
+    for layer in codec.quantizer.vq.layers:
+        book = layer._codebook
+        dead = book.cluster_size < threshold
+        count = int(dead.sum())
+        nearest = torch.cdist(residual, book.embed).argmin(1)
+        following = residual - book.embed[nearest]
+        if count:
+            picks = torch.randint(0, len(residual), (count,), generator=generator).to(residual.device)
+            book.embed[dead] = residual[picks]
+            fresh = 4 * threshold  # a new code lives for a while
+            book.cluster_size[dead] = fresh
+            book.embed_avg[dead] = residual[picks] * fresh
+            restarted += count
+        residual = following
+    return restarted
+
+
+def draw_codebooks(rng: np.random.Generator, codebooks: int) -> int:
+    """How many codebooks this step's decoder hears."""
+    counts, weights = zip(*DRAWN_CODEBOOKS, strict=True)
+    return min(int(rng.choice(counts, p=weights)), codebooks)
+
+
+class CodecTrainer:
+    """Model, optimisers and one step; the state is everything that a resumed run needs."""
+
+    def __init__(self, config: CodecConfig, training: CodecTraining, corpus: Corpus, device: str = "cpu") -> None:
+        torch.manual_seed(training.seed)
+        self.training, self.corpus, self.device = training, corpus, device
+        self.codec = Codec(config)
+        self.spectral = SpectralLoss().to(device)
+        self.step = 0
+        self.discriminator: nn.Module | None = None
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if training.adversarial_from >= 0:
+            self._make_discriminator()
+        self.codec.to(device)
+        self.optimizer = torch.optim.AdamW(self.codec.parameters(), lr=training.rate, betas=(0.8, 0.99), weight_decay=0.01)
+
+    def initialise(self) -> None:
+        """LSUV on one batch, then k-means on the latents of about 300 s. For a run that starts from nothing."""
+        rng = step_rng(self.training.seed, 2**31)
+        batch = mixed_crops(self.corpus, self.training, rng)
+        lsuv(self.codec, batch.to(self.device))
+        rounds = max(1, round(300 / (self.training.batch * self.training.seconds)))
+        with torch.no_grad():
+            latents = [
+                self.codec.encoder(mixed_crops(self.corpus, self.training, rng).to(self.device)[:, None])
+                for _ in range(rounds)
+            ]
+        flat = torch.cat(latents).transpose(1, 2).reshape(-1, LATENT_DIM)
+        init_quantizer(self.codec, flat, self._expected())
+
+    def _expected(self) -> float:
+        return self.training.batch * self.training.seconds * SAMPLE_RATE_HZ / HOP_SAMPLES / VOCABULARY
+
+    def _make_discriminator(self) -> None:
+        encodec = import_encodec()
+        from encodec.msstftd import MultiScaleSTFTDiscriminator  # after the stand-in
+
+        assert encodec is not None
+        self.discriminator = MultiScaleSTFTDiscriminator(filters=32).to(self.device)
+        self.discriminator_optimizer = torch.optim.AdamW(
+            self.discriminator.parameters(), lr=self.training.adversarial_rate, betas=(0.5, 0.9)
+        )
+
+    def state(self) -> State:
+        state: State = {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load(self, state: State) -> None:
+        self.codec.load_state_dict(state["codec"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator is not None and "discriminator" in state and self.discriminator_optimizer is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.step = int(state["step"])
+
+    def _reconstruct(self, samples: Tensor, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
+        """Samples (B, N) -> reconstruction (B, N), commitment loss."""
+        training = self.training
+        codebooks = draw_codebooks(rng, self.codec.config.codebooks)
+        low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
+        if 0 <= training.freeze_encoder_from <= step:
+            with torch.no_grad():
+                quantized = self.codec.dequantize(self.codec.encode(samples)[:, :codebooks])
+            with low:
+                made = self.codec.decoder(quantized)
+            return made[:, 0].float(), samples.new_zeros(())
+        with low:
+            latents = self.codec.encoder(samples[:, None])
+        latents = latents.float()
+        if step % 50 == 49:
+            generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
+            restart_dead_codes(self.codec, latents.detach(), 0.05 * self._expected(), generator)
+        quantized, _, commitment = self.codec.quantizer.vq(latents, n_q=codebooks)
+        with low:
+            made = self.codec.decoder(quantized)
+        return made[:, 0].float(), commitment.mean()
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        training = self.training
+        rng = step_rng(training.seed, step)
+        samples = mixed_crops(self.corpus, training, rng).to(self.device)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.codec.train()
+        made, commitment = self._reconstruct(samples, rng, step)
+        log_mel, convergence = self.spectral(made, samples)
+        level = samples.square().mean(1, keepdim=True).sqrt() + 0.01
+        waveform = ((made - samples).abs() / level).mean()
+        loss = log_mel + convergence + training.waveform_weight * waveform + training.commitment * commitment
+        figures = {"loss": loss, "log_mel": log_mel, "convergence": convergence, "waveform": waveform}
+        if self.discriminator is not None and step >= training.adversarial_from:
+            adversarial, features, judged = self._adversarial(made, samples)
+            loss = loss + adversarial / 3 + features
+            figures |= {"adversarial": adversarial, "features": features, "discriminator": judged}
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
+        self.optimizer.step()
+        return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
+
+    def _adversarial(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hinge losses of the discriminator (which takes its step here) and of the codec, and feature matching."""
+        assert self.discriminator is not None and self.discriminator_optimizer is not None
+        fake_logits, _ = self.discriminator(made.detach()[:, None])
+        real_logits, _ = self.discriminator(real[:, None])
+        judged = torch.stack(
+            [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real_logits, fake_logits, strict=True)]
+        ).mean()
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        judged.backward()  # type: ignore[no-untyped-call]
+        self.discriminator_optimizer.step()
+        fake_logits, fake_features = self.discriminator(made[:, None])
+        with torch.no_grad():
+            _, real_features = self.discriminator(real[:, None])
+        adversarial = torch.stack([F.relu(1 - f).mean() for f in fake_logits]).mean()
+        pairs = [(f, r) for fs, rs in zip(fake_features, real_features, strict=True) for f, r in zip(fs, rs, strict=True)]
+        features = torch.stack([(f - r).abs().mean() / r.abs().mean().clamp_min(1e-4) for f, r in pairs]).mean()
+        return adversarial, features, judged
+
+    @torch.no_grad()
+    def validate(self, batches: int = 4) -> dict[str, float]:
+        """On the validation speakers and pieces: log-mel distance at 1, 2, 4, 8 codebooks, entropy of the first."""
+        self.codec.eval()
+        clips = self.corpus.split("valid") or self.corpus.split("train")
+        rng = step_rng(self.training.seed, 2**31 + 1)
+        figures: dict[str, list[float]] = {}
+        first: list[Tensor] = []
+        for _ in range(batches):
+            samples = crops(self.corpus, clips, 150, 8, rng, augment=False).to(self.device)
+            codes = self.codec.encode(samples)
+            first.append(codes[:, 0].flatten())
+            for count in (1, 2, 4, 8):
+                if count <= self.codec.config.codebooks:
+                    distance, _ = self.spectral(self.codec.decode(codes[:, :count]), samples)
+                    figures.setdefault(f"valid_log_mel_{count}", []).append(float(distance))
+        share = torch.bincount(torch.cat(first), minlength=VOCABULARY).float()
+        share = share[share > 0] / share.sum()
+        entropy = float(-(share * share.log()).sum())
+        return {name: sum(values) / len(values) for name, values in figures.items()} | {"valid_entropy": entropy}
+
+
+def train_codec(
+    config: CodecConfig, training: CodecTraining, corpus: Corpus, out: Path, device: str = "cpu"
+) -> Iterator[int]:
+    """Train, or go on with, the codec of the run in ``out``; yields the number of steps done.
+
+    The result is ``out/checkpoint.pt``; `model.training.export` makes a bundle of it.
+    """
+    run = Run(out, {"config": config.to_dict(), "training": asdict(training), "corpus": corpus.folder.name})
+    trainer = CodecTrainer(config, training, corpus, device)
+    state = run.load()
+    if state is None:
+        trainer.initialise()
+    else:
+        trainer.load(state)
+    yield from run.steps(
+        trainer.step, training.steps, trainer.train_step, trainer.state, validate=trainer.validate, validate_every=500
+    )
