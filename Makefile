@@ -1,0 +1,59 @@
+# make install | serve | test | test-slow | lint | format | clean
+# Every target is idempotent, and works in a fresh clone with nothing but Python 3.11 or later.
+#
+# On Linux, PyPI's torch brings several GB of CUDA. For a machine without a GPU:
+#   make install PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" TORCH="torch==2.13.0+cpu"
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_FLAGS ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
+SET_UP := $(VENV)/.installed
+SET_UP_DEV := $(VENV)/.installed-dev
+
+.PHONY: install serve test test-slow lint format clean
+
+install: $(SET_UP)
+
+# torch first and alone, pinned: the ranges of other packages must not pull in a second one.
+$(SET_UP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or later is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) "$(TORCH)"
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(SET_UP_DEV): $(SET_UP)
+	@echo "installing the tools of the tests"
+	$(PIP) -c constraints.txt -e ".[train,dev]"
+	@touch $@
+
+serve: $(SET_UP)
+	$(BIN)/whisper-gpt serve --host $(HOST) --port $(PORT)
+
+lint: $(SET_UP_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+
+test-slow: $(SET_UP_DEV)
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+format: $(SET_UP_DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path "./.git/*" -prune -exec rm -rf {} +
