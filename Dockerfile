@@ -1,0 +1,44 @@
+# syntax=docker/dockerfile:1
+# The server with its default weights; no network at run time.
+#
+#   docker build -t whisper-gpt .                                                      CPU
+#   docker build -t whisper-gpt:cuda --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#   docker run -p 8000:8000 whisper-gpt                                                (CUDA: add --gpus all)
+
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim-bookworm AS build
+ARG TORCH_VERSION=2.13.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+# From TORCH_INDEX alone, so that the default index cannot offer a CUDA build of the same version.
+RUN pip install --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
+WORKDIR /srv
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY app ./app
+COPY model ./model
+# Editable: the code stays in /srv, beside weights/, as in a checkout.
+RUN pip install -c constraints.txt -e .
+
+FROM python:${PYTHON_VERSION}-slim-bookworm
+LABEL org.opencontainers.image.title="whisper-gpt-server" \
+      org.opencontainers.image.licenses="MIT"
+RUN useradd --system --uid 10001 --no-create-home --home-dir /srv --shell /usr/sbin/nologin server
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /srv /srv
+COPY weights /srv/weights
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    WHISPERGPT_HOST=0.0.0.0 \
+    WHISPERGPT_PORT=8000
+WORKDIR /srv
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['WHISPERGPT_PORT']}/readyz\", timeout=2)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["whisper-gpt"]
+CMD ["serve"]
