@@ -91,10 +91,13 @@ class FrameDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, HOP_SAMPLES)
+        self.gain = nn.Linear(dim, 1)  # log of the frame's level: a linear head alone must cancel to be quiet
 
     def samples_from(self, x: Tensor) -> Tensor:
-        """The head: (B, dim, T) -> (B, 1, 320 T)"""
-        return self.head(self.norm(x.transpose(1, 2))).flatten(1)[:, None, :]  # (B, T, 320) -> (B, 1, 320 T)
+        """The head, shape times gain: (B, dim, T) -> (B, 1, 320 T)"""
+        x = self.norm(x.transpose(1, 2))  # (B, T, dim)
+        samples: Tensor = self.head(x) * torch.exp(self.gain(x).clamp(-12.0, 2.0))  # (B, T, 320)
+        return samples.flatten(1)[:, None, :]
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 128, T) -> (B, 1, 320 T)"""

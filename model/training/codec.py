@@ -5,6 +5,8 @@ restarted from current residuals, codebooks dropped at random so that each one h
 first step, and, on request, the `encodec` package's MS-STFT discriminator and loss balancer later on.
 """
 
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +42,12 @@ class CodecTraining:
     seed: int = 0
     music_share: float = 0.25
     commitment: float = 0.1
+    spread: float = 0.1  # weight of the shortfall of the latents' effective dimensions, in nats
+    dimensions: float = 12.0  # that they should have at least; left alone they collapse to two or three
+    unquantized: float = 0.2  # share of the rows whose decoder hears the latents themselves
     waveform_weight: float = 0.1
+    kmeans_at: tuple[int, ...] = (300, 1000, 2500)  # steps that refit the codebooks: early latents drift faster than an EMA
+    dead_code_share: float = 0.2  # of the mean use of a code, below which it restarts (the package: 2 of 4.7)
     freeze_encoder_from: int = -1  # step from which only the decoder learns; -1 = never
     adversarial_from: int = -1  # step from which the discriminator takes part; -1 = never
     adversarial_rate: float = 3e-4
@@ -173,28 +180,37 @@ def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
 
 
 @torch.no_grad()
-def restart_dead_codes(codec: Codec, latents: Tensor, threshold: float, generator: torch.Generator) -> int:
-    """Move codes that hardly any vector uses to current residuals, with a little noise; returns how many.
+def restart_dead_codes(
+    codec: Codec, latents: Tensor, expected: float, share: float, generator: torch.Generator
+) -> int:
+    """Move codes that hardly any vector uses to current residuals; returns how many.
 
-    latents: (B, 128, T). ``threshold`` is in vectors a batch.
+    latents: (B, 128, T). A code is dead when a batch gives it less than ``share`` of the ``expected`` vectors.
     """
     residual = latents.transpose(1, 2).reshape(-1, LATENT_DIM)
     restarted = 0
     for layer in codec.quantizer.vq.layers:
         book = layer._codebook
-        dead = book.cluster_size < threshold
+        dead = book.cluster_size < share * expected
         count = int(dead.sum())
         nearest = torch.cdist(residual, book.embed).argmin(1)
         following = residual - book.embed[nearest]
         if count:
             picks = torch.randint(0, len(residual), (count,), generator=generator).to(residual.device)
             book.embed[dead] = residual[picks]
-            fresh = 4 * threshold  # a new code lives for a while
-            book.cluster_size[dead] = fresh
-            book.embed_avg[dead] = residual[picks] * fresh
+            book.cluster_size[dead] = expected  # a new code gets time to find its vectors
+            book.embed_avg[dead] = residual[picks] * expected
             restarted += count
         residual = following
     return restarted
+
+
+def effective_dimensions(latents: Tensor) -> Tensor:
+    """Participation ratio of the covariance of (N, d) vectors, (tr C)^2 / tr C^2: 1 for a line, d for a sphere."""
+    centred = latents - latents.mean(0)
+    covariance = centred.T @ centred / len(latents)
+    ratio: Tensor = covariance.diagonal().sum() ** 2 / (covariance**2).sum()
+    return ratio
 
 
 def draw_codebooks(rng: np.random.Generator, codebooks: int) -> int:
@@ -224,6 +240,10 @@ class CodecTrainer:
         rng = step_rng(self.training.seed, 2**31)
         batch = mixed_crops(self.corpus, self.training, rng)
         lsuv(self.codec, batch.to(self.device))
+        self.fit_quantizer(rng)
+
+    def fit_quantizer(self, rng: np.random.Generator) -> None:
+        """All codebooks anew, from k-means on the latents of about 300 s of training audio."""
         rounds = max(1, round(300 / (self.training.batch * self.training.seconds)))
         with torch.no_grad():
             latents = [
@@ -262,7 +282,7 @@ class CodecTrainer:
         self.step = int(state["step"])
 
     def _reconstruct(self, samples: Tensor, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
-        """Samples (B, N) -> reconstruction (B, N), commitment loss."""
+        """Samples (B, N) -> reconstruction (B, N), and the weighted commitment and spread losses."""
         training = self.training
         codebooks = draw_codebooks(rng, self.codec.config.codebooks)
         low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
@@ -277,11 +297,16 @@ class CodecTrainer:
         latents = latents.float()
         if step % 50 == 49:
             generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
-            restart_dead_codes(self.codec, latents.detach(), 0.05 * self._expected(), generator)
+            restart_dead_codes(self.codec, latents.detach(), self._expected(), training.dead_code_share, generator)
         quantized, _, commitment = self.codec.quantizer.vq(latents, n_q=codebooks)
+        if training.unquantized > 0:
+            bypass = torch.from_numpy(rng.random(len(samples)) < training.unquantized).to(samples.device)
+            quantized = torch.where(bypass[:, None, None], latents, quantized)
         with low:
             made = self.codec.decoder(quantized)
-        return made[:, 0].float(), commitment.mean()
+        flat = latents.transpose(1, 2).reshape(-1, LATENT_DIM)
+        shortfall = F.relu(math.log(training.dimensions) - torch.log(effective_dimensions(flat)))
+        return made[:, 0].float(), training.commitment * commitment.mean() + training.spread * shortfall
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
@@ -291,13 +316,15 @@ class CodecTrainer:
         rate = cosine_rate(step, training.steps, training.rate, training.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if step in training.kmeans_at:
+            self.fit_quantizer(step_rng(training.seed, 2**30 + step))
         self.codec.train()
-        made, commitment = self._reconstruct(samples, rng, step)
+        made, regular = self._reconstruct(samples, rng, step)
         log_mel, convergence = self.spectral(made, samples)
         level = samples.square().mean(1, keepdim=True).sqrt() + 0.01
         waveform = ((made - samples).abs() / level).mean()
-        loss = log_mel + convergence + training.waveform_weight * waveform + training.commitment * commitment
-        figures = {"loss": loss, "log_mel": log_mel, "convergence": convergence, "waveform": waveform}
+        loss = log_mel + convergence + training.waveform_weight * waveform + regular
+        figures = {"loss": loss, "log_mel": log_mel, "convergence": convergence, "waveform": waveform, "regular": regular}
         if self.discriminator is not None and step >= training.adversarial_from:
             adversarial, features, judged = self._adversarial(made, samples)
             loss = loss + adversarial / 3 + features
@@ -356,7 +383,7 @@ def train_codec(
 
     The result is ``out/checkpoint.pt``; `model.training.export` makes a bundle of it.
     """
-    run = Run(out, {"config": config.to_dict(), "training": asdict(training), "corpus": corpus.folder.name})
+    run = Run(out, {"config": config.to_dict(), "training": json.loads(json.dumps(asdict(training))), "corpus": corpus.folder.name})
     trainer = CodecTrainer(config, training, corpus, device)
     state = run.load()
     if state is None:

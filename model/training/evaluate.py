@@ -1,0 +1,178 @@
+"""Evaluation on audio that training never saw: the codec, the language model, and the model's closed loop.
+
+Every figure comes with a 95 % bootstrap interval over clips and the conditions that it was made under.
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from model.bundle import Bundle
+from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
+from model.mel import LogMel
+from model.score import score
+from model.training.codec import SpectralLoss
+from model.training.data import DataError, find_files, read_audio, render_midi
+from model.training.loop import machine
+
+RESAMPLES = 2000
+CODEBOOK_STEPS = (1, 2, 4, 8)
+
+
+def bootstrap(values: npt.ArrayLike, weights: npt.ArrayLike | None = None, seed: int = 0) -> dict[str, float]:
+    """Weighted mean over clips with its 95 % bootstrap interval: {"mean", "low", "high"}."""
+    array = np.asarray(values, dtype=np.float64)
+    weight = np.ones_like(array) if weights is None else np.asarray(weights, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
+    means = (array[picks] * weight[picks]).sum(1) / weight[picks].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float((array * weight).sum() / weight.sum()), "low": float(low), "high": float(high)}
+
+
+def si_sdr(made: Tensor, real: Tensor) -> float:
+    """Scale-invariant signal-to-distortion ratio of two signals (N,), in dB (arXiv 1811.02508)."""
+    made, real = made - made.mean(), real - real.mean()
+    target = (made @ real) / (real @ real + 1e-9) * real
+    return float(10 * torch.log10(target.square().sum() / ((made - target).square().sum() + 1e-9)))
+
+
+def intelligibility(made: Tensor, real: Tensor) -> dict[str, float]:
+    """STOI and wide-band PESQ (at 16 kHz) of two signals (N,); either is left out where its package cannot tell."""
+    figures: dict[str, float] = {}
+    try:
+        from pystoi import stoi
+    except ImportError:
+        return figures
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pystoi warns of clips with too little speech, and returns 1e-5
+        value = float(stoi(real.numpy(), made.numpy(), SAMPLE_RATE_HZ))
+    if value > 1e-4:
+        figures["stoi"] = value
+    try:
+        from pesq import NoUtterancesError, pesq
+
+        narrow = [soxr.resample(x.numpy(), SAMPLE_RATE_HZ, 16_000) for x in (real, made)]
+        figures["pesq"] = float(pesq(16_000, *narrow, "wb"))
+    except (ImportError, NoUtterancesError):
+        pass
+    return figures
+
+
+@torch.inference_mode()
+def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR; use and entropy of each book."""
+    spectral, codec = SpectralLoss(), bundle.codec
+    rows: dict[int, dict[str, list[float]]] = {}
+    counts = torch.zeros(codec.config.codebooks, VOCABULARY)
+    for _, samples in track(clips, description="codec"):
+        codes = codec.encode(samples[None])
+        real = samples[: codes.shape[-1] * HOP_SAMPLES]
+        for book in range(len(counts)):
+            counts[book] += torch.bincount(codes[0, book], minlength=VOCABULARY)
+        for count in (c for c in CODEBOOK_STEPS if c <= codec.config.codebooks):
+            made = codec.decode(codes[:, :count])[0]
+            figures = {"log_mel": float(spectral(made[None], real[None])[0]), "si_sdr": si_sdr(made, real)}
+            for name, value in (figures | intelligibility(made, real)).items():
+                rows.setdefault(count, {}).setdefault(name, []).append(value)
+    share = counts / counts.sum(1, keepdim=True)
+    entropy = -(share * share.clamp_min(1e-12).log()).sum(1)
+    return {
+        "codebooks": {
+            str(count): {name: bootstrap(values) | {"clips": len(values)} for name, values in figures.items()}
+            for count, figures in rows.items()
+        },
+        "entropy_nats": [round(float(x), 3) for x in entropy],
+        "codes_used": [int(x) for x in (counts > 0).sum(1)],
+        "frames": int(counts[0].sum()),
+    }
+
+
+@torch.inference_mode()
+def language_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    """NLL (nats), perplexity, accuracy and bits per second with real, decoded and masked mel, beside the unigram's NLL."""
+    unigram = -bundle.decoder.unigram.double().cpu()
+    out: dict[str, Any] = {}
+    sources = ("real", "decoded", "masked") if bundle.decoder.config.mel else ("masked",)
+    base: list[float] = []
+    per_source: dict[str, list[float]] = {}
+    for source in sources:
+        nll, accuracy, weights = [], [], []
+        base = []
+        for _, samples in track(clips, description=f"language model, {source} mel"):
+            result = score(bundle, samples, mel=source)
+            nll.append(result.nll)
+            accuracy.append(result.accuracy)
+            weights.append(len(result.tokens))
+            base.append(float(unigram[result.tokens].mean()))
+        per_source[source] = nll
+        figure = bootstrap(nll, weights)
+        out[source] = {
+            "nll": figure,
+            "perplexity": float(np.exp(figure["mean"])),
+            "bits_per_second": figure["mean"] / float(np.log(2)) * FRAME_RATE_HZ,
+            "accuracy": bootstrap(accuracy, weights),
+            "below_unigram": bootstrap(np.array(base) - np.array(nll), weights),
+            "tokens": int(sum(weights)),
+        }
+        out["unigram_nll"] = bootstrap(base, weights)
+    for other in sources[1:]:
+        out[other]["above_real"] = bootstrap(np.array(per_source[other]) - np.array(per_source[sources[0]]), weights)
+    return out
+
+
+@torch.inference_mode()
+def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[float]:
+    """Mean NLL in nats of codebooks 2..K under the depth decoder, teacher-forced, real mel, first 20 s of each clip."""
+    mel, model = LogMel(), bundle.decoder
+    sums, frames = torch.zeros(bundle.codec.config.codebooks - 1), 0
+    for _, samples in track(clips, description="depth decoder"):
+        codes = bundle.codec.encode(samples[None, : 20 * SAMPLE_RATE_HZ]).transpose(1, 2)  # (1, T, K)
+        slices = mel(samples[None, : 20 * SAMPLE_RATE_HZ])
+        inputs = torch.cat([torch.full((1, 1), VOCABULARY), codes[:, :-1, 0]], 1)
+        shifted = torch.cat([torch.zeros_like(slices[:, :1]), slices[:, :-1]], 1)
+        hidden = model(inputs, shifted if model.config.mel else None)
+        logprobs = model.fine(hidden, codes).log_softmax(-1)  # (1, T, K-1, 1024)
+        sums -= logprobs.gather(-1, codes[..., 1:, None])[..., 0].sum((0, 1))
+        frames += codes.shape[1]
+    return [round(float(x), 4) for x in sums / max(frames, 1)]
+
+
+def load_clips(paths: Sequence[Path], limit: int | None = None, max_seconds: float = 60.0) -> list[tuple[str, Tensor]]:
+    """Clips under the given files and folders, at most ``max_seconds`` of each; unreadable ones are an error."""
+    clips = []
+    for path in find_files(paths)[:limit]:
+        samples = render_midi(path) if path.suffix.lower() in {".mid", ".midi"} else read_audio(path)
+        clips.append((path.name, torch.from_numpy(samples[: round(max_seconds * SAMPLE_RATE_HZ)])))
+    if not clips:
+        raise DataError("nothing to evaluate")
+    return clips
+
+
+def evaluate(
+    bundle: Bundle, paths: Sequence[Path], out: Path | None = None, limit: int | None = None, max_seconds: float = 60.0
+) -> dict[str, Any]:
+    """All figures of a bundle on some audio, returned and, with ``out``, written as JSON with their conditions."""
+    clips = load_clips(paths, limit, max_seconds)
+    report = {
+        "bundle": bundle.name,
+        "hashes": bundle.hashes,
+        "clips": len(clips),
+        "seconds": round(sum(len(samples) for _, samples in clips) / SAMPLE_RATE_HZ, 1),
+        "codec": codec_figures(bundle, clips),
+        "language_model": language_figures(bundle, clips),
+        "fine_nll": fine_figures(bundle, clips),
+        "conditions": machine(),
+    }
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1))
+    return report

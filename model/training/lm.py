@@ -1,0 +1,251 @@
+"""Train the language model on the tokens of a frozen codec.
+
+A training sequence is a window of one long stream: the documents in a random order, each led by BOS. Half of the
+sequences take their mel from the real audio and half from what the codec decoded, with noise and masked spans, so that
+at serving time real, decoded and masked slices are all in distribution.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import DecoderConfig
+from model.constants import MEL_BANDS, VOCABULARY
+from model.hybrid import HybridLM
+from model.training.loop import Run, State, cosine_rate, step_rng
+from model.training.tokens import Document, TokenSet
+
+BOS = VOCABULARY
+
+
+@dataclass(frozen=True)
+class LMTraining:
+    """Settings of a language-model run; what decides the result, hence kept with the run."""
+
+    steps: int = 3000
+    batch: int = 8
+    length: int = 1024  # positions; twice the attention window, so that the window slides in training too
+    rate: float = 1.5e-3
+    warmup: int = 150
+    weight_decay: float = 0.1
+    seed: int = 0
+    music_share: float = 0.35
+    decoded_share: float = 0.5  # of the sequences: mel from decoded audio
+    noise: float = 0.2  # upper end of the noise on decoded mel, in deviations of a band
+    masked_share: float = 0.1  # of the sequences: no mel at all
+    span_share: float = 0.3  # of the sequences: masked spans
+    fine_weight: float = 0.3
+    fine_positions: float = 0.25  # of the positions: where the depth decoder is trained
+    bf16: bool = False
+
+
+class Stream:
+    """The documents of a split in a seeded random order, as one sequence of positions."""
+
+    def __init__(self, documents: list[Document], seed: int, epoch: int) -> None:
+        order = np.random.default_rng([seed, epoch]).permutation(len(documents))
+        self.starts = np.array([documents[i].start for i in order])
+        self.ends = np.cumsum([documents[i].frames for i in order])
+
+    def frames(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions ``first`` to ``first + count - 1``: the frame each one predicts, and whether it starts a document."""
+        positions = np.arange(first, first + count)
+        which = np.searchsorted(self.ends, positions, side="right")
+        offsets = positions - np.concatenate([[0], self.ends])[which]
+        return self.starts[which] + offsets, offsets == 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, ``codes`` (B, T, 8): the targets."""
+
+    inputs: Tensor
+    mel: Tensor
+    masked: Tensor
+    codes: Tensor
+
+    def to(self, device: str) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+class Batches:
+    """Training batches by step number, the same for every run with the same settings."""
+
+    def __init__(self, tokens: TokenSet, training: LMTraining, deviation: Tensor) -> None:
+        self.tokens, self.training = tokens, training
+        self.deviation = deviation.numpy()
+        documents = {kind: tokens.of("train", kind) for kind in ("speech", "music")}
+        self.documents = {kind: found for kind, found in documents.items() if found}
+        if not self.documents:
+            raise ValueError(f"no training documents in {tokens.folder}")
+        self._streams: dict[tuple[str, int], Stream] = {}
+
+    def _stream(self, kind: str, epoch: int) -> Stream:
+        if (kind, epoch) not in self._streams:
+            self._streams = {key: stream for key, stream in self._streams.items() if key[0] != kind}
+            self._streams[kind, epoch] = Stream(self.documents[kind], self.training.seed, epoch)
+        return self._streams[kind, epoch]
+
+    def _row(self, kind: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``number``-th window of a kind since the start of training."""
+        length = self.training.length
+        total = sum(document.frames for document in self.documents[kind])
+        windows = max(total // length, 1)
+        epoch, window = divmod(number, windows)
+        shift = int(np.random.default_rng([self.training.seed, epoch, 1]).integers(0, length))
+        first = (window * length + shift) % max(total - length, 1)
+        return self._stream(kind, epoch).frames(first, min(length, total))
+
+    def __call__(self, step: int) -> Batch:
+        """Batch of a step. Reads only what the step needs."""
+        training, tokens = self.training, self.tokens
+        rng = step_rng(training.seed, step)
+        music = round(training.batch * training.music_share) if len(self.documents) == 2 else 0
+        kinds = ["music"] * music + ["speech"] * (training.batch - music)
+        if len(self.documents) == 1:
+            kinds = list(self.documents) * training.batch
+        counts = {kind: kinds.count(kind) for kind in self.documents}
+        rows = []
+        for row, kind in enumerate(kinds):
+            rank = kinds[:row].count(kind)
+            rows.append(self._batch_row(*self._row(kind, step * counts[kind] + rank), rng))
+        codes, inputs, mel, masked = (np.stack(part) for part in zip(*rows, strict=True))
+        return Batch(*(torch.from_numpy(part) for part in (inputs, mel, masked, codes)))
+
+    def _batch_row(
+        self, frames: np.ndarray, starts: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        training, tokens = self.training, self.tokens
+        before = np.maximum(frames - 1, 0)
+        inputs = np.where(starts, BOS, tokens.codes[before, 0].astype(np.int64))
+        decoded = rng.random() < training.decoded_share
+        mel = (tokens.mel_decoded if decoded else tokens.mel_real)[before].astype(np.float32)
+        noise = rng.uniform(0.0, training.noise) if decoded else 0.0
+        mel += rng.standard_normal(mel.shape, dtype=np.float32) * np.float32(noise) * self.deviation
+        masked = starts.copy()
+        chance = rng.random()
+        if chance < training.masked_share:
+            masked[:] = True
+        elif chance < training.masked_share + training.span_share:
+            for _ in range(int(rng.integers(1, 6))):
+                first = int(rng.integers(0, len(frames)))
+                masked[first : first + int(rng.integers(2, 80))] = True
+        return tokens.codes[frames].astype(np.int64), inputs, mel, masked
+
+
+class LMTrainer:
+    """Model, optimiser and one step."""
+
+    def __init__(self, config: DecoderConfig, training: LMTraining, tokens: TokenSet, device: str = "cpu") -> None:
+        torch.manual_seed(training.seed)
+        self.training, self.tokens, self.device = training, tokens, device
+        self.model = HybridLM(config)
+        mean, deviation = tokens.mel_statistics()
+        self.model.mel_mean.copy_(mean)
+        self.model.mel_std.copy_(deviation)
+        self.model.to(device)
+        self.batches = Batches(tokens, training, deviation)
+        self.unigram = tokens.unigram().to(device)
+        decayed = [p for p in self.model.parameters() if p.dim() >= 2]
+        plain = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=training.rate, betas=(0.9, 0.95))
+        self.step = 0
+
+    def state(self) -> State:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: State) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = int(state["step"])
+
+    def _losses(self, batch: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Coarse NLL over all positions, and the mean NLL of the fine codes at ``positions`` (P,) of the flat batch."""
+        uses_mel = self.model.config.mel
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.training.bf16):
+            hidden = self.model(batch.inputs, batch.mel if uses_mel else None, batch.masked if uses_mel else None)
+            logits = self.model.logits(hidden)
+        coarse = F.cross_entropy(logits.float().flatten(0, 1), batch.codes[..., 0].flatten())
+        if self.training.fine_weight == 0 or len(positions) == 0:
+            return coarse, coarse.new_zeros(())
+        codes = batch.codes.flatten(0, 1)[positions]  # (P, 8)
+        with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.training.bf16):
+            fine_logits = self.model.fine(hidden.flatten(0, 1)[positions], codes)  # (P, 7, 1024)
+        return coarse, F.cross_entropy(fine_logits.float().flatten(0, 1), codes[:, 1:].flatten())
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns the losses in nats."""
+        training = self.training
+        rng = step_rng(training.seed + 1, step)
+        batch = self.batches(step)
+        flat = batch.inputs.numel()
+        positions = torch.from_numpy(np.sort(rng.choice(flat, round(flat * training.fine_positions), replace=False)))
+        batch, positions = batch.to(self.device), positions.to(self.device)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        coarse, fine = self._losses(batch, positions)
+        self.optimizer.zero_grad(set_to_none=True)
+        (coarse + training.fine_weight * fine).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return {"loss": float(coarse.detach()), "fine": float(fine.detach()), "rate": rate}
+
+    @torch.no_grad()
+    def validate(self, limit_frames: int = 40_000) -> dict[str, float]:
+        """Coarse NLL and fine NLL by kind on the validation split, each document alone, real mel; and the unigram's."""
+        self.model.eval()
+        figures: dict[str, float] = {}
+        for kind in ("speech", "music"):
+            sums = np.zeros(4)
+            for document in self.tokens.of("valid", kind):
+                if sums[3] >= limit_frames:
+                    break
+                batch = document_batch(self.tokens, document).to(self.device)
+                every = torch.arange(0, document.frames, 4, device=self.device)
+                coarse, fine = self._losses(batch, every)
+                unigram = -self.unigram[batch.codes[0, :, 0]].mean()
+                sums += np.array([float(coarse), float(fine), float(unigram), 1.0]) * document.frames
+            if sums[3]:
+                nll, fine_nll, base = (float(x) for x in sums[:3] / sums[3])
+                figures |= {f"valid_{kind}": nll, f"valid_{kind}_fine": fine_nll, f"valid_{kind}_unigram": base}
+        if any(not math.isfinite(value) for value in figures.values()):
+            raise FloatingPointError(f"validation is not finite: {figures}")
+        return figures
+
+
+def document_batch(tokens: TokenSet, document: Document, decoded: bool = False) -> Batch:
+    """A whole document as a batch of one row, led by BOS."""
+    rows = slice(document.start, document.start + document.frames)
+    codes = torch.from_numpy(tokens.codes[rows].astype(np.int64))[None]
+    mel = torch.zeros(1, document.frames, MEL_BANDS)
+    source = tokens.mel_decoded if decoded else tokens.mel_real
+    mel[0, 1:] = torch.from_numpy(source[rows][:-1].astype(np.float32))
+    inputs = torch.cat([torch.full((1, 1), BOS), codes[:, :-1, 0]], dim=1)
+    masked = torch.zeros(1, document.frames, dtype=torch.bool)
+    masked[:, 0] = True
+    return Batch(inputs, mel, masked, codes)
+
+
+def train_lm(
+    config: DecoderConfig, training: LMTraining, tokens: TokenSet, out: Path, device: str = "cpu"
+) -> Iterator[int]:
+    """Train, or go on with, the language model of the run in ``out``; yields the number of steps done."""
+    settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
+    run = Run(out, json.loads(json.dumps(settings)))
+    trainer = LMTrainer(config, training, tokens, device)
+    state = run.load()
+    if state is not None:
+        trainer.load(state)
+    yield from run.steps(
+        trainer.step, training.steps, trainer.train_step, trainer.state, validate=trainer.validate, validate_every=250
+    )

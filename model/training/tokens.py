@@ -1,0 +1,228 @@
+"""The language model's training set: what a frozen codec makes of a corpus.
+
+For each frame: the codes, the mel slice of the real samples and the mel slice of the samples that the codec decodes from
+the codes (what the closed loop hears). Made once, resumable, read through memory mapping.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from model.codec.codec import Codec
+from model.constants import HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
+from model.mel import LogMel
+from model.training.data import Clip, Corpus, Split
+
+BATCH_SECONDS = 60.0
+SERVED_CODEBOOKS = ((8, 0.7), (4, 0.2), (2, 0.1))  # the qualities that the decoded mel is made at
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What decides the content of a token set; kept with it."""
+
+    speech_hours: float = 1e9  # at most; the rest is left out by a hash of the file's name
+    music_hours: float = 1e9
+    document_seconds: float = 30.0  # longer clips are cut
+    takes: int = 1  # versions of each training clip, each with its own speed and gain
+    augment: bool = True  # half of the takes change speed by up to 10 %, all change gain by up to 6 dB
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Document:
+    """A run of frames that belong together; ``start`` and ``frames`` count rows of the flat files."""
+
+    start: int
+    frames: int
+    kind: str
+    group: str
+    split: Split
+    clip: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    clip: Clip
+    split: Split
+    offset: int  # samples into the clip
+    length: int
+    take: int
+
+    def rng(self, seed: int) -> np.random.Generator:
+        name = f"{seed}/{self.take}/{self.offset}/{self.clip.group}/{Path(self.clip.path).name}"
+        return np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16))
+
+
+def _limited(clips: list[Clip], hours: float) -> list[Clip]:
+    """Clips in the order of a hash of their names, until ``hours`` are full."""
+    chosen, samples = [], 0
+    for clip in sorted(clips, key=lambda clip: hashlib.sha256(Path(clip.path).name.encode()).hexdigest()):
+        if samples >= hours * 3600 * SAMPLE_RATE_HZ:
+            break
+        chosen.append(clip)
+        samples += clip.length
+    return chosen
+
+
+def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
+    """The documents to make, sorted by length so that a batch holds little padding."""
+    piece = round(settings.document_seconds * SAMPLE_RATE_HZ)
+    jobs = []
+    splits: tuple[Split, ...] = ("train", "valid")
+    for split in splits:
+        limits = (("speech", settings.speech_hours), ("music", settings.music_hours))
+        for clip in (clip for kind, hours in limits for clip in _limited(corpus.split(split, kind), hours)):
+            for take in range(settings.takes if split == "train" else 1):
+                for offset in range(0, clip.length, piece):
+                    length = min(piece, clip.length - offset)
+                    if length >= SAMPLE_RATE_HZ // 2:
+                        jobs.append(_Job(clip, split, offset, length, take))
+    return sorted(jobs, key=lambda job: job.length)
+
+
+def _samples(corpus: Corpus, job: _Job, settings: TokenSettings, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    samples = corpus.read(job.clip, job.offset, job.length)
+    if settings.augment and job.split == "train":
+        speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
+        gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
+        if speed != 1.0:
+            samples = np.asarray(soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ), dtype=np.float32)
+        samples = np.clip(samples * np.float32(gain), -1.0, 1.0)
+    return samples
+
+
+class TokenSet:
+    """Flat arrays over frames: ``codes`` (F, 8) int16, ``mel_real`` and ``mel_decoded`` (F, 64) float16."""
+
+    FILES = (("codes", np.int16, MAX_CODEBOOKS), ("mel_real", np.float16, MEL_BANDS), ("mel_decoded", np.float16, MEL_BANDS))
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `build_tokens` wrote. Raises FileNotFoundError when it is not complete."""
+        index = json.loads((folder / "index.json").read_text())
+        self.folder = folder
+        self.made_from: dict[str, Any] = index["made_from"]
+        self.documents = [Document(**document) for document in index["documents"]]
+        arrays = {
+            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r").reshape(-1, width)
+            for name, dtype, width in self.FILES
+        }
+        self.codes, self.mel_real, self.mel_decoded = (arrays[name] for name, _, _ in self.FILES)
+
+    def of(self, split: Split, kind: str | None = None) -> list[Document]:
+        return [d for d in self.documents if d.split == split and (kind is None or d.kind == kind)]
+
+    def mel_statistics(self, rows: int = 200_000) -> tuple[Tensor, Tensor]:
+        """Per-band mean and deviation of the training split's real mel, (64,) each."""
+        keep = np.concatenate([np.arange(d.start, d.start + d.frames) for d in self.of("train")])
+        picks = np.sort(np.random.default_rng(0).choice(keep, size=min(rows, len(keep)), replace=False))
+        slices = torch.from_numpy(self.mel_real[picks].astype(np.float32))
+        return slices.mean(0), slices.std(0).clamp_min(0.1)
+
+    def unigram(self, smoothing: float = 1.0) -> Tensor:
+        """Log-probabilities of the coarse tokens in the training split, (1024,): the baseline that knows no context."""
+        counts = np.full(1024, smoothing)
+        for d in self.of("train"):
+            counts += np.bincount(self.codes[d.start : d.start + d.frames, 0], minlength=1024)
+        return torch.from_numpy(np.log(counts / counts.sum()))
+
+
+def _batches(jobs: list[_Job]) -> Iterator[list[_Job]]:
+    batch: list[_Job] = []
+    for job in jobs:
+        if batch and job.length * (len(batch) + 1) > BATCH_SECONDS * SAMPLE_RATE_HZ:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _encode(
+    codec: Codec, mel: LogMel, rows: list[npt.NDArray[np.float32]], codebooks: list[int], device: str
+) -> list[tuple[npt.NDArray[np.int16], npt.NDArray[np.float16], npt.NDArray[np.float16]]]:
+    """Each row's codes, real mel and decoded mel. Zeros on the right change nothing: everything here is causal."""
+    longest = max(len(row) for row in rows)
+    padded = np.zeros((len(rows), -(-longest // HOP_SAMPLES) * HOP_SAMPLES), dtype=np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    samples = torch.from_numpy(padded).to(device)
+    codes = codec.encode(samples)
+    decoded = torch.empty_like(samples)
+    for count in set(codebooks):
+        chosen = [index for index, own in enumerate(codebooks) if own == count]
+        decoded[chosen] = codec.decode(codes[chosen, :count])
+    real_mel, decoded_mel = mel(samples), mel(decoded)
+    out = []
+    for index, row in enumerate(rows):
+        frames = len(row) // HOP_SAMPLES
+        out.append(
+            (
+                codes[index, :, :frames].T.cpu().numpy().astype(np.int16),
+                real_mel[index, :frames].cpu().numpy().astype(np.float16),
+                decoded_mel[index, :frames].cpu().numpy().astype(np.float16),
+            )
+        )
+    return out
+
+
+def build_tokens(
+    corpus: Corpus, codec: Codec, codec_sha256: str, settings: TokenSettings, out: Path, device: str = "cpu"
+) -> TokenSet:
+    """Encode the corpus into ``out``, or go on where a call that was cut off stopped."""
+    made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
+    index = out / "index.json"
+    if index.exists() and json.loads(index.read_text())["made_from"] == made_from:
+        return TokenSet(out)
+    out.mkdir(parents=True, exist_ok=True)
+    progress = out / "progress.json"
+    documents: list[Document] = []
+    done = 0
+    if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from:
+        documents, done = [Document(**document) for document in kept["documents"]], kept["batches"]
+    codec.to(device).eval()
+    mel = LogMel().to(device)
+    total = sum(document.frames for document in documents)
+    batches = list(_batches(_jobs(corpus, settings)))
+    files = {}
+    for name, dtype, width in TokenSet.FILES:
+        path = out / f"{name}.bin"
+        path.touch()
+        files[name] = path.open("r+b")
+        files[name].truncate(total * width * np.dtype(dtype).itemsize)
+        files[name].seek(0, 2)
+    for number, batch in enumerate(track(batches, description="encoding")):
+        if number < done:
+            continue
+        rngs = [job.rng(settings.seed) for job in batch]
+        rows = [_samples(corpus, job, settings, rng) for job, rng in zip(batch, rngs, strict=True)]
+        counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
+        codebooks = [min(int(rng.choice(counts, p=weights)), codec.config.codebooks) for rng in rngs]
+        for job, arrays in zip(batch, _encode(codec, mel, rows, codebooks, device), strict=True):
+            for (name, _, _), array in zip(TokenSet.FILES, arrays, strict=True):
+                files[name].write(array.tobytes())
+            frames = len(arrays[0])
+            name = Path(job.clip.path).name
+            documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name))
+            total += frames
+        if number % 50 == 49 or number == len(batches) - 1:
+            for file in files.values():
+                file.flush()
+            kept = {"made_from": made_from, "batches": number + 1, "documents": [asdict(d) for d in documents]}
+            progress.write_text(json.dumps(kept))
+    for file in files.values():
+        file.close()
+    index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]}))
+    progress.unlink(missing_ok=True)
+    return TokenSet(out)
