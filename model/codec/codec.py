@@ -1,8 +1,8 @@
 """The codec: samples to codes and back.
 
-EnCodec (arXiv 2210.13438) through the `encodec` package: its SEANet encoder and its residual quantiser, with a decoder
-of one of two kinds. ``seanet`` is the package's own (what Meta's checkpoint has); ``frame`` works at 75 Hz and ends in a
-linear head that yields the 320 samples of the frame, in the manner of Vocos (arXiv 2306.00814) and WaveNeXt.
+EnCodec (arXiv 2210.13438) through the `encodec` package: its SEANet encoder and residual quantiser, with a decoder of
+one of two kinds. ``seanet`` is the package's own (what Meta's checkpoint has); ``frame`` works at 75 Hz and ends in a
+head that yields the 320 samples of the frame, in the manner of Vocos (arXiv 2306.00814) and WaveNeXt.
 
 This file holds the plain, whole-clip path, the one that training uses. `model.codec.streaming` runs the same weights
 chunk by chunk.
@@ -71,7 +71,8 @@ class ConvNeXtBlock(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """The part that works on each frame by itself: (B, T, dim) -> (B, T, dim)"""
-        return self.scale * self.contract(F.gelu(self.expand(self.norm(x))))
+        mixed: Tensor = self.scale * self.contract(F.gelu(self.expand(self.norm(x))))
+        return mixed
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim, T) -> (B, dim, T)"""
@@ -123,9 +124,7 @@ class Codec(nn.Module):
         self.quantizer = quantization.ResidualVectorQuantizer(
             dimension=LATENT_DIM, n_q=config.codebooks, bins=VOCABULARY, kmeans_init=False, threshold_ema_dead_code=0
         )
-        self.decoder: nn.Module = (
-            FrameDecoder(config) if config.decoder == "frame" else modules.SEANetDecoder(**seanet)
-        )
+        self.decoder: nn.Module = FrameDecoder(config) if config.decoder == "frame" else modules.SEANetDecoder(**seanet)
 
     def codebooks(self) -> Tensor:
         """The codebooks, (K, 1024, 128)."""

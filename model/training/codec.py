@@ -1,6 +1,6 @@
 """Train the codec: encoder, residual quantiser and decoder together.
 
-The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means at step 0, dead codes
+The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means, dead codes
 restarted from current residuals, codebooks dropped at random so that each one has work, reconstruction losses from the
 first step, and, on request, the `encodec` package's MS-STFT discriminator and loss balancer later on.
 """
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.codec import CausalConv, Codec, CodecConfig
-from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
+from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.encodec_import import import_encodec
-from model.mel import mel_filter_bank
+from model.mel import LogMel, mel_filter_bank
 from model.training.data import Clip, Corpus
 from model.training.loop import Run, State, cosine_rate, step_rng
 
@@ -45,9 +45,15 @@ class CodecTraining:
     spread: float = 0.1  # weight of the shortfall of the latents' effective dimensions, in nats
     dimensions: float = 12.0  # that they should have at least; left alone they collapse to two or three
     unquantized: float = 0.2  # share of the rows whose decoder hears the latents themselves
+    mel_weight: float = 0.5  # of the auxiliary task: read the frame's mel slice off the quantised latent, linearly
     waveform_weight: float = 0.1
-    kmeans_at: tuple[int, ...] = (300, 1000, 2500)  # steps that refit the codebooks: early latents drift faster than an EMA
+    kmeans_at: tuple[int, ...] = (
+        300,
+        1000,
+        2500,
+    )  # steps that refit the codebooks: early latents drift faster than an EMA
     dead_code_share: float = 0.2  # of the mean use of a code, below which it restarts (the package: 2 of 4.7)
+    start_from: str = ""  # checkpoint of another run, whose weights this one begins with
     freeze_encoder_from: int = -1  # step from which only the decoder learns; -1 = never
     adversarial_from: int = -1  # step from which the discriminator takes part; -1 = never
     adversarial_rate: float = 3e-4
@@ -180,9 +186,7 @@ def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
 
 
 @torch.no_grad()
-def restart_dead_codes(
-    codec: Codec, latents: Tensor, expected: float, share: float, generator: torch.Generator
-) -> int:
+def restart_dead_codes(codec: Codec, latents: Tensor, expected: float, share: float, generator: torch.Generator) -> int:
     """Move codes that hardly any vector uses to current residuals; returns how many.
 
     latents: (B, 128, T). A code is dead when a batch gives it less than ``share`` of the ``expected`` vectors.
@@ -232,8 +236,12 @@ class CodecTrainer:
         self.discriminator_optimizer: torch.optim.Optimizer | None = None
         if training.adversarial_from >= 0:
             self._make_discriminator()
+        self.mel = LogMel().to(device)
+        self.mel_head = nn.Linear(LATENT_DIM, MEL_BANDS).to(device)  # for training only: not part of the codec
         self.codec.to(device)
-        self.optimizer = torch.optim.AdamW(self.codec.parameters(), lr=training.rate, betas=(0.8, 0.99), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            [*self.codec.parameters(), *self.mel_head.parameters()], lr=training.rate, betas=(0.8, 0.99), weight_decay=0.01
+        )
 
     def initialise(self) -> None:
         """LSUV on one batch, then k-means on the latents of about 300 s. For a run that starts from nothing."""
@@ -267,7 +275,11 @@ class CodecTrainer:
         )
 
     def state(self) -> State:
-        state: State = {"codec": self.codec.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: State = {
+            "codec": self.codec.state_dict(),
+            "mel_head": self.mel_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         if self.discriminator is not None and self.discriminator_optimizer is not None:
             state["discriminator"] = self.discriminator.state_dict()
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
@@ -275,6 +287,7 @@ class CodecTrainer:
 
     def load(self, state: State) -> None:
         self.codec.load_state_dict(state["codec"])
+        self.mel_head.load_state_dict(state["mel_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.discriminator is not None and "discriminator" in state and self.discriminator_optimizer is not None:
             self.discriminator.load_state_dict(state["discriminator"])
@@ -282,7 +295,7 @@ class CodecTrainer:
         self.step = int(state["step"])
 
     def _reconstruct(self, samples: Tensor, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
-        """Samples (B, N) -> reconstruction (B, N), and the weighted commitment and spread losses."""
+        """Samples (B, N) -> reconstruction (B, N), and the weighted auxiliary losses."""
         training = self.training
         codebooks = draw_codebooks(rng, self.codec.config.codebooks)
         low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
@@ -306,7 +319,11 @@ class CodecTrainer:
             made = self.codec.decoder(quantized)
         flat = latents.transpose(1, 2).reshape(-1, LATENT_DIM)
         shortfall = F.relu(math.log(training.dimensions) - torch.log(effective_dimensions(flat)))
-        return made[:, 0].float(), training.commitment * commitment.mean() + training.spread * shortfall
+        regular = training.commitment * commitment.mean() + training.spread * shortfall
+        if training.mel_weight > 0:
+            guess = self.mel_head(quantized.transpose(1, 2))  # (B, T, 64)
+            regular = regular + training.mel_weight * (guess - self.mel(samples)).abs().mean()
+        return made[:, 0].float(), regular
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
@@ -324,13 +341,19 @@ class CodecTrainer:
         level = samples.square().mean(1, keepdim=True).sqrt() + 0.01
         waveform = ((made - samples).abs() / level).mean()
         loss = log_mel + convergence + training.waveform_weight * waveform + regular
-        figures = {"loss": loss, "log_mel": log_mel, "convergence": convergence, "waveform": waveform, "regular": regular}
+        figures = {
+            "loss": loss,
+            "log_mel": log_mel,
+            "convergence": convergence,
+            "waveform": waveform,
+            "regular": regular,
+        }
         if self.discriminator is not None and step >= training.adversarial_from:
             adversarial, features, judged = self._adversarial(made, samples)
             loss = loss + adversarial / 3 + features
             figures |= {"adversarial": adversarial, "features": features, "discriminator": judged}
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
@@ -350,7 +373,9 @@ class CodecTrainer:
         with torch.no_grad():
             _, real_features = self.discriminator(real[:, None])
         adversarial = torch.stack([F.relu(1 - f).mean() for f in fake_logits]).mean()
-        pairs = [(f, r) for fs, rs in zip(fake_features, real_features, strict=True) for f, r in zip(fs, rs, strict=True)]
+        pairs = [
+            (f, r) for fs, rs in zip(fake_features, real_features, strict=True) for f, r in zip(fs, rs, strict=True)
+        ]
         features = torch.stack([(f - r).abs().mean() / r.abs().mean().clamp_min(1e-4) for f, r in pairs]).mean()
         return adversarial, features, judged
 
@@ -383,10 +408,20 @@ def train_codec(
 
     The result is ``out/checkpoint.pt``; `model.training.export` makes a bundle of it.
     """
-    run = Run(out, {"config": config.to_dict(), "training": json.loads(json.dumps(asdict(training))), "corpus": corpus.folder.name})
+    run = Run(
+        out,
+        {
+            "config": config.to_dict(),
+            "training": json.loads(json.dumps(asdict(training))),
+            "corpus": corpus.folder.name,
+        },
+    )
     trainer = CodecTrainer(config, training, corpus, device)
     state = run.load()
-    if state is None:
+    if state is None and training.start_from:
+        before = torch.load(training.start_from, map_location="cpu", weights_only=True)
+        trainer.codec.load_state_dict(before["codec"])
+    elif state is None:
         trainer.initialise()
     else:
         trainer.load(state)

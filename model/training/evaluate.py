@@ -69,7 +69,7 @@ def intelligibility(made: Tensor, real: Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR; use and entropy of each book."""
+    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR; each book's entropy."""
     spectral, codec = SpectralLoss(), bundle.codec
     rows: dict[int, dict[str, list[float]]] = {}
     counts = torch.zeros(codec.config.codebooks, VOCABULARY)
@@ -98,7 +98,7 @@ def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[s
 
 @torch.inference_mode()
 def language_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """NLL (nats), perplexity, accuracy and bits per second with real, decoded and masked mel, beside the unigram's NLL."""
+    """NLL (nats), perplexity, accuracy, bits per second with real, decoded and masked mel; the unigram's NLL."""
     unigram = -bundle.decoder.unigram.double().cpu()
     out: dict[str, Any] = {}
     sources = ("real", "decoded", "masked") if bundle.decoder.config.mel else ("masked",)

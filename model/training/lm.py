@@ -55,7 +55,7 @@ class Stream:
         self.ends = np.cumsum([documents[i].frames for i in order])
 
     def frames(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions ``first`` to ``first + count - 1``: the frame each one predicts, and whether it starts a document."""
+        """Positions ``first`` to ``first + count - 1``: the frame that each predicts, and whether a document starts."""
         positions = np.arange(first, first + count)
         which = np.searchsorted(self.ends, positions, side="right")
         offsets = positions - np.concatenate([[0], self.ends])[which]
@@ -64,7 +64,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, ``codes`` (B, T, 8): the targets."""
+    """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, targets ``codes`` (B, T, 8)."""
 
     inputs: Tensor
     mel: Tensor
@@ -105,7 +105,7 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """Batch of a step. Reads only what the step needs."""
-        training, tokens = self.training, self.tokens
+        training = self.training
         rng = step_rng(training.seed, step)
         music = round(training.batch * training.music_share) if len(self.documents) == 2 else 0
         kinds = ["music"] * music + ["speech"] * (training.batch - music)

@@ -1,7 +1,7 @@
 """The language model's training set: what a frozen codec makes of a corpus.
 
-For each frame: the codes, the mel slice of the real samples and the mel slice of the samples that the codec decodes from
-the codes (what the closed loop hears). Made once, resumable, read through memory mapping.
+For each frame: the codes, the mel slice of the real samples, and the mel slice of the samples that the codec decodes
+from the codes (what the closed loop hears). Made once, resumable, read through memory mapping.
 """
 
 import hashlib
@@ -105,7 +105,11 @@ def _samples(corpus: Corpus, job: _Job, settings: TokenSettings, rng: np.random.
 class TokenSet:
     """Flat arrays over frames: ``codes`` (F, 8) int16, ``mel_real`` and ``mel_decoded`` (F, 64) float16."""
 
-    FILES = (("codes", np.int16, MAX_CODEBOOKS), ("mel_real", np.float16, MEL_BANDS), ("mel_decoded", np.float16, MEL_BANDS))
+    FILES = (
+        ("codes", np.int16, MAX_CODEBOOKS),
+        ("mel_real", np.float16, MEL_BANDS),
+        ("mel_decoded", np.float16, MEL_BANDS),
+    )
 
     def __init__(self, folder: Path) -> None:
         """Opens what `build_tokens` wrote. Raises FileNotFoundError when it is not complete."""
