@@ -240,7 +240,10 @@ class CodecTrainer:
         self.mel_head = nn.Linear(LATENT_DIM, MEL_BANDS).to(device)  # for training only: not part of the codec
         self.codec.to(device)
         self.optimizer = torch.optim.AdamW(
-            [*self.codec.parameters(), *self.mel_head.parameters()], lr=training.rate, betas=(0.8, 0.99), weight_decay=0.01
+            [*self.codec.parameters(), *self.mel_head.parameters()],
+            lr=training.rate,
+            betas=(0.8, 0.99),
+            weight_decay=0.01,
         )
 
     def initialise(self) -> None:
