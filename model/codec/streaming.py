@@ -1,0 +1,208 @@
+"""The codec chunk by chunk, equal to the whole clip at once.
+
+Nothing is overlapped or crossfaded: each layer carries the inputs that its next output needs.
+
+* a convolution: its last (k - 1) d - (s - 1) inputs, (B, C, n);
+* a transposed convolution: the part of its output that reaches into the next chunk, without its bias, (B, C, k - s);
+* an LSTM: h and c, (layers, B, H) each.
+
+A state begins empty (None). With zero padding that stands for zeros; with EnCodec's reflection the first chunk is
+mirrored, as at the start of a clip, and must hold at least ``PRIMING_FRAMES`` frames.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.codec.codec import CausalConv, Codec, ConvNeXtBlock, FrameDecoder
+from model.constants import HOP_SAMPLES, VOCABULARY
+
+PRIMING_FRAMES = 7  # the longest reflection at 75 Hz mirrors 6 frames, and needs one more to mirror at
+
+
+class StreamingError(ValueError):
+    """A chunk cannot be processed: its length, its rows, or a first chunk that is too short to be mirrored."""
+
+
+@dataclass
+class StreamState:
+    """What the layers carry, in the order of execution; ``frames`` is the number of frames seen."""
+
+    rows: int
+    tensors: list[Tensor | None] = field(default_factory=list)
+    row_dims: list[int] = field(default_factory=list)  # which dimension of each tensor counts the rows
+    frames: int = 0
+
+    def repeated(self, rows: int) -> "StreamState":
+        """The state of one row, for ``rows`` rows that go on from it."""
+        assert self.rows == 1, f"a state of {self.rows} rows cannot be repeated"
+        tensors = [
+            None if tensor is None else tensor.repeat_interleave(rows, dim)
+            for tensor, dim in zip(self.tensors, self.row_dims, strict=True)
+        ]
+        return StreamState(rows, tensors, list(self.row_dims), self.frames)
+
+
+DecoderState = StreamState
+EncoderState = StreamState
+
+
+class _Carry:
+    """Hands each layer what it left in the state, and keeps what it leaves now."""
+
+    def __init__(self, state: StreamState) -> None:
+        self.before = state.tensors
+        self.after: list[Tensor | None] = []
+        self.row_dims: list[int] = []
+
+    def take(self) -> Tensor | None:
+        place = len(self.after)
+        return self.before[place] if place < len(self.before) else None
+
+    def leave(self, tensor: Tensor | None, row_dim: int = 0) -> None:
+        self.after.append(tensor)
+        self.row_dims.append(row_dim)
+
+
+def _convolution(conv: nn.Conv1d, x: Tensor, carry: _Carry, pad_mode: str) -> Tensor:
+    """One convolution over the chunk: (B, C, n) -> (B, C', n / stride)"""
+    left = (conv.kernel_size[0] - 1) * conv.dilation[0] - (conv.stride[0] - 1)
+    if left == 0:
+        return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+    before = carry.take()
+    if before is not None:
+        x = torch.cat([before, x], dim=-1)
+    elif pad_mode == "reflect":
+        if x.shape[-1] <= left:
+            raise StreamingError(f"the first chunk is too short to be mirrored: give {PRIMING_FRAMES} frames or more")
+        x = F.pad(x, (left, 0), mode="reflect")
+    else:
+        x = F.pad(x, (left, 0))
+    carry.leave(x[..., -left:])
+    return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+
+
+def _transposed(conv: nn.ConvTranspose1d, x: Tensor, carry: _Carry) -> Tensor:
+    """One transposed convolution over the chunk: (B, C, n) -> (B, C', n stride)"""
+    reach = conv.kernel_size[0] - conv.stride[0]
+    out = F.conv_transpose1d(x, conv.weight, None, conv.stride)
+    before = carry.take()
+    if before is not None:
+        out[..., :reach] += before
+    whole = x.shape[-1] * conv.stride[0]
+    carry.leave(out[..., whole:].clone())
+    bias = 0.0 if conv.bias is None else conv.bias[:, None]
+    return out[..., :whole] + bias
+
+
+def _lstm(lstm: nn.LSTM, x: Tensor, skip: bool, carry: _Carry) -> Tensor:
+    """An LSTM over the chunk: (B, C, n) -> (B, C, n)"""
+    steps = x.permute(2, 0, 1)
+    h, c = carry.take(), None
+    if h is not None:
+        c = carry.before[len(carry.after) + 1]
+    out, (h, c) = lstm(steps, None if h is None else (h, c))
+    carry.leave(h, row_dim=1)
+    carry.leave(c, row_dim=1)
+    mixed: Tensor = out + steps if skip else out
+    return mixed.permute(1, 2, 0)
+
+
+def _seanet(module: nn.Module, x: Tensor, carry: _Carry, pad_mode: str) -> Tensor:
+    """One module of the package's SEANet, by the names of its classes."""
+    kind = type(module).__name__
+    if kind == "SConv1d":
+        return _convolution(module.conv.conv, x, carry, pad_mode)  # type: ignore[union-attr, arg-type]
+    if kind == "SConvTranspose1d":
+        return _transposed(module.convtr.convtr, x, carry)  # type: ignore[union-attr, arg-type]
+    if kind == "SLSTM":
+        return _lstm(module.lstm, x, bool(module.skip), carry)  # type: ignore[arg-type]
+    if kind == "SEANetResnetBlock":
+        shortcut = _seanet(module.shortcut, x, carry, pad_mode)  # type: ignore[arg-type]
+        for part in module.block:  # type: ignore[union-attr]
+            x = _seanet(part, x, carry, pad_mode)
+        return shortcut + x
+    assert isinstance(module, nn.ELU | nn.Identity), f"no streaming form of {kind}"
+    out: Tensor = module(x)
+    return out
+
+
+def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
+    """A causal convolution at 75 Hz, frames last: (B, C, n) -> (B, C', n); one frame is a product, not a convolution."""
+    left = conv.kernel_size[0] - 1
+    before = carry.take()
+    x = F.pad(x, (left, 0)) if before is None else torch.cat([before, x], dim=-1)
+    carry.leave(x[..., 1:] if x.shape[-1] == left + 1 else x[..., -left:])
+    if x.shape[-1] > left + 1:
+        return F.conv1d(x, conv.weight, conv.bias, groups=conv.groups)
+    if conv.groups > 1:  # depthwise
+        out = (x * conv.weight[:, 0]).sum(-1) + conv.bias
+    else:
+        out = F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)
+    return out[..., None]
+
+
+class StreamingDecoder:
+    """Codes to samples, chunk by chunk, with the weights of a codec (shared, not copied)."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.decoder = codec.decoder
+        self.pad_mode = codec.config.pad_mode
+        self.books = codec.codebooks().flatten(0, 1)  # (K 1024, 128)
+        self.offsets = torch.arange(codec.config.codebooks, device=self.books.device)[:, None] * VOCABULARY
+
+    def start(self, rows: int) -> DecoderState:
+        """The state at the start of ``rows`` clips."""
+        return StreamState(rows)
+
+    def step(self, codes: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Codes (B, k, n) int64 of the next n frames -> their samples (B, 320 n), and the state after them.
+
+        The given state is left as it was. Raises StreamingError when the chunk does not fit it.
+        """
+        rows, books, frames = codes.shape
+        if rows != state.rows or frames == 0:
+            raise StreamingError(f"a chunk of {rows} rows and {frames} frames for a state of {state.rows} rows")
+        carry = _Carry(state)
+        x = self.books[codes + self.offsets[:books]].sum(1).transpose(1, 2)  # (B, 128, n)
+        if isinstance(self.decoder, FrameDecoder):
+            x = _frame_convolution(self.decoder.entry, x, carry)
+            for block in self.decoder.blocks:
+                assert isinstance(block, ConvNeXtBlock)
+                mixed = _frame_convolution(block.depthwise, x, carry)
+                x = x + block.mix(mixed.transpose(1, 2)).transpose(1, 2)
+            samples = self.decoder.samples_from(x)
+        else:
+            for module in self.decoder.model:  # type: ignore[union-attr]
+                x = _seanet(module, x, carry, self.pad_mode)
+            samples = x
+        return samples[:, 0], StreamState(rows, carry.after, carry.row_dims, state.frames + frames)
+
+
+class StreamingEncoder:
+    """Samples to codes, chunk by chunk, with the weights of a codec (shared, not copied)."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.pad_mode = codec.config.pad_mode
+
+    def start(self, rows: int) -> EncoderState:
+        """The state at the start of ``rows`` clips."""
+        return StreamState(rows)
+
+    def step(self, samples: Tensor, state: EncoderState) -> tuple[Tensor, EncoderState]:
+        """Samples (B, 320 n) -> codes (B, K, n) int64, and the state after them; whole frames only.
+
+        The given state is left as it was. Raises StreamingError when the chunk does not fit it.
+        """
+        rows, count = samples.shape
+        if rows != state.rows or count == 0 or count % HOP_SAMPLES:
+            raise StreamingError(f"a chunk of {rows} rows and {count} samples for a state of {state.rows} rows")
+        carry = _Carry(state)
+        x = samples[:, None]
+        for module in self.codec.encoder.model:
+            x = _seanet(module, x, carry, self.pad_mode)
+        after = StreamState(rows, carry.after, carry.row_dims, state.frames + count // HOP_SAMPLES)
+        return self.codec.quantize(x), after
