@@ -1,0 +1,87 @@
+"""From training runs to weights: a codec run gives codec.safetensors, a language-model run gives a bundle.
+
+The codec is rounded to float16 when it is exported, which is *before* the language model is trained on its tokens: what
+is served is then exactly what made the tokens.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.bundle import CODEC, CONFIG, Bundle, load_codec, read_config, save_bundle, save_codec, sha256_of
+from model.codec.codec import Codec, CodecConfig
+from model.config import DecoderConfig
+from model.hybrid import HybridLM
+from model.training.data import DataError
+
+CODEC_CONFIG = "codec.json"
+
+
+def _run_settings(run: Path) -> dict[str, Any]:
+    """What a run was started with. Raises DataError when the folder holds none, or one without a checkpoint."""
+    known = run / "settings.json"
+    if not known.exists():
+        raise DataError(f"{run} holds no training run")
+    if not (run / "checkpoint.pt").exists():
+        raise DataError(f"the run in {run} has no checkpoint yet")
+    settings: dict[str, Any] = json.loads(known.read_text())
+    return settings
+
+
+def export_codec(run: Path) -> Path:
+    """Write ``codec.safetensors`` and ``codec.json`` beside a codec run's checkpoint; returns the weights' path."""
+    config = CodecConfig.from_dict(_run_settings(run)["settings"]["config"])
+    codec = Codec(config)
+    codec.load_state_dict(torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["codec"])
+    save_codec(codec, run / CODEC)
+    (run / CODEC_CONFIG).write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    return run / CODEC
+
+
+def find_codec(folder: Path) -> tuple[Codec, str]:
+    """The codec of a bundle or of a codec run, as it will be served, and the SHA-256 of its file.
+
+    Raises DataError when the folder is neither, BundleError when its weights do not fit.
+    """
+    if (folder / CONFIG).exists():
+        described = read_config(folder)["codec"]
+    else:
+        if not (folder / CODEC_CONFIG).exists() or not (folder / CODEC).exists():
+            export_codec(folder)
+        described = json.loads((folder / CODEC_CONFIG).read_text())
+    if described.get("kind", "bundled") != "bundled":
+        raise DataError(f"{folder} does not hold its codec's weights")
+    config = CodecConfig.from_dict({name: value for name, value in described.items() if name != "kind"})
+    return load_codec(config, folder / CODEC), sha256_of(folder / CODEC)
+
+
+def export_bundle(run: Path, codec_folder: Path, out: Path, name: str, preset: str, licence: str) -> Bundle:
+    """Write a bundle from a language-model run and the codec whose tokens it learned.
+
+    Raises DataError when the run was trained on the tokens of another codec.
+    """
+    known = _run_settings(run)
+    settings = known["settings"]
+    codec, sha256 = find_codec(codec_folder)
+    if settings["tokens"]["codec_sha256"] != sha256:
+        raise DataError(f"{run} was trained on the tokens of another codec than {codec_folder / CODEC}")
+    decoder = HybridLM(DecoderConfig.from_dict(settings["config"]))
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    decoder.load_state_dict(state["model"])
+    made_by = {
+        "steps": state["step"],
+        "training": settings["training"],
+        "tokens": settings["tokens"]["settings"],
+        "machine": known["machine"],
+    }
+    bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by)
+    save_bundle(bundle, out)
+    if (codec_folder / CODEC).resolve() != (out / CODEC).resolve():
+        shutil.copyfile(codec_folder / CODEC, out / CODEC)  # the very file, whatever wrote it: its hash is the bundle's
+    written = read_config(out)
+    written["codec_sha256"] = sha256
+    (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    return bundle
