@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from model.bundle import CODEC, CONFIG, Bundle, load_codec, read_config, save_bundle, save_codec, sha256_of
+from model.bundle import CODEC, CONFIG, DECODER, Bundle, load_codec, read_config, save_bundle, save_codec, sha256_of
 from model.codec.codec import Codec, CodecConfig
 from model.config import DecoderConfig
 from model.hybrid import HybridLM
 from model.training.data import DataError
+from model.training.tokens import TokenSet
 
 CODEC_CONFIG = "codec.json"
 
@@ -58,8 +59,10 @@ def find_codec(folder: Path) -> tuple[Codec, str]:
     return load_codec(config, folder / CODEC), sha256_of(folder / CODEC)
 
 
-def export_bundle(run: Path, codec_folder: Path, out: Path, name: str, preset: str, licence: str) -> Bundle:
-    """Write a bundle from a language-model run and the codec whose tokens it learned.
+def export_bundle(
+    run: Path, codec_folder: Path, tokens: TokenSet, out: Path, *, name: str, preset: str, licence: str = ""
+) -> Bundle:
+    """Write a bundle from a language-model run, the codec whose tokens it learned, and those tokens (for the unigram).
 
     Raises DataError when the run was trained on the tokens of another codec.
     """
@@ -71,6 +74,7 @@ def export_bundle(run: Path, codec_folder: Path, out: Path, name: str, preset: s
     decoder = HybridLM(DecoderConfig.from_dict(settings["config"]))
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     decoder.load_state_dict(state["model"])
+    decoder.unigram.copy_(tokens.unigram())
     made_by = {
         "steps": state["step"],
         "training": settings["training"],
@@ -84,4 +88,6 @@ def export_bundle(run: Path, codec_folder: Path, out: Path, name: str, preset: s
     written = read_config(out)
     written["codec_sha256"] = sha256
     (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    for file in (CODEC, DECODER):
+        (out / file).chmod(0o644)  # safetensors writes for the owner alone; a server runs as somebody else
     return bundle
