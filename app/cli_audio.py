@@ -1,0 +1,236 @@
+"""`whisper-gpt continue` and `whisper-gpt score`: here, or against a server with `--url`."""
+
+import base64
+import io
+import json
+import math
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.table import Column, Table
+
+from app.cli_client import post
+from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
+from app.cli_serve import settings_from
+from model.bundle import Bundle, load_bundle
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
+from model.generate import generate, prefill
+from model.sampling import SamplingOptions
+from model.score import MelSource as ScoreMel
+from model.score import TooShortError, score
+from model.training.data import DataError, read_audio
+
+BundleFolder = Annotated[
+    Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
+]
+Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead of computing here")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as `config show` says")]
+Mel = Literal["decoded", "masked"]
+SUFFIXES = (".wav", ".flac", ".json")
+SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
+
+
+def _load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle:
+    """The bundle that the flags, or the server's settings, name."""
+    settings = settings_from(bundle=bundle, device=device, threads=threads)
+    limit_threads(settings.threads)
+    return load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
+
+
+def _prompt(path: Path, start: float, end: float | None) -> torch.Tensor:
+    """The part of a file that is the prompt, (N,) at 24 kHz. Raises UserError when nothing is left."""
+    samples = read_audio(path)
+    first, last = round(start * SAMPLE_RATE_HZ), len(samples) if end is None else round(end * SAMPLE_RATE_HZ)
+    part = samples[first:last]
+    if not len(part):
+        raise UserError(f"{path} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long: nothing lies in the part asked for")
+    return torch.from_numpy(part)
+
+
+def _wav(samples: npt.NDArray[np.float32]) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(samples, -1.0, 1.0), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    return out.getvalue()
+
+
+def _continue_here(
+    bundle: Bundle,
+    prompt: torch.Tensor,
+    frames: int,
+    options: SamplingOptions,
+    codebooks: int | None,
+    mel: Mel,
+    include_prompt: bool,
+) -> dict[str, Any]:
+    """One continuation, made with a progress bar: what the server answers, less what only a server knows."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    made = []
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("frames", total=frames)
+        state = prefill(bundle, prompt, codebooks=codebooks, masked=mel == "masked")
+        for frame in generate(bundle, state, frames=frames, options=options, mel=mel, codebooks=codebooks):
+            made.append(frame)
+            bar.advance(task)
+    logprobs = [float(frame.logprobs[0]) for frame in made]
+    samples = torch.cat(([prompt] if include_prompt else []) + [frame.samples[0].cpu() for frame in made]).numpy()
+    nll = -sum(logprobs) / len(logprobs)
+    return {
+        "object": "audio.continuation",
+        "model": bundle.name,
+        "seed": options.seed,
+        "sample_rate": SAMPLE_RATE_HZ,
+        "frame_rate": FRAME_RATE_HZ,
+        "prompt": {"seconds": len(prompt) / SAMPLE_RATE_HZ, "tokens": len(state.tokens), "nll": state.nll},
+        "choices": [
+            {
+                "index": 0,
+                "audio": {"format": "wav", "data": base64.b64encode(_wav(samples)).decode()},
+                "seconds": len(made) / FRAME_RATE_HZ,
+                "tokens": [int(frame.codes[0, 0]) for frame in made],
+                "logprobs": logprobs,
+                "nll": nll,
+                "perplexity": math.exp(nll),
+                "finish_reason": "length",
+            }
+        ],
+    }
+
+
+def _write(body: dict[str, Any], out: Path) -> None:
+    """The answer as the file's name asks: the JSON as it is, or the sound of its only choice."""
+    if out.suffix.lower() == ".json":
+        out.write_text(json.dumps(body) + "\n")
+        return
+    wav = base64.b64decode(body["choices"][0]["audio"]["data"])
+    if out.suffix.lower() == ".wav":
+        out.write_bytes(wav)
+        return
+    samples, rate = soundfile.read(io.BytesIO(wav), dtype="int16")
+    soundfile.write(out, samples, rate)
+
+
+def continue_command(
+    clip: Annotated[Path, typer.Argument(help="The prompt: any audio file")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .wav, .flac or .json")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="How much to make")] = 5.0,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 = the likeliest token always")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0 = all")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Draw among tokens of this total probability")] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same bytes; default: drawn")] = None,
+    prompt_start: Annotated[float, typer.Option(min=0.0, help="Where the prompt starts in the file, seconds")] = 0.0,
+    prompt_end: Annotated[float | None, typer.Option(min=0.0, help="Where it ends; default: with the file")] = None,
+    include_prompt: Annotated[bool, typer.Option("--include-prompt", help="Write the prompt in front")] = False,
+    codebooks: Annotated[int | None, typer.Option(min=1, max=8, help="Quality: 2, 4 or 8; not with --url")] = None,
+    mel: Annotated[
+        Mel, typer.Option(help="Mel of made frames: of the decoded audio, or none; not with --url")
+    ] = "decoded",
+    bundle: BundleFolder = None,
+    device: Device = None,
+    threads: Threads = None,
+    url: Url = None,
+) -> None:
+    """Continue a clip."""
+    existing([clip])
+    if out.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{out}: the name must end in {', '.join(SUFFIXES)}")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"the folder {out.parent} does not exist")
+    if top_p == 0.0:
+        raise UserError("--top-p must be above 0")
+    seed = secrets.randbits(31) if seed is None else seed
+    if url is not None:
+        fields = {
+            "seconds": seconds, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+            "prompt_start": prompt_start or None, "prompt_end": prompt_end, "include_prompt": include_prompt,
+        }  # fmt: skip
+        with errors.status(f"waiting for {url}"):
+            body = post(url, "/continue", [clip], fields).json()
+    else:
+        prompt = _prompt(clip, prompt_start, prompt_end)
+        options = SamplingOptions(temperature, top_k, top_p, seed)
+        loaded = _load(bundle, device, threads)
+        body = _continue_here(loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt)
+    _write(body, out)
+    choice = body["choices"][0]
+    console.print(f"{out}: {choice['seconds']:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token")
+
+
+def _score_here(
+    bundle: Bundle, clips: list[Path], context_frames: int, tokens: bool, mel: ScoreMel
+) -> list[dict[str, Any]]:
+    """One result a clip, an error in its place where it cannot be scored: what the server answers."""
+    results: list[dict[str, Any]] = []
+    for clip in track(clips, description="clips", console=errors, transient=True, disable=len(clips) == 1):
+        try:
+            samples = read_audio(clip)
+            scored = score(bundle, torch.from_numpy(samples), context_frames=context_frames, mel=mel)
+        except (DataError, TooShortError) as error:
+            results.append({"filename": clip.name, "error": {"message": str(error)}})
+            continue
+        result = {
+            "filename": clip.name,
+            "seconds": len(samples) / SAMPLE_RATE_HZ,
+            "tokens": len(scored.tokens),
+            "nll": scored.nll,
+            "perplexity": scored.perplexity,
+            "bits_per_second": scored.bits_per_second,
+            "accuracy": scored.accuracy,
+        }
+        if tokens:
+            result |= {"logprobs": scored.logprobs.tolist(), "codes": scored.tokens.tolist()}
+        results.append(result)
+    return results
+
+
+def _show_scores(results: list[dict[str, Any]]) -> None:
+    """A table of what was scored; what was not goes to standard error, a line each."""
+    table = Table("clip", *(Column(name, justify="right") for name in ("seconds", "tokens", *SCORE_FIGURES.values())))
+    for result in results:
+        if "error" in result:
+            errors.print(
+                f"{result['filename']}: {result['error']['message']}", style="red", markup=False, soft_wrap=True
+            )
+            continue
+        figures = [f"{result[name]:.3f}" for name in SCORE_FIGURES]
+        table.add_row(escape(result["filename"]), f"{result['seconds']:.2f}", str(result["tokens"]), *figures)
+    if table.row_count:
+        console.print(table)
+
+
+def score_command(
+    clips: Annotated[list[Path], typer.Argument(help="Audio files")],
+    prompt_seconds: Annotated[float, typer.Option(min=0.0, help="So much of each clip is context, not scored")] = 0.0,
+    detail: Annotated[Literal["summary", "tokens"], typer.Option(help="tokens adds logprobs and codes")] = "summary",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
+    mel: Annotated[
+        ScoreMel, typer.Option(help="Mel of the clip, of its decoded codes, or none; not with --url")
+    ] = "real",
+    bundle: BundleFolder = None,
+    device: Device = None,
+    threads: Threads = None,
+    url: Url = None,
+) -> None:
+    """Tell how likely clips are."""
+    existing(clips)
+    if url is not None:
+        with errors.status(f"waiting for {url}"):
+            body = post(url, "/score", clips, {"prompt_seconds": prompt_seconds, "detail": detail}).json()
+    else:
+        loaded = _load(bundle, device, threads)
+        results = _score_here(loaded, clips, frames_for_seconds(prompt_seconds), detail == "tokens", mel)
+        body = {"object": "audio.score", "model": loaded.name, "results": results}
+    if as_json:
+        print(json.dumps(body))  # noqa: T201
+    else:
+        _show_scores(body["results"])
+    if all("error" in result for result in body["results"]):
+        raise typer.Exit(1)

@@ -1,0 +1,123 @@
+"""`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
+
+import inspect
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+import uvicorn
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from rich.table import Table
+
+from app.cli_options import FriendlyGroup, UserError, console, errors
+from app.settings import PREFIX, Settings, load_settings, unknown_names
+
+config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help=f"TOML file of settings ({PREFIX}CONFIG)")]
+
+
+def settings_from(file: Path | None = None, **flags: Any) -> Settings:
+    """Settings from flags, environment and file. Raises UserError that names each bad value."""
+    if file is not None:
+        os.environ[PREFIX + "CONFIG"] = str(file)
+    try:
+        return load_settings(**flags)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given: {item['input']!r})" for item in error.errors()
+        ]
+        raise UserError("; ".join(problems)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{os.environ[PREFIX + 'CONFIG']} is not TOML: {error}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _flag_type(field: FieldInfo) -> Any:
+    """The type that a flag takes for a setting: secrets are typed as text."""
+    kind = field.annotation
+    if kind == list[SecretStr]:
+        return list[str]
+    plain = [part for part in get_args(kind) if part is not type(None)]
+    return plain[0] if plain else kind
+
+
+def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one flag a setting, before its own options; the command gets the settings."""
+
+    def run(config: Path | None, **flags: Any) -> None:
+        command(settings_from(config, **{name: value for name, value in flags.items() if value not in (None, [])}))
+
+    parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
+    for name, field in Settings.model_fields.items():
+        default = "weights/default" if name == "bundle" else shown(field.default)
+        help_text = f"{field.description} ({PREFIX}{name.upper()}; default: {default})"
+        flag = f"--{name.replace('_', '-')}"
+        names = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+        annotation: Any = Annotated[_flag_type(field) | None, typer.Option(*names, help=help_text)]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def shown(value: Any) -> str:
+    """A setting as a person reads it; secrets stay hidden."""
+    if isinstance(value, list):
+        return f"{len(value)} set" if value else "none"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@settings_flags
+def serve_command(settings: Settings) -> None:
+    """Serve /continue and /score over HTTP."""
+    from app.main import create_app
+
+    if not (settings.bundle / "config.json").exists():
+        raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        server_header=False,
+    )
+
+
+@config.command("show")
+def show_command(file: ConfigFile = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show the settings that a server started here would have."""
+    settings = settings_from(file)
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    if as_json:
+        plain = {
+            name: [str(item) for item in value] if isinstance(value, list) else value for name, value in values.items()
+        }
+        typer.echo(json.dumps(plain, indent=1, default=str))
+        return
+    table = Table("setting", "value", "meaning")
+    for name, value in values.items():
+        changed = name in settings.model_fields_set
+        table.add_row(name, shown(value), Settings.model_fields[name].description, style="bold" if changed else None)
+    console.print(table)
+
+
+@config.command("validate")
+def validate_command(file: ConfigFile = None) -> None:
+    """Check environment and file: unknown names and bad values are told, with exit code 1."""
+    settings = settings_from(file)
+    problems = [f"unknown setting: {name}" for name in unknown_names()]
+    if not (settings.bundle / "config.json").exists():
+        problems.append(f"no bundle in {settings.bundle}")
+    for problem in problems:
+        errors.print(problem, style="red", markup=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    console.print("settings are valid")
