@@ -8,8 +8,6 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import soundfile
 import torch
 import typer
@@ -17,16 +15,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Column, Table
 
+from app.audio_io import Samples, decode, encode
 from app.cli_client import post
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
+from app.errors import ServiceError
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.generate import generate, prefill
 from model.sampling import SamplingOptions
 from model.score import MelSource as ScoreMel
 from model.score import TooShortError, score
-from model.training.data import DataError, read_audio
 
 BundleFolder = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
@@ -35,6 +34,7 @@ Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead 
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as `config show` says")]
 Mel = Literal["decoded", "masked"]
+MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 SUFFIXES = (".wav", ".flac", ".json")
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 
@@ -46,20 +46,10 @@ def _load(bundle: Path | None, device: str | None, threads: int | None) -> Bundl
     return load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
 
 
-def _prompt(path: Path, start: float, end: float | None) -> torch.Tensor:
-    """The part of a file that is the prompt, (N,) at 24 kHz. Raises UserError when nothing is left."""
-    samples = read_audio(path)
-    first, last = round(start * SAMPLE_RATE_HZ), len(samples) if end is None else round(end * SAMPLE_RATE_HZ)
-    part = samples[first:last]
-    if not len(part):
-        raise UserError(f"{path} is {len(samples) / SAMPLE_RATE_HZ:.2f} s long: nothing lies in the part asked for")
-    return torch.from_numpy(part)
-
-
-def _wav(samples: npt.NDArray[np.float32]) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(samples, -1.0, 1.0), SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-    return out.getvalue()
+def _read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
+    """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
+    with path.open("rb") as file:
+        return decode(file, MAX_SECONDS, start_seconds, end_seconds)
 
 
 def _continue_here(
@@ -93,7 +83,7 @@ def _continue_here(
         "choices": [
             {
                 "index": 0,
-                "audio": {"format": "wav", "data": base64.b64encode(_wav(samples)).decode()},
+                "audio": {"format": "wav", "data": base64.b64encode(encode(samples, "wav")).decode()},
                 "seconds": len(made) / FRAME_RATE_HZ,
                 "tokens": [int(frame.codes[0, 0]) for frame in made],
                 "logprobs": logprobs,
@@ -155,7 +145,7 @@ def continue_command(
         with errors.status(f"waiting for {url}"):
             body = post(url, "/continue", [clip], fields).json()
     else:
-        prompt = _prompt(clip, prompt_start, prompt_end)
+        prompt = torch.from_numpy(_read(clip, prompt_start, prompt_end))
         options = SamplingOptions(temperature, top_k, top_p, seed)
         loaded = _load(bundle, device, threads)
         body = _continue_here(loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt)
@@ -171,9 +161,9 @@ def _score_here(
     results: list[dict[str, Any]] = []
     for clip in track(clips, description="clips", console=errors, transient=True, disable=len(clips) == 1):
         try:
-            samples = read_audio(clip)
+            samples = _read(clip)
             scored = score(bundle, torch.from_numpy(samples), context_frames=context_frames, mel=mel)
-        except (DataError, TooShortError) as error:
+        except (ServiceError, TooShortError) as error:
             results.append({"filename": clip.name, "error": {"message": str(error)}})
             continue
         result = {

@@ -18,7 +18,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from app.errors import ServiceError
 from model.bundle import BundleError
+from model.score import TooShortError
 from model.training.data import DataError
 
 console = Console()
@@ -29,13 +31,17 @@ class UserError(Exception):
     """Something that the user can put right; the message says what."""
 
 
+FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+USER_ERRORS = (UserError, ServiceError, DataError, BundleError, TooShortError, *FILE_ERRORS)
+
+
 class FriendlyGroup(TyperGroup):
     """Turns the errors that a user can put right into one line on standard error and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (UserError, DataError, BundleError, FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        except USER_ERRORS as error:
             errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
@@ -66,7 +72,7 @@ def limit_threads(threads: int) -> None:
 @cache
 def field_comments(kind: type) -> dict[str, str]:
     """The comment behind each field of a dataclass."""
-    found = re.findall(r"^    (\w+):[^#\n]*#\s*(.+)$", inspect.getsource(kind), re.M)
+    found = re.findall(r"^\s+(\w+):[^#\n]*#\s*(.+)$", inspect.getsource(kind), re.M)
     return {name: comment.strip() for name, comment in found}
 
 

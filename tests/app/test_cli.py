@@ -1,0 +1,271 @@
+"""The command line, driven in-process; `serve` runs for real in tests/test_readme.py."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+from typer.testing import CliRunner, Result
+
+from app import __version__
+from app.cli import cli
+from app.cli_options import UserError, dataclass_options, field_comments
+from app.settings import Settings
+from model.bundle import load_bundle, random_bundle, save_bundle
+from model.constants import SAMPLE_RATE_HZ
+from model.training.codec import CodecTraining
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SPEECH, MUSIC = EXAMPLES / "speech.flac", EXAMPLES / "music.flac"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    save_bundle(random_bundle(), folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"WHISPERGPT_{name.upper()}", raising=False)
+    for name in ("CONFIG", "FORBID_SKIPS", "TEST_BUNDLE"):
+        monkeypatch.delenv(f"WHISPERGPT_{name}", raising=False)
+    monkeypatch.setenv("WHISPERGPT_CONFIG", "")  # restored afterwards, whatever --config sets
+    monkeypatch.setenv("WHISPERGPT_BUNDLE", str(bundle))
+    monkeypatch.setenv("WHISPERGPT_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One line on standard error, exit code 1, no traceback."""
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize("command", ["serve", "continue", "score", "train codec", "train lm", "eval", "config show"])
+def test_help_of(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def test_version() -> None:
+    assert run("--version").output.strip() == __version__
+
+
+def test_serve_has_a_flag_for_every_setting() -> None:
+    shown = run("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown
+        assert f"WHISPERGPT_{name.upper()}" in shown
+
+
+def test_serve_without_weights(tmp_path: Path) -> None:
+    refused(run("serve", "--bundle", tmp_path), "no bundle in", "--bundle")
+
+
+def test_serve_with_a_bad_value() -> None:
+    refused(run("serve", "--port", "70000"), "port", "70000")
+
+
+# continue
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_continue_makes_sound(tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for file in files:
+        result = run("continue", SPEECH, "-o", file, "--seconds", 0.5, "--seed", 5)
+        assert result.exit_code == 0, result.output
+        assert "0.51 s made, seed 5" in result.output  # 38 frames: rounded up
+    samples, rate = soundfile.read(files[0])
+    assert (len(samples), rate) == (38 * 320, SAMPLE_RATE_HZ)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_continue_as_json(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert run("continue", SPEECH, "-o", out, "--seconds", 0.2, "--seed", 5).exit_code == 0
+    body = json.loads(out.read_text())
+    (choice,) = body["choices"]
+    assert body["seed"] == 5
+    assert body["prompt"]["tokens"] == 475
+    assert len(choice["tokens"]) == len(choice["logprobs"]) == 15
+    assert choice["nll"] == pytest.approx(-np.mean(choice["logprobs"]))
+    assert base64.b64decode(choice["audio"]["data"])[:4] == b"RIFF"
+
+
+def test_continue_after_the_prompt(tmp_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    result = run(
+        "continue", SPEECH, "-o", out, "--seconds", 0.2, "--include-prompt", "--prompt-start", 1, "--prompt-end", 2
+    )
+    assert result.exit_code == 0, result.output
+    samples, _ = soundfile.read(out)
+    prompt, _ = soundfile.read(SPEECH)
+    assert len(samples) == pytest.approx(1.2 * SAMPLE_RATE_HZ, abs=320)
+    assert np.abs(samples[:20_000] - prompt[24_000:44_000]).max() < 1e-3
+
+
+def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
+    out, text = tmp_path / "out.wav", tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    refused(run("continue", tmp_path / "none.wav", "-o", out), "none.wav does not exist")
+    refused(run("continue", text, "-o", out), "audio file")
+    refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".wav, .flac, .json")
+    refused(run("continue", SPEECH, "-o", tmp_path / "no" / "out.wav"), "does not exist")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-start", 60), "6.34 s")
+    refused(run("continue", SPEECH, "-o", out, "--bundle", tmp_path), "no bundle in")
+    refused(run("continue", SPEECH, "-o", out, "--url", "http://127.0.0.1:9"), "no answer from")
+    assert not out.exists()
+
+
+# score
+
+
+def test_score_as_a_table(tmp_path: Path) -> None:
+    result = run("score", SPEECH, MUSIC)
+    assert result.exit_code == 0, result.output
+    assert "speech.flac" in result.output
+    assert "475" in result.output
+    assert "562" in result.output
+
+
+def test_score_as_json(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    result = run("score", SPEECH, text, "--json", "--detail", "tokens", "--prompt-seconds", 1)
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    good, bad = body["results"]
+    assert good["tokens"] == len(good["logprobs"]) == len(good["codes"]) == 400
+    assert good["nll"] == pytest.approx(-np.mean(good["logprobs"]), abs=1e-5)
+    assert bad["filename"] == "text.wav"
+    assert "message" in bad["error"]
+
+
+def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    result = run("score", text)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("text.wav: ")
+
+
+# train and eval
+
+
+def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for index in range(2):
+        for clip in (SPEECH, MUSIC):
+            (folder / f"{clip.stem}{index}.flac").write_bytes(clip.read_bytes())
+    codec = ["train", "codec", folder, "--out", "codec", "--threads", 1, "--batch", 4, "--n-filters", 2]
+    codec += ["--lstm-layers", 1, "--frame-dim", 16, "--frame-blocks", 1, "--kmeans-at", ""]
+    first = run(*codec, "--steps", 2)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "codec" / "codec.safetensors").exists()
+    refused(run(*codec, "--steps", 3), "other settings", "training")
+    language = ["train", "lm", folder, "--codec", "codec", "--preset", "tiny", "--out", "lm", "--bundle", "made"]
+    second = run(*language, "--steps", 2, "--batch", 2, "--length", 64, "--threads", 1, "--licence", "CC0-1.0")
+    assert second.exit_code == 0, second.output
+    made = load_bundle(tmp_path / "made")
+    assert (made.name, made.preset, made.licence) == ("made", "tiny", "CC0-1.0")
+    assert made.made_by["steps"] == 2
+    assert made.decoder.unigram.exp().sum() == pytest.approx(1.0, abs=1e-2)
+    assert made.decoder.unigram.std() > 0.01, "the unigram of the tokens, not of nothing"
+    third = run("eval", SPEECH, "--bundle", "made", "--out", "eval.json", "--max-seconds", 3, "--threads", 1)
+    assert third.exit_code == 0, third.output
+    report = json.loads((tmp_path / "eval.json").read_text())
+    assert report["clips"] == 1
+    assert set(report["codec"]["codebooks"]) == {"1", "2", "4", "8"}
+    assert np.isfinite(report["language_model"]["real"]["nll"]["mean"])
+
+
+def test_train_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run("train", "codec", tmp_path / "none"), "none does not exist")
+    refused(run("train", "codec", tmp_path), "no audio or MIDI")
+    refused(run("train", "lm", EXAMPLES, "--codec", tmp_path), "no training run")
+    refused(run("train", "codec", EXAMPLES, "--kmeans-at", "soon"), "soon")
+
+
+def test_dataclass_fields_become_options() -> None:
+    @dataclass(frozen=True)
+    class Knobs:
+        steps: int = 3  # how many
+        at: tuple[int, ...] = (1, 2)
+        low: bool = False
+
+    seen: list[tuple[str, Knobs]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @dataclass_options
+    def command(name: Annotated[str, typer.Argument()], knobs: Knobs) -> None:
+        seen.append((name, knobs))
+
+    assert CliRunner().invoke(app, ["x"]).exit_code == 0
+    assert CliRunner().invoke(app, ["y", "--steps", "5", "--at", "7,8,9", "--low"]).exit_code == 0
+    assert seen == [("x", Knobs()), ("y", Knobs(5, (7, 8, 9), True))]
+    assert field_comments(Knobs) == {"steps": "how many"}
+    assert isinstance(CliRunner().invoke(app, ["z", "--at", "one"]).exception, UserError)
+
+
+def test_every_training_setting_is_an_option() -> None:
+    shown = run("train", "codec", "--help").output
+    for name in CodecTraining.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+# config
+
+
+def test_config_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('port = 9001\nqueue = 3\nlog_level = "debug"\n')
+    monkeypatch.setenv("WHISPERGPT_QUEUE", "4")
+    shown = json.loads(run("config", "show", "--config", file, "--json").stdout)
+    assert (shown["port"], shown["queue"], shown["log_level"]) == (9001, 4, "debug")
+    assert shown["host"] == "127.0.0.1"
+
+
+def test_config_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPERGPT_API_KEYS", '["very-secret"]')
+    for arguments in ([], ["--json"]):
+        result = run("config", "show", *arguments)
+        assert result.exit_code == 0, result.output
+        assert "very-secret" not in result.output
+
+
+def test_config_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("config", "validate").exit_code == 0
+    file = tmp_path / "settings.toml"
+    file.write_text("prot = 9001\n")
+    result = run("config", "validate", "--config", file)
+    assert result.exit_code == 1
+    assert "prot" in result.stderr
+    file.write_text("port = \n")
+    refused(run("config", "validate", "--config", file), "not TOML")
+    refused(run("config", "validate", "--config", tmp_path / "none.toml"), "none.toml")
+    monkeypatch.setenv("WHISPERGPT_PORT", "high")
+    monkeypatch.setenv("WHISPERGPT_CONFIG", "")
+    refused(run("config", "validate"), "port", "high")
