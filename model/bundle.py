@@ -83,6 +83,19 @@ def _load(module: torch.nn.Module, path: Path) -> None:
 QUANTISER_STATISTICS = ("cluster_size", "embed_avg", "inited")  # for training only
 
 
+def tokeniser_sha256(codec: Codec) -> str:
+    """SHA-256 of what decides a codec's tokens: the encoder and the codebooks, in float16 as they are stored.
+
+    A decoder can be trained further without this changing, so tokens and language models stay valid.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_weights(codec, half=True).items()):
+        if name.startswith(("encoder.", "quantizer.")) and not name.endswith(QUANTISER_STATISTICS):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save_codec(codec: Codec, path: Path, half: bool = True) -> str:
     """Write a codec's weights; returns the file's SHA-256."""
     weights = _weights(codec, half)
@@ -99,8 +112,9 @@ def load_codec(config: CodecConfig, path: Path) -> Codec:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path.name} cannot be read: {error}") from error
-    missing, unexpected = codec.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if not name.endswith(QUANTISER_STATISTICS)]
+    found = codec.load_state_dict(weights, strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith(QUANTISER_STATISTICS)]
+    unexpected = found.unexpected_keys
     if missing or unexpected:
         raise BundleError(f"{path.name} does not fit the codec's config: {(missing + unexpected)[:3]}")
     return codec.eval()

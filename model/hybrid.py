@@ -1,7 +1,7 @@
 """The hybrid language model (Whisper-GPT, arXiv 2412.11449).
 
-Position p of the input carries the coarse token and the mel slice of frame p - 1 (position 0: BOS and no slice), and its
-output predicts the coarse token of frame p.
+Position p of the input carries the coarse token and the mel slice of frame p - 1 (position 0: BOS and no slice), and
+its output predicts the coarse token of frame p.
 """
 
 import math
@@ -91,8 +91,8 @@ class HybridLM(nn.Module):
 
         Args:
             tokens: (B, T) int64, the *input* token of each position; BOS leads a document.
-            mel: (B, T, 64) log-mel as `LogMel` makes it, the slice of the same frame as the input token; None = no slice
-                is known. Ignored by models without mel.
+            mel: (B, T, 64) log-mel as `LogMel` makes it, the slice of the input token's frame; None = no slice is
+                known. Ignored by models without mel.
             masked: (B, T) bool, where the slice is not known; BOS positions never have one.
             cache: positions before these; it moves on.
         """

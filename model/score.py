@@ -71,8 +71,8 @@ class Forced:
 class Reader:
     """Reads a clip chunk by chunk and keeps all that is needed to go on after it.
 
-    The language model is one frame behind: the last code and slice wait in ``token`` and ``slice`` until the next chunk,
-    or the first made frame, predicts from them.
+    The language model is one frame behind: the last code and slice wait in ``token`` and ``slice`` until the next
+    chunk, or the first made frame, predicts from them.
     """
 
     def __init__(

@@ -130,7 +130,8 @@ class Attention(nn.Module):
             cache.put(layer, k, v)
             k, v = joined_k, joined_v
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).reshape(rows, count, dim))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, count, dim))
+        return out
 
 
 class Block(nn.Module):

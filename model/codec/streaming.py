@@ -130,7 +130,7 @@ def _seanet(module: nn.Module, x: Tensor, carry: _Carry, pad_mode: str) -> Tenso
 
 
 def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
-    """A causal convolution at 75 Hz, frames last: (B, C, n) -> (B, C', n); one frame is a product, not a convolution."""
+    """A causal convolution at 75 Hz, frames last: (B, C, n) -> (B, C', n); one frame is a product."""
     left = conv.kernel_size[0] - 1
     before = carry.take()
     x = F.pad(x, (left, 0)) if before is None else torch.cat([before, x], dim=-1)
@@ -138,7 +138,8 @@ def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
     if x.shape[-1] > left + 1:
         return F.conv1d(x, conv.weight, conv.bias, groups=conv.groups)
     if conv.groups > 1:  # depthwise
-        out = (x * conv.weight[:, 0]).sum(-1) + conv.bias
+        out = (x * conv.weight[:, 0]).sum(-1)
+        out = out if conv.bias is None else out + conv.bias
     else:
         out = F.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)
     return out[..., None]

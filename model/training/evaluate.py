@@ -19,7 +19,7 @@ from torch import Tensor
 from model.bundle import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
 from model.mel import LogMel
-from model.score import score
+from model.score import MelSource, score
 from model.training.codec import SpectralLoss
 from model.training.data import DataError, find_files, read_audio, render_midi
 from model.training.loop import machine
@@ -101,7 +101,7 @@ def language_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dic
     """NLL (nats), perplexity, accuracy, bits per second with real, decoded and masked mel; the unigram's NLL."""
     unigram = -bundle.decoder.unigram.double().cpu()
     out: dict[str, Any] = {}
-    sources = ("real", "decoded", "masked") if bundle.decoder.config.mel else ("masked",)
+    sources: tuple[MelSource, ...] = ("real", "decoded", "masked") if bundle.decoder.config.mel else ("masked",)
     base: list[float] = []
     per_source: dict[str, list[float]] = {}
     for source in sources:

@@ -11,7 +11,18 @@ from typing import Any
 
 import torch
 
-from model.bundle import CODEC, CONFIG, DECODER, Bundle, load_codec, read_config, save_bundle, save_codec, sha256_of
+from model.bundle import (
+    CODEC,
+    CONFIG,
+    DECODER,
+    Bundle,
+    load_codec,
+    read_config,
+    save_bundle,
+    save_codec,
+    sha256_of,
+    tokeniser_sha256,
+)
 from model.codec.codec import Codec, CodecConfig
 from model.config import DecoderConfig
 from model.hybrid import HybridLM
@@ -43,7 +54,7 @@ def export_codec(run: Path) -> Path:
 
 
 def find_codec(folder: Path) -> tuple[Codec, str]:
-    """The codec of a bundle or of a codec run, as it will be served, and the SHA-256 of its file.
+    """The codec of a bundle or of a codec run, as it will be served, and the SHA-256 of what decides its tokens.
 
     Raises DataError when the folder is neither, BundleError when its weights do not fit.
     """
@@ -56,7 +67,8 @@ def find_codec(folder: Path) -> tuple[Codec, str]:
     if described.get("kind", "bundled") != "bundled":
         raise DataError(f"{folder} does not hold its codec's weights")
     config = CodecConfig.from_dict({name: value for name, value in described.items() if name != "kind"})
-    return load_codec(config, folder / CODEC), sha256_of(folder / CODEC)
+    codec = load_codec(config, folder / CODEC)
+    return codec, tokeniser_sha256(codec)
 
 
 def export_bundle(
@@ -86,7 +98,7 @@ def export_bundle(
     if (codec_folder / CODEC).resolve() != (out / CODEC).resolve():
         shutil.copyfile(codec_folder / CODEC, out / CODEC)  # the very file, whatever wrote it: its hash is the bundle's
     written = read_config(out)
-    written["codec_sha256"] = sha256
+    written["codec_sha256"] = sha256_of(out / CODEC)
     (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     for file in (CODEC, DECODER):
         (out / file).chmod(0o644)  # safetensors writes for the owner alone; a server runs as somebody else

@@ -1,0 +1,154 @@
+"""Audio in and out of HTTP: any format to mono samples at 24 kHz, and samples to files.
+
+Uploads are hostile until decoded: formats are told by their bytes, decoding goes block by block and stops at the cap
+(ten minutes of silence are 90 kB of FLAC), and no number in a header is believed.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from typing import BinaryIO, Literal
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, UnsupportedFormat
+from model.constants import SAMPLE_RATE_HZ
+
+Samples = npt.NDArray[np.float32]
+Format = Literal["wav", "flac", "pcm"]
+MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
+BLOCK_FRAMES = 65_536  # libsndfile's Vorbis has crashed on larger ones
+RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files
+MAX_CHANNELS = 64
+LIMIT_KNEE = 0.9  # full scale; above it the limiter bends
+
+
+def sniff(head: bytes) -> Literal["soundfile", "av"]:
+    """Which library reads a file that begins with ``head`` (16 bytes or more). Raises UnsupportedFormat."""
+    if head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] == b"WAVE":
+        return "soundfile"
+    if head[:4] in (b"fLaC", b"OggS") or (head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC")):
+        return "soundfile"
+    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3":  # MP4 family; Matroska and WebM
+        return "av"
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # ADTS: layer bits 00
+        return "av"
+    if head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
+        return "soundfile"  # MPEG audio, with or without a tag
+    raise UnsupportedFormat("not a known audio file: send WAV, FLAC, OGG, Opus, MP3, AIFF, M4A/AAC or WebM", "file")
+
+
+def _check(rate: int, channels: int) -> None:
+    if not RATES_HZ[0] <= rate <= RATES_HZ[1]:
+        raise AudioInvalid(f"a sample rate of {rate} Hz is not audio", "file")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioInvalid(f"{channels} channels are not audio", "file")
+
+
+def _soundfile_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
+    try:
+        with soundfile.SoundFile(file) as sound:
+            _check(sound.samplerate, sound.channels)
+            read = 0
+            while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                read += len(block)
+                yield sound.samplerate, block.mean(axis=1)
+            if sound.format == "FLAC" and read < sound.frames:
+                raise AudioInvalid("the file ends before its audio does", "file")
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise AudioInvalid("the file is damaged, or is not what its first bytes say", "file") from error
+
+
+def _av_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
+    try:
+        with av.open(file, mode="r", metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise AudioInvalid("the file holds no audio", "file")
+            stream = container.streams.audio[0]
+            for frame in container.decode(stream):
+                _check(frame.sample_rate, frame.layout.nb_channels)
+                planar = av.AudioResampler(format="fltp").resample(frame)
+                for part in planar:
+                    yield frame.sample_rate, part.to_ndarray().mean(axis=0, dtype=np.float32)
+    except (av.FFmpegError, ValueError) as error:
+        raise AudioInvalid("the file is damaged, or is not what its first bytes say", "file") from error
+
+
+def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
+    """Blocks at their own rate -> blocks at 24 kHz. A rate that changes within a file starts a new resampler."""
+    rate_before = 0
+    resampler: soxr.ResampleStream | None = None
+    for rate, block in blocks:
+        if not np.isfinite(block).all():
+            raise AudioInvalid("the file holds samples that are not numbers", "file")
+        if rate != rate_before:
+            if resampler is not None:
+                yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            same = rate == SAMPLE_RATE_HZ
+            resampler = None if same else soxr.ResampleStream(rate, SAMPLE_RATE_HZ, 1, dtype="float32")
+            rate_before = rate
+        yield block if resampler is None else resampler.resample_chunk(np.ascontiguousarray(block))
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
+    """The samples of an upload from ``start_seconds`` to ``end_seconds`` (None: its end), (N,) float32, mono, 24 kHz.
+
+    Raises UnsupportedFormat, AudioInvalid (damaged, no samples, not numbers), AudioTooShort (it ends before
+    ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for); the last without decoding the rest.
+    """
+    file.seek(0)
+    head = file.read(16)
+    file.seek(0)
+    if not head:
+        raise AudioInvalid("the file is empty", "file")
+    blocks = _soundfile_blocks(file) if sniff(head) == "soundfile" else _av_blocks(file)
+    first = round(start_seconds * SAMPLE_RATE_HZ)
+    last = math.inf if end_seconds is None else round(end_seconds * SAMPLE_RATE_HZ)
+    cap = first + round(max_seconds * SAMPLE_RATE_HZ)
+    if last != math.inf and last > cap:
+        raise AudioTooLong(f"at most {max_seconds:g} s of audio are taken", "prompt_end")
+    kept: list[Samples] = []
+    position = 0
+    for block in _resampled(blocks):
+        begin, position = position, position + len(block)
+        kept.append(block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)])
+        if position >= last:
+            break
+        if position > cap:
+            raise AudioTooLong(f"the audio is longer than the {max_seconds:g} s that are taken", "file")
+    samples = np.concatenate(kept) if kept else np.zeros(0, np.float32)
+    if position == 0:
+        raise AudioInvalid("the file holds no samples", "file")
+    if not len(samples):
+        raise AudioTooShort(f"the audio ends at {position / SAMPLE_RATE_HZ:.2f} s", "prompt_start")
+    return np.asarray(samples, dtype=np.float32)
+
+
+def limit(samples: Samples) -> Samples:
+    """Bends what lies above 0.9 of full scale so that it never reaches 1. Works sample by sample."""
+    loud = np.abs(samples)
+    bent = LIMIT_KNEE + (1 - LIMIT_KNEE) * np.tanh((loud - LIMIT_KNEE) / (1 - LIMIT_KNEE))
+    return np.where(loud <= LIMIT_KNEE, samples, np.copysign(bent, samples)).astype(np.float32)
+
+
+def to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
+    """Limited, 16 bits: what every format holds, so that all of them agree sample for sample."""
+    return np.round(limit(samples) * 32767.0).astype(np.int16)
+
+
+def encode(samples: Samples, form: Format) -> bytes:
+    """A finished file with exact sizes: (N,) float32 at 24 kHz -> its bytes. ``pcm`` is bare s16le."""
+    pcm = to_pcm(samples)
+    if form == "pcm":
+        return pcm.astype("<i2").tobytes()
+    out = io.BytesIO()
+    with soundfile.SoundFile(out, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=form.upper()) as sound:
+        for start in range(0, len(pcm), BLOCK_FRAMES):
+            sound.write(pcm[start : start + BLOCK_FRAMES])
+    return out.getvalue()

@@ -1,0 +1,39 @@
+"""API keys: all routes but the probes, compared in constant time, never kept in the clear."""
+
+import hashlib
+import hmac
+
+from fastapi import Request
+
+from app.errors import InvalidApiKey
+from app.settings import Settings
+
+
+class Keys:
+    """The digests of the keys that are let in; none = everyone is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+
+    def check(self, request: Request) -> None:
+        """Raises InvalidApiKey unless the request carries a key, as ``Authorization: Bearer`` or ``x-api-key``."""
+        if not self._digests:
+            return
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode()).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them: no early end
+        if not any(matches):
+            raise InvalidApiKey("send a valid key as Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
+
+
+def require_key(request: Request) -> None:
+    """Dependency of every route that is not a probe."""
+    keys: Keys = request.app.state.keys
+    keys.check(request)
+
+
+def require_key_for_metrics(request: Request) -> None:
+    """Dependency of /metrics: open unless the settings say otherwise."""
+    if not request.app.state.settings.open_metrics:
+        require_key(request)

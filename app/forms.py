@@ -1,0 +1,105 @@
+"""Reading a multipart body: counted and timed while it arrives, then checked against a schema."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, UploadTimeout
+from app.schemas import Form
+from app.settings import Settings
+
+F = TypeVar("F", bound=Form)
+MAX_FIELDS = 64
+
+
+@dataclass(frozen=True)
+class Upload(Generic[F]):
+    """The fields and the files of a request."""
+
+    form: F
+    files: list[UploadFile]
+
+
+def _guard(request: Request, settings: Settings) -> Request:
+    """The request with a body that is counted while it arrives: a length in a header can lie or be absent."""
+    limit = round(settings.max_upload_mib * 2**20)
+    deadline = time.monotonic() + settings.upload_timeout_seconds
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+    seen = 0
+
+    async def receive() -> Message:
+        nonlocal seen
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                message = await request.receive()
+        except TimeoutError:
+            raise UploadTimeout(f"the body did not arrive within {settings.upload_timeout_seconds:g} s") from None
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+        return message
+
+    return Request(request.scope, receive)
+
+
+def checked(form: type[F], fields: dict[str, str]) -> F:
+    """Text fields -> a schema. Raises InvalidParameter that names the first field at fault."""
+    try:
+        return form.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = str(first["loc"][0]) if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ")
+        if not place and ": " in message:
+            place, message = message.split(": ", 1)
+        if first["type"] == "extra_forbidden":
+            message = "there is no such field"
+        raise InvalidParameter(f"{place}: {message}"[:300], place[:64] or None) from error
+
+
+@asynccontextmanager
+async def read(request: Request, form: type[F], settings: Settings, max_files: int) -> AsyncIterator[Upload[F]]:
+    """The request's form; its files are closed, and gone, at the end.
+
+    Raises MalformedForm, InvalidParameter, FileTooLarge, UploadTimeout or ClientGone.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise MalformedForm("send multipart/form-data with a part named file")
+    try:
+        data = await _guard(request, settings).form(max_files=max_files, max_fields=MAX_FIELDS)
+    except ClientDisconnect:
+        raise ClientGone("upload") from None
+    except HTTPException as error:
+        raise MalformedForm(str(error.detail)) from error
+    try:
+        files: list[UploadFile] = []
+        fields: dict[str, str] = {}
+        for name, value in data.multi_items():
+            if isinstance(value, UploadFile):
+                if name != "file":
+                    raise InvalidParameter(f"{name}: files go into the field file"[:300], name[:64])
+                files.append(value)
+            elif name == "file":
+                raise InvalidParameter("file: must be a file part, with a filename", "file")
+            elif name in fields:
+                raise InvalidParameter(f"{name}: given twice"[:300], name[:64])
+            else:
+                fields[name] = value
+        if not files:
+            raise InvalidParameter("file: is missing", "file")
+        yield Upload(checked(form, fields), files)
+    finally:
+        await data.close()

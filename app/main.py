@@ -1,0 +1,91 @@
+"""The FastAPI application."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+from fastapi import FastAPI
+
+from app import __version__, errors
+from app.auth import Keys
+from app.engine import Engine
+from app.metrics import Metrics, RequestMiddleware
+from app.routes import continuation, health, scoring
+from app.schemas import ErrorResponse
+from app.settings import Settings, load_settings
+from model.bundle import Bundle, load_bundle
+
+LAG_SECONDS = 0.25
+DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
+FAILURES = {
+    400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
+    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
+    500: "internal_error", 503: "not_ready, draining", 504: "timeout",
+}  # fmt: skip
+log = logging.getLogger("whispergpt")
+
+
+async def watch_loop(metrics: Metrics) -> None:
+    """Measures how late the event loop runs."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(LAG_SECONDS)
+        metrics.loop_lag.observe(max(time.monotonic() - before - LAG_SECONDS, 0.0))
+
+
+async def drain(engine: Engine, seconds: float) -> None:
+    """Takes no more requests, and waits until those inside have their answers, or the time is up."""
+    engine.draining = True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await engine.empty.wait()
+    if engine.taken:
+        log.warning("%d requests were cut off by the shutdown", engine.taken)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load the weights, run the engine, and end both."""
+    settings: Settings = app.state.settings
+    metrics: Metrics = app.state.metrics
+    bundle: Bundle = app.state.bundle or await asyncio.to_thread(
+        load_bundle, settings.bundle, settings.device, settings.codec
+    )
+    metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
+    engine = Engine(bundle, metrics, settings.queue, settings.threads)
+    app.state.engine = engine
+    app.state.decoders = anyio.CapacityLimiter(DECODERS)
+    engine.start()
+    watcher = asyncio.create_task(watch_loop(metrics))
+    log.info("ready: %s on %s", bundle.name, bundle.device)
+    try:
+        yield
+    finally:
+        await drain(engine, settings.drain_seconds)
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+        await asyncio.to_thread(engine.stop)
+
+
+def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:
+    """The application. ``bundle`` is for tests; without it the settings' folder is loaded at start-up."""
+    app = FastAPI(
+        title="Whisper-GPT server",
+        summary="Continues audio and scores audio with a hybrid audio language model.",
+        version=__version__,
+        lifespan=lifespan,
+        responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
+    )
+    app.state.settings = settings = settings or load_settings()
+    app.state.metrics = metrics = Metrics()
+    app.state.bundle = bundle
+    app.state.keys = Keys(settings)
+    errors.install(app)
+    for router in (continuation.router, scoring.router, health.router):
+        app.include_router(router)
+    app.add_middleware(RequestMiddleware, metrics=metrics)
+    return app

@@ -1,0 +1,112 @@
+"""Prometheus metrics, and the small ASGI middleware that counts, times and names requests."""
+
+import re
+import time
+import uuid
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import unexpected
+
+FRAME_MS = 1 / 75
+STEP_BUCKETS = tuple(FRAME_MS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 4, 8, 16))
+FIRST_AUDIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+FACTOR_BUCKETS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
+NLL_BUCKETS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 14.0)
+ROUTES = {"/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs", "/openapi.json",
+          "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"whispergpt_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"whispergpt_{name}", text, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"whispergpt_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+        self.requests = counter("requests", "Requests by route and outcome", "route", "outcome")
+        self.request_seconds = histogram(
+            "request_seconds", "From first byte in to last byte out", WORK_BUCKETS, "route"
+        )
+        self.running = gauge("requests_running", "Requests being computed")
+        self.waiting = gauge("requests_waiting", "Requests admitted and not yet computed")
+        self.slots_used = gauge("slots_used", "Slots that compute a request")
+        self.slots_total = gauge("slots_total", "Slots")
+        self.queue_seconds = histogram("queue_seconds", "Waiting for a slot", WORK_BUCKETS)
+        self.audio_decode_seconds = histogram("audio_decode_seconds", "Decoding and resampling an upload", WORK_BUCKETS)
+        self.prefill_seconds = histogram("prefill_seconds", "Reading a prompt: codec and language model", WORK_BUCKETS)
+        self.first_audio_seconds = histogram(
+            "time_to_first_audio_seconds", "From arrival to the first made frame", FIRST_AUDIO_BUCKETS
+        )
+        self.step_seconds = histogram("step_seconds", "One frame of the closed loop", STEP_BUCKETS)
+        self.real_time_factor = histogram(
+            "real_time_factor", "Seconds of audio made in a second of computing", FACTOR_BUCKETS
+        )
+        self.prompt_audio_seconds = counter("prompt_audio_seconds", "Audio read as prompt or scored")
+        self.generated_audio_seconds = counter("generated_audio_seconds", "Audio made")
+        self.prompt_tokens = counter("prompt_tokens", "Coarse tokens read as prompt or scored")
+        self.generated_tokens = counter("generated_tokens", "Coarse tokens made")
+        self.rejected = counter("rejected", "Requests turned away before work", "reason")
+        self.disconnects = counter("client_disconnects", "Clients that left before their answer", "stage")
+        self.input_errors = counter("input_errors", "Inputs that could not be used", "reason")
+        self.nonfinite = counter("nonfinite_logits", "Answers withheld because a likelihood was not finite")
+        self.token_nll = histogram("token_nll", "Mean negative log-likelihood of a clip, nats a token", NLL_BUCKETS)
+        self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop runs", FIRST_AUDIO_BUCKETS)
+        self.build = Info("whispergpt_build", "Version and weights", registry=self.registry)
+
+
+def outcome_of(status: int) -> str:
+    """The label of a status: few values, so that the series stay few."""
+    if status == 499:
+        return "disconnected"
+    return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
+
+
+class RequestMiddleware:
+    """Gives each request an id, takes it over from the client, returns it; counts and times the request."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started = state["arrived"] = time.monotonic()
+        status, begun = 500, False
+
+        async def send_named(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                begun = True
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+        try:
+            await self.app(scope, receive, send_named)
+        except Exception as error:
+            if begun:
+                raise  # too late for another answer: the server cuts the connection
+            await unexpected(Request(scope), error)(scope, receive, send_named)
+        finally:
+            self.metrics.requests.labels(route, outcome_of(status)).inc()
+            self.metrics.request_seconds.labels(route).observe(time.monotonic() - started)

@@ -1,0 +1,1 @@
+"""The routes: each reads, calls and answers; the work is elsewhere."""

@@ -1,0 +1,56 @@
+"""Probes, metrics and what is served."""
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.auth import require_key, require_key_for_metrics
+from app.engine import Engine
+from app.errors import Draining, NotReady
+from app.schemas import ModelBody, ModelList
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+
+router = APIRouter(tags=["server"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The event loop turns."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+@router.get("/health", include_in_schema=False)
+async def readyz(request: Request) -> dict[str, str]:
+    """Weights are loaded, the engine's heartbeat is fresh, and the server is not shutting down."""
+    engine: Engine = request.app.state.engine
+    if engine.draining:
+        raise Draining("the server is shutting down")
+    if not engine.healthy:
+        raise NotReady("the engine does not answer")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", dependencies=[Depends(require_key_for_metrics)], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(generate_latest(request.app.state.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models", dependencies=[Depends(require_key)])
+async def models(request: Request) -> ModelList:
+    """The bundle that is served."""
+    bundle = request.app.state.engine.bundle
+    without, whole = bundle.decoder.parameter_count(), bundle.decoder.parameter_count(fine=True)
+    body = ModelBody(
+        id=bundle.name,
+        preset=bundle.preset,
+        parameters=without,
+        fine_parameters=whole - without,
+        codec=bundle.codec.config.to_dict(),
+        hashes=bundle.hashes,
+        licence=bundle.licence,
+        window_seconds=bundle.decoder.config.window / FRAME_RATE_HZ,
+        sample_rate=SAMPLE_RATE_HZ,
+        frame_rate=FRAME_RATE_HZ,
+    )
+    return ModelList(data=[body])

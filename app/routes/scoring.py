@@ -1,0 +1,22 @@
+"""POST /score."""
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+
+from app import forms, work
+from app.auth import require_key
+from app.schemas import ScoreForm, ScoreResponse, multipart
+from app.scoring import score_audio
+
+router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
+
+
+@router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
+@router.post("/v1/audio/scores", include_in_schema=False)
+async def post_score(request: Request) -> JSONResponse:
+    """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's."""
+    state = request.app.state
+    with state.engine.reserve():
+        async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
+            scored = await work.unless_gone(request, score_audio(request, upload), "score")
+    return JSONResponse(scored.model_dump(exclude_unset=True) | {"object": scored.object})

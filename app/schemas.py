@@ -1,0 +1,191 @@
+"""Requests and responses, as docs/api.md has them. Field names, units and ranges are a contract."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.audio_io import Format
+from model.sampling import MAX_SEED
+
+LATER = {
+    "opus": "the formats are json, wav, flac and pcm",
+    "mp3": "the formats are json, wav, flac and pcm",
+    "csv": "the format is json",
+    "png": "the format is json",
+}
+
+
+def _supported(value: str) -> str:
+    if value in LATER:
+        raise ValueError(f"{value} is not offered by this version: {LATER[value]}")
+    return value
+
+
+class Form(BaseModel):
+    """Fields beside the file; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ContinueForm(Form):
+    """Fields of POST /continue."""
+
+    seconds: Annotated[
+        float, Field(ge=0.1, description="how much to generate; rounded up to whole frames of 1/75 s")
+    ] = 5.0
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 = greedy")] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=1024, description="draw from the k most likely tokens; 0 = off")] = 0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="draw from the smallest set that reaches this probability")
+    ] = 1.0
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn by the server when absent; echoed")] = None
+    n: Annotated[int, Field(ge=1, le=4, description="continuations of the same prompt")] = 1
+    prompt_start: Annotated[float, Field(ge=0, description="seconds into the file where the prompt begins")] = 0.0
+    prompt_end: Annotated[float | None, Field(gt=0, description="seconds into the file where the prompt ends")] = None
+    include_prompt: Annotated[bool, Field(description="join the prompt's own samples to the continuation")] = False
+    response_format: Annotated[
+        Literal["json", "wav", "flac", "pcm", "opus", "mp3"],
+        AfterValidator(_supported),
+        Field(description="json, or the bare audio (opus and mp3: not in this version)"),
+    ] = "json"
+    stream: Annotated[bool, Field(description="not in this version")] = False
+    timeout_seconds: Annotated[float | None, Field(gt=0, description="what is ready by then is returned")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContinueForm":
+        if self.stream:
+            raise ValueError("stream: streaming is not offered by this version; leave it out or send false")
+        if self.prompt_end is not None and self.prompt_end <= self.prompt_start:
+            raise ValueError("prompt_end: must lie after prompt_start")
+        if self.n > 1 and self.response_format != "json":
+            raise ValueError("n: a bare audio answer holds one continuation; use json for more")
+        return self
+
+    @property
+    def audio_format(self) -> Format:
+        """The format of the audio in the answer; within JSON it is WAV."""
+        return "wav" if self.response_format in ("json", "wav") else "flac" if self.response_format == "flac" else "pcm"
+
+
+class ScoreForm(Form):
+    """Fields of POST /score."""
+
+    prompt_seconds: Annotated[float, Field(ge=0, description="so much is context, and not scored")] = 0.0
+    detail: Annotated[Literal["summary", "tokens"], Field(description="tokens adds logprobs and codes")] = "summary"
+    response_format: Annotated[
+        Literal["json", "csv", "png"],
+        AfterValidator(_supported),
+        Field(description="json (csv and png: not in this version)"),
+    ] = "json"
+    timeout_seconds: Annotated[float | None, Field(gt=0, description="after which the request ends with 504")] = None
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a 200."""
+
+    error: ErrorBody
+
+
+class AudioBody(BaseModel):
+    format: Literal["wav"]
+    data: str = Field(description="base64")
+
+
+class Choice(BaseModel):
+    index: int
+    audio: AudioBody
+    seconds: float = Field(description="of the audio, the prompt included when asked for")
+    tokens: list[int] = Field(description="coarse tokens, 75 a second")
+    logprobs: list[float] = Field(description="natural logarithms, before temperature, top_k and top_p")
+    nll: float = Field(description="minus the mean of logprobs, nats a token")
+    perplexity: float
+    finish_reason: Literal["length", "timeout", "cancelled"]
+
+
+class PromptBody(BaseModel):
+    seconds: float
+    tokens: int
+    nll: float
+
+
+class Timings(BaseModel):
+    queue_seconds: float
+    prefill_seconds: float
+    first_audio_seconds: float
+    total_seconds: float
+    real_time_factor: float = Field(description="seconds of audio made in a second of the closed loop")
+
+
+class ContinueResponse(BaseModel):
+    id: str
+    object: Literal["audio.continuation"] = "audio.continuation"
+    created: int
+    model: str
+    seed: int
+    sample_rate: int
+    frame_rate: int
+    prompt: PromptBody
+    choices: list[Choice]
+    timings: Timings
+
+
+class ScoreResult(BaseModel):
+    filename: str
+    seconds: float
+    tokens: int
+    nll: float
+    perplexity: float
+    bits_per_second: float
+    accuracy: float
+    logprobs: list[float] | None = None
+    codes: list[int] | None = None
+
+
+class ScoreFailure(BaseModel):
+    filename: str
+    error: ErrorBody
+
+
+class ScoreResponse(BaseModel):
+    object: Literal["audio.score"] = "audio.score"
+    model: str
+    results: list[ScoreResult | ScoreFailure]
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    preset: str
+    parameters: int = Field(description="of the language model without its depth decoder")
+    fine_parameters: int = Field(description="of the depth decoder")
+    codec: dict[str, Any]
+    hashes: dict[str, str]
+    licence: str
+    window_seconds: float
+    sample_rate: int
+    frame_rate: int
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelBody]
+
+
+def multipart(form: type[Form], many: bool) -> dict[str, Any]:
+    """OpenAPI's description of a form with its file. Routes read the body themselves, after admission."""
+    schema = form.model_json_schema()
+    binary = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+    file: dict[str, Any] = {"type": "array", "items": binary, "minItems": 1} if many else binary
+    schema["properties"] = {"file": file | {"description": "audio, any rate, any number of channels"}} | schema[
+        "properties"
+    ]
+    schema["required"] = ["file"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

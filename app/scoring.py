@@ -1,0 +1,70 @@
+"""What POST /score does between its form and its answer."""
+
+from typing import Any
+
+import anyio.to_thread
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from app.audio_io import decode
+from app.engine import Engine, ScoreJob
+from app.errors import AudioTooShort, ClientError
+from app.forms import Upload
+from app.schemas import ScoreForm, ScoreResponse
+from app.settings import Settings
+from app.work import deadline
+from model.constants import FRAME_RATE_HZ, frames_for_seconds
+from model.score import Score, TooShortError
+
+
+def result(filename: str, score: Score, detail: str) -> dict[str, Any]:
+    """One clip's part of the answer."""
+    body: dict[str, Any] = {
+        "filename": filename,
+        "seconds": len(score.tokens) / FRAME_RATE_HZ,
+        "tokens": len(score.tokens),
+        "nll": score.nll,
+        "perplexity": score.perplexity,
+        "bits_per_second": score.bits_per_second,
+        "accuracy": score.accuracy,
+    }
+    if detail == "tokens":
+        body |= {"logprobs": score.logprobs.tolist(), "codes": score.tokens.tolist()}
+    return body
+
+
+async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Score:
+    """Decode one clip and score it. Raises ServiceError."""
+    settings: Settings = request.app.state.settings
+    engine: Engine = request.app.state.engine
+    with engine.metrics.audio_decode_seconds.time():
+        clip = await anyio.to_thread.run_sync(
+            decode, file.file, settings.max_score_seconds, limiter=request.app.state.decoders
+        )
+    arrived, until = deadline(request, settings, form.timeout_seconds)
+    try:
+        scored: Score = await engine.submit(ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds)))
+    except TooShortError as error:
+        raise AudioTooShort(str(error), "file") from error
+    return scored
+
+
+async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreResponse:
+    """Score every clip of a request; one that cannot be scored has its error in its place.
+
+    Raises the first clip's error when all have one, and what is no clip's fault (504, 503) at once.
+    """
+    results: list[dict[str, Any]] = []
+    errors: list[ClientError] = []
+    for file in upload.files:
+        name = (file.filename or "")[:255]
+        try:
+            results.append(result(name, await score_file(request, file, upload.form), upload.form.detail))
+        except ClientError as error:
+            errors.append(error)
+            request.app.state.engine.metrics.input_errors.labels(error.code).inc()
+            results.append({"filename": name, "error": error.body(request.state.request_id)})
+    if len(errors) == len(results):
+        errors[0].counted = True
+        raise errors[0]
+    return ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})

@@ -1,0 +1,83 @@
+"""Settings: one name each for the flag, the environment variable (``WHISPERGPT_`` + NAME) and the file."""
+
+import logging
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX = "WHISPERGPT_"
+DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
+NOT_SETTINGS = {"CONFIG", "FORBID_SKIPS"}  # variables of the prefix that are read elsewhere
+log = logging.getLogger("whispergpt")
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can set. Precedence: flag, environment, file, default."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    bundle: Path = Field(DEFAULT_BUNDLE, description="folder of weights")
+    codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    threads: int = Field(
+        min(os.cpu_count() or 1, 2),
+        ge=1,
+        le=256,
+        description="threads that torch computes with; more than cores is 20 times slower",
+    )
+    slots: int = Field(1, ge=1, le=1, description="requests computed at the same time; this engine has one")
+    queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
+    max_upload_mib: float = Field(64.0, gt=0, description="MiB of one request's body")
+    max_files: int = Field(32, ge=1, description="clips in one /score request")
+    max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")
+    max_score_seconds: float = Field(3600.0, gt=0, description="longest clip of /score")
+    max_seconds: float = Field(30.0, gt=0, description="most that /continue generates")
+    timeout_seconds: float = Field(120.0, gt=0, description="from a request's arrival to its answer")
+    upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
+    drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
+    api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
+    open_metrics: bool = Field(True, description="/metrics needs no key")
+    log_level: str = Field("info", description="debug, info, warning or error")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = os.environ.get(PREFIX + "CONFIG")
+        file = [TomlConfigSettingsSource(settings_cls, Path(path))] if path else []
+        return (init_settings, env_settings, *file)
+
+
+def unknown_names() -> list[str]:
+    """Names in the environment and in the file that no setting has: a typing error, most likely."""
+    known = {name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    unknown = [name for name in os.environ if name.startswith(PREFIX) and name[len(PREFIX) :].upper() not in known]
+    path = os.environ.get(PREFIX + "CONFIG")
+    if path and Path(path).is_file():
+        in_file = tomllib.loads(Path(path).read_text())
+        unknown += [f"{path}: {name}" for name in in_file if name.upper() not in known]
+    return sorted(unknown)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Settings from flags (None = not given), environment and the file that ``WHISPERGPT_CONFIG`` names.
+
+    Warns of unknown names. Raises pydantic's ValidationError on values out of range, ValueError for a missing file.
+    """
+    path = os.environ.get(PREFIX + "CONFIG")
+    if path and not Path(path).is_file():
+        raise ValueError(f"{PREFIX}CONFIG names {path}, which is no file")
+    for name in unknown_names():
+        log.warning("unknown setting %s is ignored", name)
+    return Settings(**{name: value for name, value in flags.items() if value is not None})
