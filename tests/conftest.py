@@ -1,0 +1,38 @@
+"""What all tests share: one thread, a bundle of random weights and a signal that is a little like speech."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.bundle import Bundle, random_bundle
+from model.constants import SAMPLE_RATE_HZ
+
+torch.set_num_threads(1)  # the tensors are small: more threads cost more than they bring
+
+
+def make_speech_like(seconds: float, seed: int = 0) -> Tensor:
+    """Voiced and hissing syllables with pauses between them, (N,) float32 within -1 and 1."""
+    rng = np.random.default_rng(seed)
+    count = round(seconds * SAMPLE_RATE_HZ)
+    times = np.arange(count) / SAMPLE_RATE_HZ
+    pitch = 120 * 2 ** (0.3 * np.sin(2 * np.pi * 0.7 * times + rng.uniform(0, 6)))
+    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE_HZ
+    formant = 900 + 500 * np.sin(2 * np.pi * 1.3 * times + rng.uniform(0, 6))
+    voiced = sum(np.exp(-(((k * pitch - formant) / 500) ** 2)) * np.sin(k * phase) for k in range(1, 25))
+    hiss = rng.standard_normal(count) * (np.sin(2 * np.pi * 2.1 * times + rng.uniform(0, 6)) > 0.7)
+    syllables = np.clip(np.sin(2 * np.pi * 3.0 * times + rng.uniform(0, 6)) + 0.5, 0, 1)
+    mixed = (0.3 * voiced + 0.1 * hiss) * syllables + 0.001 * rng.standard_normal(count)
+    return torch.from_numpy(np.clip(mixed, -1, 1).astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """Random weights, in the smallest preset; nobody may change it."""
+    return random_bundle("tiny")
+
+
+@pytest.fixture(scope="session")
+def speech_like() -> Tensor:
+    """Four seconds, (96000,) float32."""
+    return make_speech_like(4.0)
