@@ -207,7 +207,7 @@ def random_bundle(preset: str = "tiny", seed: int = 0) -> Bundle:
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.dim() == 2:
-                parameter *= 4  # so that logits differ enough for a test to see
+                parameter.mul_(4)  # so that logits differ enough for a test to see
     bundle = Bundle(codec.eval(), decoder.eval(), f"random-{preset}", preset)
     for module in (codec, decoder):
         module.requires_grad_(False)

@@ -117,7 +117,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """(B, T, dim) -> (B, T, dim). ``mask`` (T, keys) bool is None where every key is seen."""
+        """(B, T, dim) -> (B, T, dim). ``mask`` (T, keys) bool; None: plain causal without a cache, every key with one."""
         rows, count, dim = x.shape
         qkv = self.qkv(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
@@ -129,7 +129,8 @@ class Attention(nn.Module):
             joined_k, joined_v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
             cache.put(layer, k, v)
             k, v = joined_k, joined_v
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        causal = cache is None and mask is None
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(rows, count, dim))
         return out
 
@@ -179,7 +180,7 @@ class Stack(nn.Module):
         first = 0 if cache is None else cache.length
         cos, sin = rotary(first, count, self.width, x.device)
         mask: Tensor | None = None
-        if cache is None or count > 1:
+        if count > self.window if cache is None else count > 1:  # a plain causal kernel skips half of the work
             kept = 0 if cache is None else min(first, self.window - 1)
             mask = band_mask(kept + count, self.window, x.device)[kept:]
         for layer, block in enumerate(self.blocks):

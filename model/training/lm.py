@@ -31,7 +31,10 @@ class LMTraining:
 
     steps: int = 3000
     batch: int = 8
-    length: int = 1024  # positions; twice the attention window, so that the window slides in training too
+    length: int = 512  # positions of a sequence
+    long_from: float = (
+        0.75  # of the steps: from then on half as many sequences, twice as long, so that the window slides
+    )
     rate: float = 1.5e-3
     warmup: int = 150
     weight_decay: float = 0.1
@@ -93,9 +96,8 @@ class Batches:
             self._streams[kind, epoch] = Stream(self.documents[kind], self.training.seed, epoch)
         return self._streams[kind, epoch]
 
-    def _row(self, kind: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``number``-th window of a kind since the start of training."""
-        length = self.training.length
+    def _row(self, kind: str, number: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``number``-th window of a kind, were all windows ``length`` long."""
         total = sum(document.frames for document in self.documents[kind])
         windows = max(total // length, 1)
         epoch, window = divmod(number, windows)
@@ -107,15 +109,17 @@ class Batches:
         """Batch of a step. Reads only what the step needs."""
         training = self.training
         rng = step_rng(training.seed, step)
-        music = round(training.batch * training.music_share) if len(self.documents) == 2 else 0
-        kinds = ["music"] * music + ["speech"] * (training.batch - music)
+        long = step >= training.long_from * training.steps
+        size, length = (max(training.batch // 2, 1), 2 * training.length) if long else (training.batch, training.length)
+        music = round(size * training.music_share) if len(self.documents) == 2 else 0
+        kinds = ["music"] * music + ["speech"] * (size - music)
         if len(self.documents) == 1:
-            kinds = list(self.documents) * training.batch
+            kinds = list(self.documents) * size
         counts = {kind: kinds.count(kind) for kind in self.documents}
         rows = []
         for row, kind in enumerate(kinds):
             rank = kinds[:row].count(kind)
-            rows.append(self._batch_row(*self._row(kind, step * counts[kind] + rank), rng))
+            rows.append(self._batch_row(*self._row(kind, step * counts[kind] + rank, length), rng))
         codes, inputs, mel, masked = (np.stack(part) for part in zip(*rows, strict=True))
         return Batch(*(torch.from_numpy(part) for part in (inputs, mel, masked, codes)))
 
