@@ -19,6 +19,7 @@ from app.audio_io import Samples, decode, encode
 from app.cli_client import post
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
+from app.continuation import SEED_BITS, join
 from app.errors import ServiceError
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
@@ -31,6 +32,7 @@ BundleFolder = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
 ]
 Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead of computing here")]
+ApiKey = Annotated[str | None, typer.Option(envvar="WHISPERGPT_API_KEY", help="Key for the server at --url")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as `config show` says")]
 Mel = Literal["decoded", "masked"]
@@ -71,7 +73,9 @@ def _continue_here(
             made.append(frame)
             bar.advance(task)
     logprobs = [float(frame.logprobs[0]) for frame in made]
-    samples = torch.cat(([prompt] if include_prompt else []) + [frame.samples[0].cpu() for frame in made]).numpy()
+    samples = torch.cat([frame.samples[0] for frame in made]).cpu().numpy()
+    if include_prompt:
+        samples = join(prompt.numpy(), state.tail[0].cpu().numpy(), samples)
     nll = -sum(logprobs) / len(logprobs)
     return {
         "object": "audio.continuation",
@@ -79,12 +83,12 @@ def _continue_here(
         "seed": options.seed,
         "sample_rate": SAMPLE_RATE_HZ,
         "frame_rate": FRAME_RATE_HZ,
-        "prompt": {"seconds": len(prompt) / SAMPLE_RATE_HZ, "tokens": len(state.tokens), "nll": state.nll},
+        "prompt": {"seconds": len(state.tokens) / FRAME_RATE_HZ, "tokens": len(state.tokens), "nll": state.nll},
         "choices": [
             {
                 "index": 0,
                 "audio": {"format": "wav", "data": base64.b64encode(encode(samples, "wav")).decode()},
-                "seconds": len(made) / FRAME_RATE_HZ,
+                "seconds": len(samples) / SAMPLE_RATE_HZ,
                 "tokens": [int(frame.codes[0, 0]) for frame in made],
                 "logprobs": logprobs,
                 "nll": nll,
@@ -127,6 +131,7 @@ def continue_command(
     device: Device = None,
     threads: Threads = None,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Continue a clip."""
     existing([clip])
@@ -136,14 +141,14 @@ def continue_command(
         raise UserError(f"the folder {out.parent} does not exist")
     if top_p == 0.0:
         raise UserError("--top-p must be above 0")
-    seed = secrets.randbits(31) if seed is None else seed
+    seed = secrets.randbits(SEED_BITS) if seed is None else seed
     if url is not None:
         fields = {
             "seconds": seconds, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
             "prompt_start": prompt_start or None, "prompt_end": prompt_end, "include_prompt": include_prompt,
         }  # fmt: skip
         with errors.status(f"waiting for {url}"):
-            body = post(url, "/continue", [clip], fields).json()
+            body = post(url, "/continue", [clip], fields, api_key).json()
     else:
         prompt = torch.from_numpy(_read(clip, prompt_start, prompt_end))
         options = SamplingOptions(temperature, top_k, top_p, seed)
@@ -151,7 +156,9 @@ def continue_command(
         body = _continue_here(loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt)
     _write(body, out)
     choice = body["choices"][0]
-    console.print(f"{out}: {choice['seconds']:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token")
+    console.print(
+        f"{out}: {len(choice['tokens']) / FRAME_RATE_HZ:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token"
+    )
 
 
 def _score_here(
@@ -208,12 +215,13 @@ def score_command(
     device: Device = None,
     threads: Threads = None,
     url: Url = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Tell how likely clips are."""
     existing(clips)
     if url is not None:
         with errors.status(f"waiting for {url}"):
-            body = post(url, "/score", clips, {"prompt_seconds": prompt_seconds, "detail": detail}).json()
+            body = post(url, "/score", clips, {"prompt_seconds": prompt_seconds, "detail": detail}, api_key).json()
     else:
         loaded = _load(bundle, device, threads)
         results = _score_here(loaded, clips, frames_for_seconds(prompt_seconds), detail == "tokens", mel)

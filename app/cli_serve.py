@@ -1,5 +1,6 @@
 """`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
 
+import copy
 import inspect
 import json
 import os
@@ -15,6 +16,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from app.cli_options import FriendlyGroup, UserError, console, errors
+from app.main import create_app
 from app.settings import PREFIX, Settings, load_settings, unknown_names
 
 config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
@@ -77,15 +79,16 @@ def shown(value: Any) -> str:
 @settings_flags
 def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
-    from app.main import create_app
-
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     uvicorn.run(
         create_app(settings),
         host=settings.host,
         port=settings.port,
-        log_level=settings.log_level,
+        log_config=logs,
+        log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         server_header=False,
     )

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 PREFIX = "WHISPERGPT_"
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
-NOT_SETTINGS = {"CONFIG", "FORBID_SKIPS"}  # variables of the prefix that are read elsewhere
+NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE"}  # variables of the prefix that are read elsewhere
 log = logging.getLogger("whispergpt")
 
 
@@ -26,10 +26,10 @@ class Settings(BaseSettings):
     codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     threads: int = Field(
-        min(os.cpu_count() or 1, 2),
+        1,  # a frame's matrices are small: on two busy cores, two threads took 105 ms a frame and one took 8
         ge=1,
         le=256,
-        description="threads that torch computes with; more than cores is 20 times slower",
+        description="threads that torch computes with; more than idle cores is 10 to 20 times slower",
     )
     slots: int = Field(1, ge=1, le=1, description="requests computed at the same time; this engine has one")
     queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
