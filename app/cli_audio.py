@@ -156,9 +156,8 @@ def continue_command(
         body = _continue_here(loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt)
     _write(body, out)
     choice = body["choices"][0]
-    console.print(
-        f"{out}: {len(choice['tokens']) / FRAME_RATE_HZ:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token"
-    )
+    made = len(choice["tokens"]) / FRAME_RATE_HZ
+    console.print(f"{out}: {made:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token")
 
 
 def _score_here(

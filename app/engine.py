@@ -171,6 +171,7 @@ class Engine:
         self.empty.set()
         self._queue: queue.SimpleQueue[_Submitted | None] = queue.SimpleQueue()
         self._heartbeat = 0.0
+        self._computing = 0  # jobs in hand: 0 or 1
         self._recent_seconds = 1.0  # what a request took of late, for Retry-After
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         metrics.slots_total.set(1)
@@ -218,8 +219,9 @@ class Engine:
             self._gauge()
 
     def _gauge(self) -> None:
-        running = int(self.metrics.running._value.get())
-        self.metrics.waiting.set(max(self.taken - running, 0))
+        self.metrics.running.set(self._computing)
+        self.metrics.slots_used.set(self._computing)
+        self.metrics.waiting.set(max(self.taken - self._computing, 0))
 
     async def submit(self, job: Job) -> Any:
         """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job."""
@@ -265,8 +267,8 @@ class Engine:
             return
         job.started = time.monotonic()
         self.metrics.queue_seconds.observe(job.started - job.arrived)
-        self.metrics.running.set(1)
-        self.metrics.slots_used.set(1)
+        self._computing = 1
+        self._gauge()
         result: Any = None
         error: Exception | None = None
         try:
@@ -278,8 +280,8 @@ class Engine:
         except Exception as caught:  # the caller's to handle; this thread lives on
             error = caught
         finally:
-            self.metrics.running.set(0)
-            self.metrics.slots_used.set(0)
+            self._computing = 0
+            self._gauge()
         self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - job.started)
         try:
             submitted.loop.call_soon_threadsafe(_settle, submitted.future, result, error)

@@ -80,7 +80,7 @@ def _convolution(conv: nn.Conv1d, x: Tensor, carry: _Carry, pad_mode: str) -> Te
         x = F.pad(x, (left, 0), mode="reflect")
     else:
         x = F.pad(x, (left, 0))
-    carry.leave(x[..., -left:])
+    carry.leave(x[..., -left:].clone())  # a view would keep the whole chunk alive
     return F.conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
@@ -134,7 +134,7 @@ def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
     left = conv.kernel_size[0] - 1
     before = carry.take()
     x = F.pad(x, (left, 0)) if before is None else torch.cat([before, x], dim=-1)
-    carry.leave(x[..., 1:] if x.shape[-1] == left + 1 else x[..., -left:])
+    carry.leave(x[..., 1:] if x.shape[-1] == left + 1 else x[..., -left:].clone())
     if x.shape[-1] > left + 1:
         return F.conv1d(x, conv.weight, conv.bias, groups=conv.groups)
     if conv.groups > 1:  # depthwise
@@ -146,7 +146,9 @@ def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
 
 
 class StreamingDecoder:
-    """Codes to samples, chunk by chunk, with the weights of a codec (shared, not copied)."""
+    """Codes to samples, chunk by chunk, with the weights of a codec: shared, but for the codebooks, which it gathers
+    into one table (4 MB) when it is made.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self.decoder = codec.decoder

@@ -303,8 +303,10 @@ class CodecTrainer:
         codebooks = draw_codebooks(rng, self.codec.config.codebooks)
         low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
         if 0 <= training.freeze_encoder_from <= step:
+            with torch.no_grad(), low:
+                latents = self.codec.encoder(samples[:, None])
             with torch.no_grad():
-                quantized = self.codec.dequantize(self.codec.encode(samples)[:, :codebooks])
+                quantized = self.codec.dequantize(self.codec.quantize(latents.float())[:, :codebooks])
             with low:
                 made = self.codec.decoder(quantized)
             return made[:, 0].float(), samples.new_zeros(())
