@@ -1,12 +1,17 @@
 """What all tests share: one thread, a bundle of random weights and a signal that is a little like speech."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from model.bundle import Bundle, random_bundle
+from model.codec.codec import Codec, CodecConfig
 from model.constants import SAMPLE_RATE_HZ
+from model.training.codec import lsuv
 
 torch.set_num_threads(1)  # the tensors are small: more threads cost more than they bring
 
@@ -27,12 +32,39 @@ def make_speech_like(seconds: float, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def bundle() -> Bundle:
-    """Random weights, in the smallest preset; nobody may change it."""
-    return random_bundle("tiny")
-
-
-@pytest.fixture(scope="session")
 def speech_like() -> Tensor:
     """Four seconds, (96000,) float32."""
     return make_speech_like(4.0)
+
+
+def enliven(codec: Codec, samples: Tensor) -> None:
+    """Random weights that code a signal with hundreds of different codes; PyTorch's own init gives the same few."""
+    lsuv(codec, samples[None])
+    generator = torch.Generator().manual_seed(5)
+    for stage, layer in enumerate(codec.quantizer.vq.layers):
+        book = layer._codebook.embed
+        book.copy_(torch.randn(book.shape, generator=generator) * 0.7**stage)
+
+
+@pytest.fixture(scope="session")
+def make_codec(speech_like: Tensor) -> Callable[..., Codec]:
+    """Makes codecs of random weights, tiny unless the given settings say otherwise."""
+
+    def make(**settings: Any) -> Codec:
+        config = CodecConfig(**{"n_filters": 2, "frame_dim": 16, "frame_blocks": 2, "lstm_layers": 1} | settings)
+        before = torch.get_rng_state()
+        torch.manual_seed(0)
+        codec = Codec(config).eval().requires_grad_(False)
+        torch.set_rng_state(before)
+        enliven(codec, speech_like)
+        return codec
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(speech_like: Tensor) -> Bundle:
+    """Random weights, in the smallest preset; nobody may change it."""
+    bundle = random_bundle("tiny")
+    enliven(bundle.codec, speech_like)
+    return bundle
