@@ -112,7 +112,10 @@ def load_codec(config: CodecConfig, path: Path) -> Codec:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path.name} cannot be read: {error}") from error
-    found = codec.load_state_dict(weights, strict=False)
+    try:
+        found = codec.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # shapes
+        raise BundleError(f"{path.name} does not fit the codec's config: {error}") from error
     missing = [name for name in found.missing_keys if not name.endswith(QUANTISER_STATISTICS)]
     unexpected = found.unexpected_keys
     if missing or unexpected:
@@ -142,17 +145,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A bundle's config, checked. Raises BundleError."""
     path = folder / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: Any = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise BundleError(f"no bundle in {folder}: {CONFIG} is missing") from error
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no JSON, or no text
         raise BundleError(f"{CONFIG} in {folder} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{CONFIG} in {folder} holds no object")
     if config.get("format") != FORMAT:
         raise BundleError(f"bundle format {config.get('format')!r} is not {FORMAT}")
     unknown, missing = set(config) - KEYS, {"name", "codec", "codec_sha256", "decoder"} - set(config)
     if unknown or missing:
         raise BundleError(f"{CONFIG}: unknown keys {sorted(unknown)}, missing keys {sorted(missing)}")
-    return config
+    return dict(config)
 
 
 def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = None) -> Bundle:
@@ -163,8 +168,8 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
     """
     config = read_config(folder)
     hashes = {DECODER: sha256_of(folder / DECODER)} if (folder / DECODER).exists() else {}
-    codec_config = dict(config["codec"])
     try:
+        codec_config = dict(config["codec"])
         if codec_config.pop("kind", "bundled") == "meta":
             from model.codec.meta import MetaCodecError, load_meta_codec
 
