@@ -179,3 +179,26 @@ def test_a_skip_fails_where_it_is_forbidden(tmp_path: Path) -> None:
     forbidden = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
     assert forbidden.returncode == 1
     assert "1 failed, 1 xfailed" in forbidden.stdout
+
+
+def test_operations_guide_names_what_exists() -> None:
+    from app.metrics import Metrics
+    from app.settings import Settings
+
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    documented = set(re.findall(r"^\| `((?!whispergpt_)\w+)` \|", guide, re.M))
+    assert documented == set(Settings.model_fields)
+    kept = {name for family in Metrics().registry.collect() for name in (family.name, f"{family.name}_total")}
+    assert set(re.findall(r"`(whispergpt_\w+)", guide)) <= kept
+
+
+def test_api_guide_names_every_field_and_route() -> None:
+    from app.main import create_app
+    from app.schemas import ContinueForm, ScoreForm
+
+    guide = (ROOT / "docs" / "api.md").read_text()
+    for form in (ContinueForm, ScoreForm):
+        for name in form.model_fields:
+            assert f"`{name}`" in guide, name
+    for path in create_app().openapi()["paths"]:
+        assert path in guide, path
