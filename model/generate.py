@@ -120,7 +120,7 @@ def step(
     index: int,
     given: Tensor | None = None,
 ) -> GeneratedFrame:
-    """Make one frame of every row; ``state`` moves on. uniform: (n, k) float64. given: (n, 64) replaces the made mel."""
+    """Make one frame of every row; ``state`` moves on. uniform: (n, k) float64. given: (n, 64) replaces the mel."""
     model = bundle.decoder
     slices = None if masked else state.slices[0]
     hidden = model(state.token, slices, cache=state.cache)[:, 0]  # (n, dim)

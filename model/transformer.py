@@ -117,7 +117,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """(B, T, dim) -> (B, T, dim). ``mask`` (T, keys) bool; None: plain causal without a cache, every key with one."""
+        """(B, T, dim) -> (B, T, dim). ``mask`` (T, keys) bool; None: causal without a cache, all keys with one."""
         rows, count, dim = x.shape
         qkv = self.qkv(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
