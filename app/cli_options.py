@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from app.errors import ServiceError
 from model.bundle import BundleError
+from model.codec.meta import MetaCodecError
 from model.score import TooShortError
 from model.training.data import DataError
 
@@ -32,7 +33,7 @@ class UserError(Exception):
 
 
 FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-USER_ERRORS = (UserError, ServiceError, DataError, BundleError, TooShortError, *FILE_ERRORS)
+USER_ERRORS = (UserError, ServiceError, DataError, BundleError, MetaCodecError, TooShortError, *FILE_ERRORS)
 
 
 class FriendlyGroup(TyperGroup):

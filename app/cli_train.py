@@ -82,7 +82,7 @@ def lm_command(
     folders: Folders,
     training: LMTraining,
     token_settings: TokenSettings,
-    codec: Annotated[Path, typer.Option(help="Folder of a codec run, or of a bundle whose codec is used")],
+    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle; Meta's checkpoint file, or `meta`")],
     preset: Annotated[Preset, typer.Option(help="Shape of the model")] = "hybrid-4m",
     out: Out = Path("runs/lm"),
     bundle: Annotated[Path | None, typer.Option(help="Where the bundle goes; default: OUT/bundle")] = None,

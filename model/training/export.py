@@ -24,12 +24,23 @@ from model.bundle import (
     tokeniser_sha256,
 )
 from model.codec.codec import Codec, CodecConfig
+from model.codec.meta import FILE_NAME, load_meta_codec
 from model.config import DecoderConfig
 from model.hybrid import HybridLM
 from model.training.data import DataError
 from model.training.tokens import TokenSet
 
 CODEC_CONFIG = "codec.json"
+META = Path("meta")  # stands for Meta's checkpoint by the `encodec` package's own download
+
+
+def _is_meta(source: Path) -> bool:
+    """Whether a codec is Meta's: by name, or as a checkpoint file. All others are folders."""
+    return source == META or source.is_file()
+
+
+def _meta_file(source: Path) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / FILE_NAME if source == META else source
 
 
 def _run_settings(run: Path) -> dict[str, Any]:
@@ -56,8 +67,12 @@ def export_codec(run: Path) -> Path:
 def find_codec(folder: Path) -> tuple[Codec, str]:
     """The codec of a bundle or of a codec run, as it will be served, and the SHA-256 of what decides its tokens.
 
-    Raises DataError when the folder is neither, BundleError when its weights do not fit.
+    Meta's codec is named by its checkpoint's file, or by ``meta``, which downloads it. Raises DataError when there is
+    no codec, BundleError when its weights do not fit, MetaCodecError when Meta's cannot be had.
     """
+    if _is_meta(folder):
+        codec = load_meta_codec(None if folder == META else folder)
+        return codec, tokeniser_sha256(codec)
     if (folder / CONFIG).exists():
         described = read_config(folder)["codec"]
     else:
@@ -95,6 +110,12 @@ def export_bundle(
     }
     bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by)
     save_bundle(bundle, out)
+    if _is_meta(codec_folder):  # named by its hash, and not shipped: it has terms of its own
+        (out / CODEC).unlink()
+        written = read_config(out) | {"codec": {"kind": "meta"}, "codec_sha256": sha256_of(_meta_file(codec_folder))}
+        (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+        (out / DECODER).chmod(0o644)
+        return bundle
     if (codec_folder / CODEC).resolve() != (out / CODEC).resolve():
         shutil.copyfile(codec_folder / CODEC, out / CODEC)  # the very file, whatever wrote it: its hash is the bundle's
     written = read_config(out)
