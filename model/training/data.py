@@ -27,6 +27,7 @@ AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
 MIDI_SUFFIXES = {".mid", ".midi"}
 SOUND_FONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # Debian's fluid-soundfont-gm
 MIDI_RMS = 0.06  # FluidSynth's levels come out low (rms 0.01); speech corpora lie near this
+SILENT_PEAK = 1e-3  # FluidSynth's silence is not zero but dither, 3e-5
 VALID_PERCENT = 4  # of the groups (speakers, pieces), by a hash of their name
 
 
@@ -68,10 +69,9 @@ def render_midi(path: Path, sound_font: Path = SOUND_FONT) -> npt.NDArray[np.flo
         except subprocess.CalledProcessError as error:
             raise DataError(f"FluidSynth cannot render {path}: {error.stderr.decode(errors='replace')}") from error
         samples = read_audio(wav)
-    loudness = float(np.sqrt(np.mean(samples**2))) if len(samples) else 0.0
-    if loudness == 0.0:
+    if not len(samples) or float(np.abs(samples).max()) < SILENT_PEAK:
         raise DataError(f"{path} renders to silence")
-    samples *= MIDI_RMS / loudness
+    samples *= MIDI_RMS / float(np.sqrt(np.mean(samples**2)))
     peak = float(np.abs(samples).max())
     return samples if peak <= 0.99 else samples * (0.99 / peak)
 
