@@ -1,0 +1,41 @@
+"""Small codecs whose latents and samples move as those of a trained one do."""
+
+from functools import cache
+from typing import Literal, Protocol
+
+import pytest
+import torch
+
+from model.codec.codec import Codec, CodecConfig
+from model.training.codec import lsuv
+
+Decoder = Literal["frame", "seanet"]
+PadMode = Literal["constant", "reflect"]
+
+
+class MakeCodec(Protocol):
+    def __call__(self, decoder: Decoder, pad_mode: PadMode) -> Codec: ...
+
+
+@pytest.fixture(scope="session")
+def make_codec() -> MakeCodec:
+    """Codecs by kind; each is made once, and nobody may change it. PyTorch's own init would give constant codes."""
+
+    @cache
+    def make(decoder: Decoder, pad_mode: PadMode) -> Codec:
+        torch.manual_seed(0)
+        codec = Codec(
+            CodecConfig(
+                decoder=decoder, pad_mode=pad_mode, n_filters=4, lstm_layers=2, frame_dim=16, frame_blocks=3,
+            )
+        )  # fmt: skip
+        lsuv(codec, torch.randn(2, 320 * 30) * 0.1)
+        with torch.no_grad():
+            for index, layer in enumerate(codec.quantizer.vq.layers):
+                layer._codebook.embed.normal_(std=0.9**index)
+            for parameter in codec.parameters():
+                if parameter.dim() == 1:
+                    parameter += torch.randn_like(parameter) * 0.05  # biases count, too
+        return codec.eval().requires_grad_(False)
+
+    return make
