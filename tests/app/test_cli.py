@@ -2,6 +2,10 @@
 
 import base64
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 import typer
+import uvicorn
+from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 from app import __version__
 from app.cli import cli
 from app.cli_options import UserError, dataclass_options, field_comments
+from app.main import create_app
 from app.settings import Settings
 from model.bundle import load_bundle, random_bundle, save_bundle
 from model.constants import SAMPLE_RATE_HZ
@@ -41,6 +48,26 @@ def environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPERGPT_BUNDLE", str(bundle))
     monkeypatch.setenv("WHISPERGPT_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[str]:
+    """A real server on a free port, that wants a key; its URL."""
+    settings = Settings(bundle=bundle, threads=1, api_keys=[SecretStr("sesame")])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not running.started:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join(60)
 
 
 def run(*arguments: object) -> Result:
@@ -166,6 +193,39 @@ def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
     result = run("score", text)
     assert result.exit_code == 1
     assert result.stderr.startswith("text.wav: ")
+
+
+# against a server
+
+
+def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path) -> None:
+    options = ["--seconds", 0.5, "--seed", 5, "--top-p", 0.9, "--include-prompt", "--prompt-end", 2]
+    here, there = tmp_path / "here.wav", tmp_path / "there.wav"
+    assert run("continue", SPEECH, "-o", here, *options).exit_code == 0
+    result = run("continue", SPEECH, "-o", there, *options, "--url", server, "--api-key", "sesame")
+    assert result.exit_code == 0, result.output
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_server_and_command_line_agree_on_scores(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPERGPT_API_KEY", "sesame")
+    options = ["--json", "--detail", "tokens", "--prompt-seconds", 0.5]
+    here = json.loads(run("score", SPEECH, MUSIC, *options).stdout)["results"]
+    there = json.loads(run("score", SPEECH, MUSIC, *options, "--url", server).stdout)["results"]
+    for mine, other in zip(here, there, strict=True):
+        assert (mine["filename"], mine["codes"]) == (other["filename"], other["codes"])
+        assert mine["logprobs"] == pytest.approx(other["logprobs"], abs=1e-6)
+        assert mine["nll"] == pytest.approx(other["nll"], abs=1e-6)
+
+
+def test_errors_of_a_server_are_told(server: str, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.wav", tmp_path / "out.wav"
+    text.write_text("no audio at all, only words")
+    key = ["--api-key", "sesame"]
+    refused(run("continue", SPEECH, "-o", out, "--url", server), "401 invalid_api_key")
+    refused(run("continue", text, "-o", out, "--url", server, *key), "415 unsupported_format", "request ")
+    refused(run("continue", SPEECH, "-o", out, "--url", server, *key, "--seconds", 31), "422 invalid_parameter")
+    refused(run("continue", SPEECH, "-o", out, "--url", server + "/nowhere", *key), "404")
 
 
 # train and eval
