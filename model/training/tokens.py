@@ -7,6 +7,7 @@ from the codes (what the closed loop hears). Made once, resumable, read through 
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -199,34 +200,33 @@ def build_tokens(
     mel = LogMel().to(device)
     total = sum(document.frames for document in documents)
     batches = list(_batches(_jobs(corpus, settings)))
-    files = {}
-    for name, dtype, width in TokenSet.FILES:
-        path = out / f"{name}.bin"
-        path.touch()
-        files[name] = path.open("r+b")
-        files[name].truncate(total * width * np.dtype(dtype).itemsize)
-        files[name].seek(0, 2)
-    for number, batch in enumerate(track(batches, description="encoding")):
-        if number < done:
-            continue
-        rngs = [job.rng(settings.seed) for job in batch]
-        rows = [_samples(corpus, job, settings, rng) for job, rng in zip(batch, rngs, strict=True)]
-        counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
-        codebooks = [min(int(rng.choice(counts, p=weights)), codec.config.codebooks) for rng in rngs]
-        for job, arrays in zip(batch, _encode(codec, mel, rows, codebooks, device), strict=True):
-            for (name, _, _), array in zip(TokenSet.FILES, arrays, strict=True):
-                files[name].write(array.tobytes())
-            frames = len(arrays[0])
-            name = Path(job.clip.path).name
-            documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name))
-            total += frames
-        if number % 50 == 49 or number == len(batches) - 1:
-            for file in files.values():
-                file.flush()
-            kept = {"made_from": made_from, "batches": number + 1, "documents": [asdict(d) for d in documents]}
-            progress.write_text(json.dumps(kept))
-    for file in files.values():
-        file.close()
+    with ExitStack() as stack:  # whatever ends this, what was written is flushed and closed
+        files = {}
+        for name, dtype, width in TokenSet.FILES:
+            path = out / f"{name}.bin"
+            path.touch()
+            files[name] = stack.enter_context(path.open("r+b"))
+            files[name].truncate(total * width * np.dtype(dtype).itemsize)
+            files[name].seek(0, 2)
+        for number, batch in enumerate(track(batches, description="encoding")):
+            if number < done:
+                continue
+            rngs = [job.rng(settings.seed) for job in batch]
+            rows = [_samples(corpus, job, settings, rng) for job, rng in zip(batch, rngs, strict=True)]
+            counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
+            codebooks = [min(int(rng.choice(counts, p=weights)), codec.config.codebooks) for rng in rngs]
+            for job, arrays in zip(batch, _encode(codec, mel, rows, codebooks, device), strict=True):
+                for (name, _, _), array in zip(TokenSet.FILES, arrays, strict=True):
+                    files[name].write(array.tobytes())
+                frames = len(arrays[0])
+                name = Path(job.clip.path).name
+                documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name))
+                total += frames
+            if number % 50 == 49 or number == len(batches) - 1:
+                for file in files.values():
+                    file.flush()
+                kept = {"made_from": made_from, "batches": number + 1, "documents": [asdict(d) for d in documents]}
+                progress.write_text(json.dumps(kept))
     index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]}))
     progress.unlink(missing_ok=True)
     return TokenSet(out)
