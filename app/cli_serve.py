@@ -15,9 +15,10 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from rich.table import Table
 
-from app.cli_options import FriendlyGroup, UserError, console, errors
+from app.cli_options import FriendlyGroup, UserError, console, errors, pick_device
 from app.main import create_app
 from app.settings import PREFIX, Settings, load_settings, unknown_names
+from model.bundle import load_bundle
 
 config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help=f"TOML file of settings ({PREFIX}CONFIG)")]
@@ -81,10 +82,11 @@ def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)  # before the port is taken
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     uvicorn.run(
-        create_app(settings),
+        create_app(settings, bundle),
         host=settings.host,
         port=settings.port,
         log_config=logs,

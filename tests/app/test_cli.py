@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import socket
 import threading
 import time
@@ -104,6 +105,12 @@ def test_serve_has_a_flag_for_every_setting() -> None:
 
 def test_serve_without_weights(tmp_path: Path) -> None:
     refused(run("serve", "--bundle", tmp_path), "no bundle in", "--bundle")
+
+
+def test_serve_with_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "damaged")
+    (tmp_path / "damaged" / "codec.safetensors").write_bytes(b"not weights")
+    refused(run("serve", "--bundle", tmp_path / "damaged", "--port", 0), "codec.safetensors")
 
 
 def test_serve_with_a_bad_value() -> None:
