@@ -148,14 +148,22 @@ def test_no_tracked_file_is_large() -> None:
     assert {name: size for name, size in sizes.items() if size > MAX_TRACKED_BYTES} == {}
 
 
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """make, without the flags of a make that runs the tests."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("target", ["install", "serve", "test", "test-slow", "lint", "format", "clean"])
 def test_make_knows(target: str) -> None:
-    # the outer make's flags would reach this one
-    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    shown = subprocess.run(
-        ["make", "--dry-run", target], cwd=ROOT, env=environment, check=False, capture_output=True, text=True
-    )
+    shown = make("--dry-run", target)
     assert shown.returncode == 0, shown.stderr
+
+
+def test_make_install_does_nothing_the_second_time() -> None:
+    if (ROOT / ".venv" / ".installed").exists():  # else this is a checkout that `make install` has not seen
+        assert make("--question", "install").returncode == 0
 
 
 def test_ci_calls_make_test_and_forbids_skips() -> None:

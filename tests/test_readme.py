@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +36,9 @@ def bundle_folder() -> Path:
 
 
 def environment() -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WHISPERGPT_", "MAKE", "MFLAGS"))
+    }
     return inherited | {"PYTHONPATH": str(ROOT), "WHISPERGPT_BUNDLE": str(bundle_folder()), "OMP_NUM_THREADS": "1"}
 
 
@@ -57,8 +60,10 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         free = int(probe.getsockname()[1])
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as out:
-        command = [sys.executable, "-m", "app.cli", "serve", "--host", "127.0.0.1", "--port", str(free)]
-        server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=out)
+        command = ["make", "serve", f"PORT={free}"]
+        if not (ROOT / ".venv" / ".installed").exists():  # tests of a checkout that `make install` has not seen
+            command = [sys.executable, "-m", "app.cli", "serve", "--port", str(free)]
+        server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=out, start_new_session=True)
         try:
             deadline = time.monotonic() + START_SECONDS
             while not is_ready(free):
@@ -68,11 +73,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
             yield free
             assert server.poll() is None, f"the server died:\n{log.read_text()}"
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGTERM)  # make and the server
             try:
                 server.wait(60)
             except subprocess.TimeoutExpired:
-                server.kill()
+                os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
     assert "Traceback" not in log.read_text()
 
