@@ -125,7 +125,8 @@ class EnvelopeLoss(nn.Module):
     """One minus the correlation of band envelopes over 0.4 s: what carries words, without regard to phase.
 
     A differentiable relative of STOI (Taal et al., 2011): 15 third-octave bands from 150 Hz, windows of 25 ms,
-    segments of 30 windows; silent segments do not count. Figures of STOI on a codec trained with it should be read beside others.
+    segments of 30 windows; silent segments do not count.
+    Figures of STOI on a codec trained with it should be read beside others.
     """
 
     WINDOW, HOP, FFT, SEGMENT, STRIDE = 600, 300, 1024, 30, 10
