@@ -51,7 +51,9 @@ def _run(steps: Iterator[int], out: Path) -> None:
         for _ in steps:
             pass
     except KeyboardInterrupt:
-        raise UserError(f"stopped; the same command goes on from the last checkpoint in {out}") from None
+        kept = (out / "checkpoint.pt").exists()
+        rest = f"goes on from the last checkpoint in {out}" if kept else "begins anew: there is no checkpoint yet"
+        raise UserError(f"stopped; the same command {rest}") from None
     except ValueError as error:
         raise UserError(str(error)) from error
 
