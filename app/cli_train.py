@@ -45,7 +45,7 @@ def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> Cor
     return corpus
 
 
-def _run(steps: Iterator[int], out: Path) -> None:
+def take(steps: Iterator[int], out: Path) -> None:
     """Takes every step; a run that holds other settings, or is stopped, is told in one line."""
     try:
         for _ in steps:
@@ -74,7 +74,7 @@ def codec_command(
     """Train a codec: samples to 8 codes a frame, and back."""
     limit_threads(threads)
     audio = _corpus(folders, corpus, workers, music)
-    _run(train_codec(config, training, audio, out, pick_device(device)), out)
+    take(train_codec(config, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
 
 
@@ -103,7 +103,7 @@ def lm_command(
     audio = _corpus(folders, corpus, workers, music)
     where = pick_device(device)
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where)
-    _run(train_lm(PRESETS[preset], training, token_set, out, where), out)
+    take(train_lm(PRESETS[preset], training, token_set, out, where), out)
     target = bundle or out / "bundle"
     made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
     count = made.decoder.parameter_count()

@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from app import __version__
 from app.cli import cli
 from app.cli_options import UserError, dataclass_options, field_comments
+from app.cli_train import take
 from app.main import create_app
 from app.settings import Settings
 from model.bundle import load_bundle, random_bundle, save_bundle
@@ -273,6 +274,18 @@ def test_train_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused(run("train", "codec", tmp_path), "no audio or MIDI")
     refused(run("train", "lm", EXAMPLES, "--codec", tmp_path), "no training run")
     refused(run("train", "codec", EXAMPLES, "--kmeans-at", "soon"), "soon")
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+    def steps() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="begins anew"):
+        take(steps(), tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="goes on from the last checkpoint"):
+        take(steps(), tmp_path)
 
 
 def test_dataclass_fields_become_options() -> None:
