@@ -10,6 +10,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,10 @@ class Run:
         log = self.folder / "log.jsonl"
         if not log.exists():
             return []
-        entries = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+        entries = []
+        for line in log.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # cut off by a kill, perhaps with the next entry on the same line
+                entries.append(json.loads(line))
         return [by_step for _, by_step in sorted({entry["step"]: entry for entry in entries}.items())]
 
     def plot(self) -> Path | None:

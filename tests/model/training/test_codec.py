@@ -115,6 +115,18 @@ class TestResumed:
         assert same(torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True), wanted)
 
 
+def test_a_log_line_that_a_kill_cut_off_does_not_stop_the_run(tmp_path: Path) -> None:
+    """The resumed run's first entry lands on the same line; those after it are read."""
+    run = Run(tmp_path, {})
+    run.log(step=1, loss=3.0)
+    with (tmp_path / "log.jsonl").open("a") as out:
+        out.write('{"step": 2, "lo')
+    run.log(step=2, loss=2.0)
+    run.log(step=3, loss=1.0)
+    assert run.history() == [{"step": 1, "loss": 3.0}, {"step": 3, "loss": 1.0}]
+    assert run.plot() is not None
+
+
 def test_the_loss_falls(trainer: CodecTrainer) -> None:
     losses = [trainer.train_step(step)["loss"] for step in range(35)]
     assert np.isfinite(losses).all()
