@@ -111,6 +111,8 @@ class Batches:
         rng = step_rng(training.seed, step)
         long = step >= training.long_from * training.steps
         size, length = (max(training.batch // 2, 1), 2 * training.length) if long else (training.batch, training.length)
+        # no longer than the shortest kind lasts: all rows of a batch have one length
+        length = min(length, *(sum(document.frames for document in found) for found in self.documents.values()))
         music = round(size * training.music_share) if len(self.documents) == 2 else 0
         kinds = ["music"] * music + ["speech"] * (size - music)
         if len(self.documents) == 1:

@@ -208,6 +208,15 @@ def test_document_batch(tokens: TokenSet) -> None:
         np.testing.assert_array_equal(batch.mel[0, 1:].numpy(), source[rows][:-1].astype(np.float32))
 
 
+def test_a_kind_that_is_shorter_than_a_sequence(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A little music beside much speech: training must not stop when the sequences become long."""
+    (one, *rest) = tokens.of("train")
+    monkeypatch.setattr(tokens, "documents", [replace(one, kind="music"), *rest])
+    batches = Batches(tokens, replace(TRAINING, batch=8, long_from=0.5), DEVIATION)
+    assert one.frames < 128
+    assert [tuple(batches(step).inputs.shape) for step in (0, 5)] == [(8, 64), (4, one.frames)]
+
+
 def test_no_documents(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "documents", [])
     with pytest.raises(ValueError, match="no training documents"):
