@@ -66,21 +66,21 @@ def test_resumed_equals_at_once(corpus: Corpus, codec: Codec, tmp_path: Path, mo
     settings = TokenSettings(document_seconds=0.5, seed=3)  # with augmentation: 78 documents
     whole = build_tokens(corpus, codec, "hash", settings, tmp_path / "whole")
     assert len(whole.documents) == 78
-    encode, calls = codec.encode, []
+    quantize, calls = codec.quantize, []
 
-    def fails_at_last(samples: Tensor) -> Tensor:
-        calls.append(len(samples))
+    def fails_at_last(latents: Tensor) -> Tensor:
+        calls.append(len(latents))
         if len(calls) > 60:
             raise KeyboardInterrupt
-        return encode(samples)
+        return quantize(latents)
 
-    monkeypatch.setattr(codec, "encode", fails_at_last)
+    monkeypatch.setattr(codec, "quantize", fails_at_last)
     with pytest.raises(KeyboardInterrupt):
         build_tokens(corpus, codec, "hash", settings, tmp_path / "cut")
     with pytest.raises(FileNotFoundError):
         TokenSet(tmp_path / "cut")
     calls.clear()
-    monkeypatch.setattr(codec, "encode", lambda samples: (calls.append(1), encode(samples))[1])
+    monkeypatch.setattr(codec, "quantize", lambda latents: (calls.append(1), quantize(latents))[1])
     resumed = build_tokens(corpus, codec, "hash", settings, tmp_path / "cut")
     assert len(calls) == 28  # 78 less the 50 that were recorded
     assert resumed.documents == whole.documents
