@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.codec import CausalConv, Codec, CodecConfig
+from model.codec.codec import CausalConv, Codec, CodecConfig, FrameDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.encodec_import import import_encodec
 from model.mel import LogMel, mel_filter_bank
@@ -188,7 +188,9 @@ def lsuv(codec: Codec, samples: Tensor) -> None:
 
     latents = run(codec.encoder, samples[:, None])
     run(codec.decoder, latents)
-    last = [m for m in codec.decoder.modules() if isinstance(m, nn.Conv1d | nn.Linear)][-1]
+    last: nn.Conv1d | nn.Linear = [m for m in codec.decoder.modules() if isinstance(m, nn.Conv1d)][-1]
+    if isinstance(codec.decoder, FrameDecoder):
+        last = codec.decoder.head
     last.weight *= 0.1  # the first output is quiet, so that the first gradients are not
 
 

@@ -80,8 +80,11 @@ def group_of(path: Path, kind: str) -> str:
     """What a split must not cut through: the speaker (LibriSpeech's leading number), the piece, or the folder."""
     if kind == "music":
         return path.stem
-    head = path.stem.split("-")[0]
-    return f"{path.parent.name}/{head}" if head.isdigit() and "-" in path.stem else path.parent.name
+    head, _, rest = path.stem.partition("-")
+    if not (head.isdigit() and rest):
+        return path.parent.name
+    by_chapter = path.parent.parent.name == head  # LibriSpeech's layout: SPEAKER/CHAPTER/SPEAKER-CHAPTER-N.flac
+    return head if by_chapter else f"{path.parent.name}/{head}"
 
 
 def is_valid_group(group: str, share: float) -> bool:

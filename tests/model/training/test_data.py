@@ -88,7 +88,8 @@ def test_a_large_group_is_never_for_validation() -> None:
 @pytest.mark.parametrize(
     ("path", "kind", "group"),
     [
-        ("LibriSpeech/test/61/70968/61-70968-0001.flac", "speech", "70968/61"),
+        ("LibriSpeech/test/61/70968/61-70968-0001.flac", "speech", "61"),
+        ("speech/librispeech/103-1240-0000.opus", "speech", "librispeech/103"),
         ("voices/anna/one.wav", "speech", "anna"),
         ("voices/anna/take-one.wav", "speech", "anna"),
         ("pieces/sonata.mid", "music", "sonata"),
