@@ -223,7 +223,7 @@ def test_lsuv_gives_unit_deviation(corpus: Corpus, decoder: Any) -> None:
     last = max(deviations, key=list(deviations).index) if decoder == "seanet" else None
     for name, deviation in deviations.items():
         assert deviation == pytest.approx(0.1 if name == last else 1.0, rel=1e-2), name
-    assert made.std() < 0.2  # quiet, so that the first gradients are not
+    assert made.std() < 0.3  # quiet, so that the first gradients are not
 
 
 class TestCrops:
