@@ -24,21 +24,33 @@ MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav", "flac": "audio/flac", "pcm
 BLOCK_FRAMES = 65_536  # libsndfile's Vorbis has crashed on larger ones
 RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files
 MAX_CHANNELS = 64
+MAX_PEAK = 100.0  # 40 dB above full scale; beyond it a float file holds no audio, and would make the model overflow
+HEAD_BYTES = 26  # up to the end of FLAC's sample count
+FALLBACK = {b"RIFF": "wav", b"OggS": "ogg"}  # MP3 in WAV, Speex: what libsndfile cannot open and FFmpeg can
 LIMIT_KNEE = 0.9  # full scale; above it the limiter bends
 
 
-def sniff(head: bytes) -> Literal["soundfile", "av"]:
-    """Which library reads a file that begins with ``head`` (16 bytes or more). Raises UnsupportedFormat."""
+def sniff(head: bytes) -> str | None:
+    """FFmpeg's format name for a file that begins with ``head``, None when libsndfile reads it.
+
+    FFmpeg is told the format, and guesses none: it knows formats that open other files. Raises UnsupportedFormat.
+    """
     if head[:4] in (b"RIFF", b"RF64", b"RIFX") and head[8:12] == b"WAVE":
-        return "soundfile"
-    if head[:4] in (b"fLaC", b"OggS") or (head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC")):
-        return "soundfile"
-    if head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3":  # MP4 family; Matroska and WebM
-        return "av"
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:  # ADTS: layer bits 00
-        return "av"
-    if head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06):
-        return "soundfile"  # MPEG audio, with or without a tag
+        return None
+    if head[:4] == b"fLaC":
+        unknown = len(head) >= HEAD_BYTES and not head[21] & 0x0F and not any(head[22:26])
+        return "flac" if unknown else None  # FLAC from a pipe does not say its length, and libsndfile wants it
+    if head[:4] == b"OggS" or (head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC")):
+        return None
+    if head[4:8] == b"ftyp":
+        return "mov"  # the MP4 family
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"  # and WebM
+    if head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0:
+        return "aac"  # ADTS: layer bits 00
+    mpeg = head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xE0 == 0xE0 and head[1] & 0x06
+    if head[:3] == b"ID3" or (mpeg and head[:2] != b"\xff\xfe"):  # the last is the mark of UTF-16 text
+        return None  # MPEG audio, with or without a tag
     raise UnsupportedFormat("not a known audio file: send WAV, FLAC, OGG, Opus, MP3, AIFF, M4A/AAC or WebM", "file")
 
 
@@ -47,6 +59,22 @@ def _check(rate: int, channels: int) -> None:
         raise AudioInvalid(f"a sample rate of {rate} Hz is not audio", "file")
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioInvalid(f"{channels} channels are not audio", "file")
+
+
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
+    """Mono blocks at the file's own rate, with that rate. Raises UnsupportedFormat or AudioInvalid."""
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    if not head:
+        raise AudioInvalid("the file is empty", "file")
+    container = sniff(head)
+    if container is None and head[:4] in FALLBACK:
+        try:
+            soundfile.SoundFile(file).close()
+        except soundfile.LibsndfileError:
+            container = FALLBACK[head[:4]]
+        file.seek(0)
+    return _soundfile_blocks(file) if container is None else _av_blocks(file, container)
 
 
 def _soundfile_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
@@ -63,9 +91,9 @@ def _soundfile_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
         raise AudioInvalid("the file is damaged, or is not what its first bytes say", "file") from error
 
 
-def _av_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
+def _av_blocks(file: BinaryIO, form: str) -> Iterator[tuple[int, Samples]]:
     try:
-        with av.open(file, mode="r", metadata_errors="ignore") as container:
+        with av.open(file, mode="r", format=form, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise AudioInvalid("the file holds no audio", "file")
             stream = container.streams.audio[0]
@@ -85,6 +113,8 @@ def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
     for rate, block in blocks:
         if not np.isfinite(block).all():
             raise AudioInvalid("the file holds samples that are not numbers", "file")
+        if len(block) and np.abs(block).max() > MAX_PEAK:
+            raise AudioInvalid(f"the file holds samples above {MAX_PEAK:g}, where full scale is 1", "file")
         if rate != rate_before:
             if resampler is not None:
                 yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -103,11 +133,6 @@ def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_s
     ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for); the last without decoding the rest.
     """
     file.seek(0)
-    head = file.read(16)
-    file.seek(0)
-    if not head:
-        raise AudioInvalid("the file is empty", "file")
-    blocks = _soundfile_blocks(file) if sniff(head) == "soundfile" else _av_blocks(file)
     first = round(start_seconds * SAMPLE_RATE_HZ)
     last = math.inf if end_seconds is None else round(end_seconds * SAMPLE_RATE_HZ)
     cap = first + round(max_seconds * SAMPLE_RATE_HZ)
@@ -115,9 +140,10 @@ def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_s
         raise AudioTooLong(f"at most {max_seconds:g} s of audio are taken", "prompt_end")
     kept: list[Samples] = []
     position = 0
-    for block in _resampled(blocks):
+    for block in _resampled(_blocks(file)):
         begin, position = position, position + len(block)
-        kept.append(block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)])
+        if position > first:  # not even an empty slice of what is skipped: it would keep the block in memory
+            kept.append(block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)])
         if position >= last:
             break
         if position > cap:
@@ -131,15 +157,15 @@ def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_s
 
 
 def limit(samples: Samples) -> Samples:
-    """Bends what lies above 0.9 of full scale so that it never reaches 1. Works sample by sample."""
+    """Bends what lies above 0.9 of full scale so that it never passes 1; for samples that the model made."""
     loud = np.abs(samples)
     bent = LIMIT_KNEE + (1 - LIMIT_KNEE) * np.tanh((loud - LIMIT_KNEE) / (1 - LIMIT_KNEE))
     return np.where(loud <= LIMIT_KNEE, samples, np.copysign(bent, samples)).astype(np.float32)
 
 
 def to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
-    """Limited, 16 bits: what every format holds, so that all of them agree sample for sample."""
-    return np.round(limit(samples) * 32767.0).astype(np.int16)
+    """16 bits: what every format holds, so that all of them agree sample for sample."""
+    return np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)
 
 
 def encode(samples: Samples, form: Format) -> bytes:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Column, Table
 
-from app.audio_io import Samples, decode, encode
+from app.audio_io import Samples, decode, encode, limit
 from app.cli_client import post
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
@@ -74,8 +74,7 @@ def _continue_here(
             bar.advance(task)
     logprobs = [float(frame.logprobs[0]) for frame in made]
     samples = torch.cat([frame.samples[0] for frame in made]).cpu().numpy()
-    if include_prompt:
-        samples = join(prompt.numpy(), state.tail[0].cpu().numpy(), samples)
+    samples = join(prompt.numpy(), state.tail[0].cpu().numpy(), samples) if include_prompt else limit(samples)
     nll = -sum(logprobs) / len(logprobs)
     return {
         "object": "audio.continuation",

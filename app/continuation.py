@@ -10,9 +10,9 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from app.audio_io import MEDIA_TYPES, Samples, decode, encode
+from app.audio_io import MEDIA_TYPES, Samples, decode, encode, limit
 from app.engine import Continuation, ContinueJob, Engine
-from app.errors import AudioTooShort, InvalidParameter
+from app.errors import AudioTooLong, AudioTooShort, InvalidParameter
 from app.forms import Upload
 from app.schemas import AudioBody, Choice, ContinueForm, ContinueResponse, PromptBody, Timings
 from app.settings import Settings
@@ -38,21 +38,21 @@ class Answer:
     def audio(self, index: int) -> Samples:
         """The samples of a choice, the prompt's own in front when asked for."""
         samples: Samples = self.made.samples[index]
-        return join(self.prompt, self.made.tail, samples) if self.form.include_prompt else samples
+        return join(self.prompt, self.made.tail, samples) if self.form.include_prompt else limit(samples)
 
     def nll(self, index: int) -> float:
         return -float(self.made.logprobs[index].astype(np.float64).mean())
 
 
 def join(prompt: Samples, tail: Samples, made: Samples) -> Samples:
-    """The prompt's own whole frames and then what was made.
+    """The prompt's own whole frames and then what was made, limited.
 
     The last 10 ms of the prompt fade into the codec's version of them, which the made samples go on from.
     """
     own = prompt[: frames_in(len(prompt)) * HOP_SAMPLES].copy()
     fade = (0.5 - 0.5 * np.cos(np.pi * (np.arange(JOINT_SAMPLES) + 0.5) / JOINT_SAMPLES)).astype(np.float32)
-    own[-JOINT_SAMPLES:] = own[-JOINT_SAMPLES:] * (1 - fade) + tail[-JOINT_SAMPLES:] * fade
-    return np.concatenate([own, made])
+    own[-JOINT_SAMPLES:] = own[-JOINT_SAMPLES:] * (1 - fade) + limit(tail[-JOINT_SAMPLES:]) * fade
+    return np.concatenate([own, limit(made)])
 
 
 async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answer:
@@ -64,6 +64,8 @@ async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answ
         raise InvalidParameter("file: send one file", "file")
     if form.seconds > settings.max_seconds:
         raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
+    if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
+        raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
     with engine.metrics.audio_decode_seconds.time():
         prompt = await anyio.to_thread.run_sync(
@@ -82,7 +84,7 @@ async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answ
 
 
 def response(request: Request, answer: Answer) -> Response:
-    """The answer as JSON, or as bare audio with its numbers in headers."""
+    """The answer as JSON, or as bare audio with its numbers in headers. Not for the event loop: it encodes audio."""
     made, seed, engine = answer.made, answer.seed, request.app.state.engine
     prompt_nll = -float(made.prompt_logprobs.astype(np.float64).mean())
     name = f"cont-{request.state.request_id}"

@@ -84,6 +84,8 @@ class ContinueJob(Job):
         prompt = prefill(bundle, torch.from_numpy(self.prompt))
         engine.beat(self)
         prefilled = time.monotonic()
+        if prefilled > self.deadline:
+            raise DeadlinePassed("the prompt was read, and then the time was up")
         metrics.prefill_seconds.observe(prefilled - begin)
         made = []
         first = 0.0
@@ -113,7 +115,11 @@ class ContinueJob(Job):
             first_audio_seconds=first - self.arrived,
             loop_seconds=ended - prefilled,
         )
-        if not (np.isfinite(result.logprobs).all() and np.isfinite(result.samples).all()):
+        if not (
+            np.isfinite(result.prompt_logprobs).all()
+            and np.isfinite(result.logprobs).all()
+            and np.isfinite(result.samples).all()
+        ):
             raise NotFinite
         seconds = result.samples.size / SAMPLE_RATE_HZ
         metrics.real_time_factor.observe(seconds / max(result.loop_seconds, 1e-9))
@@ -229,19 +235,13 @@ class Engine:
         submitted = _Submitted(job, loop.create_future(), loop)
         self._queue.put(submitted)
         try:
-            # the job ends itself at its deadline, with what is ready; this is for one that never got to run
-            async with asyncio.timeout(max(job.deadline - time.monotonic(), 0.0)) as limit:
-                return await asyncio.shield(submitted.future)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            if job.started == 0.0:
+            await asyncio.wait([submitted.future], timeout=max(job.deadline - time.monotonic(), 0.0))
+            if not submitted.future.done() and job.started == 0.0:
+                raise DeadlinePassed("the request waited for its turn until its time was up")
+            return await submitted.future  # a job that runs ends itself at its deadline, with what is ready
+        finally:
+            if not submitted.future.done() or submitted.future.cancelled():
                 job.cancelled.set()
-                raise DeadlinePassed("the request waited for its turn until its time was up") from None
-            return await submitted.future
-        except asyncio.CancelledError:
-            job.cancelled.set()
-            raise
 
     def beat(self, job: Job) -> None:
         """Called by a running job: shows life, and ends the job when nobody waits for it. Raises Cancelled."""

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -35,7 +36,7 @@ def _guard(request: Request, settings: Settings) -> Request:
     limit = round(settings.max_upload_mib * 2**20)
     deadline = time.monotonic() + settings.upload_timeout_seconds
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
     seen = 0
 
@@ -78,6 +79,9 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise MalformedForm("send multipart/form-data with a part named file")
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
+    if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
+        raise MalformedForm("send the form in UTF-8")
     try:
         data = await _guard(request, settings).form(max_files=max_files, max_fields=MAX_FIELDS)
     except ClientDisconnect:

@@ -20,6 +20,7 @@ from model.bundle import Bundle, load_bundle
 
 LAG_SECONDS = 0.25
 DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
+ENCODERS = 2  # answers written at the same time
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
@@ -57,7 +58,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
     engine = Engine(bundle, metrics, settings.queue, settings.threads)
     app.state.engine = engine
-    app.state.decoders = anyio.CapacityLimiter(DECODERS)
+    app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     engine.start()
     watcher = asyncio.create_task(watch_loop(metrics))
     log.info("ready: %s on %s", bundle.name, bundle.device)
@@ -78,6 +79,9 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         summary="Continues audio and scores audio with a hybrid audio language model.",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,  # routes/health.py has them, so that they want a key as all routes do
+        redoc_url=None,
+        openapi_url=None,
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
     )
     app.state.settings = settings = settings or load_settings()

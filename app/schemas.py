@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from app.audio_io import Format
 from model.sampling import MAX_SEED
 
+MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
 LATER = {
     "opus": "the formats are json, wav, flac and pcm",
     "mp3": "the formats are json, wav, flac and pcm",
@@ -30,18 +31,24 @@ class Form(BaseModel):
 class ContinueForm(Form):
     """Fields of POST /continue."""
 
+    model_config = ConfigDict(json_schema_extra={"example": {"seconds": 3, "seed": 7, "top_p": 0.95}})
+
     seconds: Annotated[
         float, Field(ge=0.1, description="how much to generate; rounded up to whole frames of 1/75 s")
     ] = 5.0
     temperature: Annotated[float, Field(ge=0, le=2, description="0 = greedy")] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=1024, description="draw from the k most likely tokens; 0 = off")] = 0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, description="draw from the k most likely tokens; 0 = off")] = 0
     top_p: Annotated[
         float, Field(gt=0, le=1, description="draw from the smallest set that reaches this probability")
     ] = 1.0
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn by the server when absent; echoed")] = None
     n: Annotated[int, Field(ge=1, le=4, description="continuations of the same prompt")] = 1
-    prompt_start: Annotated[float, Field(ge=0, description="seconds into the file where the prompt begins")] = 0.0
-    prompt_end: Annotated[float | None, Field(gt=0, description="seconds into the file where the prompt ends")] = None
+    prompt_start: Annotated[
+        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt begins")
+    ] = 0.0
+    prompt_end: Annotated[
+        float | None, Field(gt=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt ends")
+    ] = None
     include_prompt: Annotated[bool, Field(description="join the prompt's own samples to the continuation")] = False
     response_format: Annotated[
         Literal["json", "wav", "flac", "pcm", "opus", "mp3"],
@@ -70,7 +77,11 @@ class ContinueForm(Form):
 class ScoreForm(Form):
     """Fields of POST /score."""
 
-    prompt_seconds: Annotated[float, Field(ge=0, description="so much is context, and not scored")] = 0.0
+    model_config = ConfigDict(json_schema_extra={"example": {"detail": "tokens", "prompt_seconds": 1}})
+
+    prompt_seconds: Annotated[
+        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="so much is context, and not scored")
+    ] = 0.0
     detail: Annotated[Literal["summary", "tokens"], Field(description="tokens adds logprobs and codes")] = "summary"
     response_format: Annotated[
         Literal["json", "csv", "png"],
@@ -90,6 +101,17 @@ class ErrorBody(BaseModel):
 
 class ErrorResponse(BaseModel):
     """Every answer that is not a 200."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "the file holds no samples", "type": "invalid_request_error", "code": "audio_invalid",
+                    "param": "file", "request_id": "6f1d",
+                }
+            }
+        }
+    )  # fmt: skip
 
     error: ErrorBody
 
@@ -125,6 +147,23 @@ class Timings(BaseModel):
 
 
 class ContinueResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "cont-6f1d", "object": "audio.continuation", "created": 1790000000, "model": "default", "seed": 7,
+                "sample_rate": 24000, "frame_rate": 75, "prompt": {"seconds": 6.33, "tokens": 475, "nll": 4.2},
+                "choices": [{
+                    "index": 0, "audio": {"format": "wav", "data": "UklGRiQAAABXQVZF"}, "seconds": 3.0,
+                    "tokens": [17, 940], "logprobs": [-3.1, -4.0], "nll": 3.55, "perplexity": 34.8,
+                    "finish_reason": "length",
+                }],
+                "timings": {
+                    "queue_seconds": 0.0, "prefill_seconds": 0.2, "first_audio_seconds": 0.3, "total_seconds": 1.4,
+                    "real_time_factor": 2.7,
+                },
+            }
+        }
+    )  # fmt: skip
     id: str
     object: Literal["audio.continuation"] = "audio.continuation"
     created: int
@@ -155,6 +194,17 @@ class ScoreFailure(BaseModel):
 
 
 class ScoreResponse(BaseModel):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "object": "audio.score", "model": "default",
+                "results": [{
+                    "filename": "a.flac", "seconds": 6.34, "tokens": 475, "nll": 4.2, "perplexity": 66.7,
+                    "bits_per_second": 454.4, "accuracy": 0.15,
+                }],
+            }
+        }
+    )  # fmt: skip
     object: Literal["audio.score"] = "audio.score"
     model: str
     results: list[ScoreResult | ScoreFailure]

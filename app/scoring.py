@@ -4,6 +4,7 @@ from typing import Any
 
 import anyio.to_thread
 from fastapi import Request
+from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
 from app.audio_io import decode
@@ -68,3 +69,8 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
         errors[0].counted = True
         raise errors[0]
     return ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})
+
+
+def response(scored: ScoreResponse) -> JSONResponse:
+    """The answer as JSON; an hour's tokens take long enough to write that it is no work for the event loop."""
+    return JSONResponse(scored.model_dump(exclude_unset=True) | {"object": scored.object})

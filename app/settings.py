@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 PREFIX = "WHISPERGPT_"
@@ -44,6 +44,13 @@ class Settings(BaseSettings):
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
     open_metrics: bool = Field(True, description="/metrics needs no key")
     log_level: str = Field("info", description="debug, info, warning or error")
+
+    @field_validator("api_keys")
+    @classmethod
+    def _no_empty_key(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        if any(not key.get_secret_value().strip() for key in keys):
+            raise ValueError("an empty key would let everyone in")
+        return keys
 
     @classmethod
     def settings_customise_sources(

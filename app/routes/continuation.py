@@ -1,5 +1,6 @@
 """POST /continue."""
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import forms, work
@@ -24,4 +25,4 @@ async def post_continue(request: Request) -> Response:
     with state.engine.reserve():
         async with forms.read(request, ContinueForm, state.settings, max_files=2) as upload:
             answer = await work.unless_gone(request, continue_audio(request, upload), "generate")
-        return response(request, answer)
+        return await to_thread.run_sync(response, request, answer, limiter=state.encoders)

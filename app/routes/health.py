@@ -1,6 +1,8 @@
 """Probes, metrics and what is served."""
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.auth import require_key, require_key_for_metrics
@@ -54,3 +56,15 @@ async def models(request: Request) -> ModelList:
         frame_rate=FRAME_RATE_HZ,
     )
     return ModelList(data=[body])
+
+
+@router.get("/openapi.json", dependencies=[Depends(require_key)], include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """The description of the interface."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", dependencies=[Depends(require_key)], include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The description, to be read and tried out."""
+    return get_swagger_ui_html(openapi_url="openapi.json", title=request.app.title)

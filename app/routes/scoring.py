@@ -1,12 +1,13 @@
 """POST /score."""
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from app import forms, work
 from app.auth import require_key
 from app.schemas import ScoreForm, ScoreResponse, multipart
-from app.scoring import score_audio
+from app.scoring import response, score_audio
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
 
@@ -19,4 +20,4 @@ async def post_score(request: Request) -> JSONResponse:
     with state.engine.reserve():
         async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
             scored = await work.unless_gone(request, score_audio(request, upload), "score")
-    return JSONResponse(scored.model_dump(exclude_unset=True) | {"object": scored.object})
+        return await to_thread.run_sync(response, scored, limiter=state.encoders)
