@@ -138,7 +138,8 @@ def test_window_beyond_the_end(service: Any, clip: bytes) -> None:
 
 BAD_FIELDS = [
     ("seconds", "0"), ("seconds", "0.05"), ("seconds", "31"), ("seconds", "-1"), ("seconds", "1e308"),
-    ("seconds", "nan"),    ("seconds", "inf"), ("seconds", "five"), ("seconds", ""), ("temperature", "-0.1"), ("temperature", "2.1"),
+    ("seconds", "nan"), ("seconds", "inf"), ("seconds", "five"), ("seconds", ""), ("temperature", "-0.1"),
+    ("temperature", "2.1"),
     ("temperature", "nan"), ("top_k", "-1"), ("top_k", "1.5"), ("top_k", "many"), ("top_p", "0"), ("top_p", "1.1"),
     ("seed", "-1"), ("seed", "x"), ("seed", str(2**63)), ("n", "0"), ("n", "5"), ("prompt_start", "-1"),
     ("prompt_start", "1e308"), ("prompt_end", "0"), ("prompt_end", "1e308"), ("include_prompt", "perhaps"),

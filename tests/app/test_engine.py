@@ -1,0 +1,262 @@
+"""Admission, cancellation and deadlines: nobody's leaving or waiting holds a place for longer than it must."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from app.engine import Job
+
+LONG = {"seconds": "900", "timeout_seconds": "100"}
+
+
+class Gate(Job):
+    """A job that holds the engine until it is opened: a real one, on the real thread."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        super().__init__(now, now + 60)
+        self.opened, self.entered = threading.Event(), threading.Event()
+
+    def run(self, engine: Any) -> None:
+        self.entered.set()
+        while not self.opened.wait(0.005):
+            engine.beat(self)
+
+
+@contextmanager
+def busy(service: Any) -> Iterator[None]:
+    """The engine has work in hand, and nothing else gets its turn."""
+    gate = Gate()
+    running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(gate), service.loop)
+    assert gate.entered.wait(5)
+    try:
+        yield
+    finally:
+        gate.opened.set()
+        running.result(5)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for it, five seconds at most."""
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
+    """A request under way; a future of its response."""
+    sent = service.client.post(path, files={"file": ("a", clip)}, data=fields)
+    return asyncio.run_coroutine_threadsafe(sent, service.loop)
+
+
+class Visitor:
+    """A client that sends a form, or a part of it, and leaves when told."""
+
+    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
+        request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
+        body = request.read()
+        self.service, self.sent = service, []
+        self._body = body[: int(len(body) * part)]
+        self._whole = part == 1.0
+        self._scope = {
+            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
+            "headers": [(key.lower(), value) for key, value in request.headers.raw],
+            "client": ("1.2.3.4", 5), "server": ("test", 80),
+        }  # fmt: skip
+        self._left = asyncio.Event()
+        self.done = asyncio.run_coroutine_threadsafe(self._visit(), service.loop)
+
+    async def _visit(self) -> None:
+        begun = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal begun
+            if not begun:
+                begun = True
+                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        await self.service.app(self._scope, receive, send)
+
+    def leave(self) -> None:
+        self.service.loop.call_soon_threadsafe(self._left.set)
+        self.done.result(5)
+
+
+def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> None:
+    service = serve(queue=1)
+    engine = service.app.state.engine
+    read = 0
+
+    async def body() -> Any:
+        nonlocal read
+        read += 1
+        yield b"x"
+
+    with busy(service):
+        waiting = [in_background(service, "/continue", clip, seconds="0.1") for _ in range(2)]
+        until(lambda: engine.taken == 2)
+        assert service.value("requests_waiting") == 1
+        assert service.value("requests_running") == 1
+        answer = service.post("/continue", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
+        assert read == 0
+        assert service.value("rejected_total", reason="overloaded") == 1
+        assert service.get("/readyz").status_code == 200  # busy is not ill
+    assert [one.result(10).status_code for one in waiting] == [200, 200]
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/continue", "/score"])
+def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
+    service = serve()
+    engine = service.app.state.engine
+    with busy(service):
+        visitor = Visitor(service, path, clip)
+        until(lambda: engine.taken == 1)
+        visitor.leave()
+        assert engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    stage = "generate" if path == "/continue" else "score"
+    assert service.value("client_disconnects_total", stage=stage) == 1
+    assert service.value("requests_total", route=path, outcome="disconnected") == 1
+    assert service.value("queue_seconds_count") == 2  # the gate and the good one: it never got its turn
+
+
+def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
+    """A continuation of 900 s ends within a frame or so."""
+    service = serve(max_seconds=1000)
+    visitor = Visitor(service, "/continue", clip, **LONG)
+    until(lambda: service.value("step_seconds_count") > 3)
+    visitor.leave()
+    assert service.app.state.engine.taken == 0
+    until(lambda: service.value("requests_running") == 0)
+    made = service.value("step_seconds_count")
+    time.sleep(0.1)
+    assert service.value("step_seconds_count") == made
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_leaving_in_the_middle_of_the_upload(serve: Any, clip: bytes) -> None:
+    service = serve()
+    visitor = Visitor(service, "/continue", clip, part=0.5)
+    until(lambda: service.app.state.engine.taken == 1)
+    visitor.leave()
+    assert service.app.state.engine.taken == 0
+    assert service.value("client_disconnects_total", stage="upload") == 1
+
+
+def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
+    """Ten moments, none of which may hold a place or hurt the next request."""
+    service = serve(max_seconds=1000)
+    for step in range(10):
+        visitor = Visitor(service, "/continue", clip, **LONG)
+        time.sleep(0.004 * step)
+        visitor.leave()
+    assert service.app.state.engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_time_up_while_waiting(serve: Any, clip: bytes) -> None:
+    service = serve()
+    with busy(service):
+        for path in ("/continue", "/score"):
+            answer = service.post(path, clip, data={"timeout_seconds": "0.1"})
+            assert answer.status_code == 504
+            assert answer.json()["error"]["code"] == "timeout"
+    assert service.app.state.engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    assert service.value("queue_seconds_count") == 2
+
+
+def test_servers_limit_is_above_the_clients(serve: Any, clip: bytes) -> None:
+    service = serve(timeout_seconds=0.1)
+    with busy(service):
+        assert service.post("/score", clip, data={"timeout_seconds": "50"}).status_code == 504
+
+
+def test_requests_side_by_side_are_as_alone(serve: Any, clip: bytes) -> None:
+    service = serve()
+    fields = {"seconds": "0.2"}
+    alone = [service.post("/continue", clip, data=fields | {"seed": str(seed)}).json() for seed in range(4)]
+    sent = [in_background(service, "/continue", clip, seed=str(seed), **fields) for seed in range(4)]
+    together = [one.result(30).json() for one in sent]
+    assert [one["choices"] for one in together] == [one["choices"] for one in alone]
+
+
+def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes) -> None:
+    """Other routes answer in the middle of a long continuation, as fast as ever."""
+    service = serve(max_seconds=1000)
+    visitor = Visitor(service, "/continue", clip, **LONG)
+    until(lambda: service.value("step_seconds_count") > 3)
+    slowest = 0.0
+    for _ in range(20):
+        started = time.monotonic()
+        assert service.get("/livez").status_code == 200
+        slowest = max(slowest, time.monotonic() - started)
+    visitor.leave()
+    assert slowest < 0.5
+
+
+def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat of a job that hangs grows old; the process still lives."""
+    monkeypatch.setattr("app.engine.STALE_SECONDS", 0.1)
+    monkeypatch.setattr("app.engine.HEARTBEAT_SECONDS", 0.02)
+    service = serve()
+    until(lambda: service.get("/readyz").status_code == 200)
+    hang = threading.Event()
+
+    class Hanging(Job):
+        def run(self, engine: Any) -> None:
+            hang.wait(5)
+
+    now = time.monotonic()
+    running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(Hanging(now, now + 60)), service.loop)
+    until(lambda: service.get("/readyz").status_code == 503)
+    assert service.get("/livez").status_code == 200
+    hang.set()
+    running.result(5)
+    until(lambda: service.get("/readyz").status_code == 200)
+
+
+def test_a_job_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> None:
+    service = serve()
+
+    class Failing(Job):
+        def run(self, engine: Any) -> None:
+            raise ZeroDivisionError
+
+    now = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        service.wait(service.app.state.engine.submit(Failing(now, now + 60)))
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
+    from app.main import drain
+
+    service = serve()
+    engine = service.app.state.engine
+    with busy(service):
+        inside = in_background(service, "/continue", clip, seconds="0.2")
+        until(lambda: engine.taken == 1)
+        drained = asyncio.run_coroutine_threadsafe(drain(engine, 5), service.loop)
+        until(lambda: engine.draining)
+        assert service.post("/continue", clip).status_code == 503
+        assert not drained.done()
+    assert inside.result(10).status_code == 200
+    drained.result(5)
