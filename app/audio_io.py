@@ -6,7 +6,7 @@ Uploads are hostile until decoded: formats are told by their bytes, decoding goe
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Literal
 
 import av
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, UnsupportedFormat
+from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, DeadlinePassed, UnsupportedFormat
 from model.constants import SAMPLE_RATE_HZ
 
 Samples = npt.NDArray[np.float32]
@@ -126,11 +126,18 @@ def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
+def decode(
+    file: BinaryIO,
+    max_seconds: float,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Samples:
     """The samples of an upload from ``start_seconds`` to ``end_seconds`` (None: its end), (N,) float32, mono, 24 kHz.
 
     Raises UnsupportedFormat, AudioInvalid (damaged, no samples, not numbers), AudioTooShort (it ends before
     ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for); the last without decoding the rest.
+    ``stop`` is asked after each block; when it says so, DeadlinePassed is raised.
     """
     file.seek(0)
     first = round(start_seconds * SAMPLE_RATE_HZ)
@@ -141,6 +148,8 @@ def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_s
     kept: list[Samples] = []
     position = 0
     for block in _resampled(_blocks(file)):
+        if stop():
+            raise DeadlinePassed("the file could not be decoded in time")
         begin, position = position, position + len(block)
         if position > first:  # not even an empty slice of what is skipped: it would keep the block in memory
             kept.append(block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)])

@@ -5,18 +5,17 @@ import secrets
 import time
 from dataclasses import dataclass
 
-import anyio.to_thread
 import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from app.audio_io import MEDIA_TYPES, Samples, decode, encode, limit
+from app.audio_io import MEDIA_TYPES, Samples, encode, limit
 from app.engine import Continuation, ContinueJob, Engine
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter
 from app.forms import Upload
 from app.schemas import AudioBody, Choice, ContinueForm, ContinueResponse, PromptBody, Timings
 from app.settings import Settings
-from app.work import deadline
+from app.work import deadline, decoded
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ, frames_for_seconds, frames_in
 from model.sampling import SamplingOptions
 from model.score import MIN_FRAMES, TooShortError
@@ -67,11 +66,9 @@ async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answ
     if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
-    with engine.metrics.audio_decode_seconds.time():
-        prompt = await anyio.to_thread.run_sync(
-            decode, upload.files[0].file, settings.max_prompt_seconds, form.prompt_start, form.prompt_end,
-            abandon_on_cancel=False, limiter=request.app.state.decoders,
-        )  # fmt: skip
+    prompt = await decoded(
+        request, upload.files[0], until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end
+    )
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
     job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)

@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import anyio.to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
-from app.audio_io import decode
 from app.engine import Engine, ScoreJob
 from app.errors import AudioTooShort, ClientError
 from app.forms import Upload
 from app.schemas import ScoreForm, ScoreResponse
 from app.settings import Settings
-from app.work import deadline
+from app.work import deadline, decoded
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
 from model.score import Score, TooShortError
 
@@ -38,11 +36,8 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     """Decode one clip and score it. Raises ServiceError."""
     settings: Settings = request.app.state.settings
     engine: Engine = request.app.state.engine
-    with engine.metrics.audio_decode_seconds.time():
-        clip = await anyio.to_thread.run_sync(
-            decode, file.file, settings.max_score_seconds, limiter=request.app.state.decoders
-        )
     arrived, until = deadline(request, settings, form.timeout_seconds)
+    clip = await decoded(request, file, until, settings.max_score_seconds)
     try:
         scored: Score = await engine.submit(ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds)))
     except TooShortError as error:

@@ -1,12 +1,16 @@
 """Between a route and the engine: waiting for work while watching the client."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.datastructures import UploadFile
 
+from app.audio_io import Samples, decode
 from app.errors import ClientGone
 from app.settings import Settings
 
@@ -43,5 +47,36 @@ def deadline(request: Request, settings: Settings, wanted: float | None) -> tupl
     return arrived, arrived + min(wanted or settings.timeout_seconds, settings.timeout_seconds)
 
 
-def remaining(until: float) -> float:
-    return max(until - time.monotonic(), 0.0)
+async def decoded(
+    request: Request,
+    file: UploadFile,
+    until: float,
+    max_seconds: float,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Samples:
+    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``. Raises what that raises.
+
+    A cancelled caller stops the thread at its next block and waits for that: the thread reads the upload's file, which
+    the caller closes. (anyio's own shield does not hold against the cancelling of an asyncio task.)
+    """
+    state = request.app.state
+    cancelled = threading.Event()
+
+    def run() -> Samples:
+        with state.metrics.audio_decode_seconds.time():
+            return decode(
+                file.file, max_seconds, start_seconds, end_seconds,
+                stop=lambda: cancelled.is_set() or time.monotonic() > until,
+            )  # fmt: skip
+
+    async with state.decoders:
+        thread = asyncio.get_running_loop().run_in_executor(None, run)
+        try:
+            return await asyncio.shield(thread)
+        finally:
+            cancelled.set()
+            while not thread.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([thread])
+            thread.exception()  # seen

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from app.engine import Job
+from app.main import drain
 
 LONG = {"seconds": "900", "timeout_seconds": "100"}
 
@@ -247,8 +249,6 @@ def test_a_job_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> No
 
 
 def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
-    from app.main import drain
-
     service = serve()
     engine = service.app.state.engine
     with busy(service):
@@ -260,3 +260,28 @@ def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
         assert not drained.done()
     assert inside.result(10).status_code == 200
     drained.result(5)
+
+
+def test_leaving_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
+    """Decoding stops at the next block, and ends before its file is closed under it."""
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    for step in range(5):
+        started = time.monotonic()
+        visitor = Visitor(service, "/score", hour)
+        until(lambda: service.app.state.engine.taken == 1)
+        time.sleep(0.05 * step)
+        visitor.leave()
+        assert time.monotonic() - started < 2
+        assert service.app.state.engine.taken == 0
+        assert service.app.state.decoders.borrowed_tokens == 0
+    assert service.value("queue_seconds_count") == 0
+
+
+def test_time_up_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    started = time.monotonic()
+    assert service.post("/score", hour, data={"timeout_seconds": "0.2"}).status_code == 504
+    assert time.monotonic() - started < 2
+    assert service.value("queue_seconds_count") == 0
