@@ -71,21 +71,23 @@ class Continuation:
 
 @dataclass
 class ContinueJob(Job):
-    """Continue a prompt, (N,) samples at 24 kHz."""
+    """Continue a prompt, (N,) samples at 24 kHz. Raises TooShortError, or DeadlinePassed when nothing is ready."""
 
     prompt: np.ndarray
     frames: int
     options: SamplingOptions
     n: int
 
+    def _go_on(self, engine: "Engine") -> None:
+        engine.beat(self)
+        if time.monotonic() > self.deadline:
+            raise DeadlinePassed("the prompt could not be read in time")
+
     def run(self, engine: "Engine") -> Continuation:
         bundle, metrics = engine.bundle, engine.metrics
         begin = time.monotonic()
-        prompt = prefill(bundle, torch.from_numpy(self.prompt))
-        engine.beat(self)
+        prompt = prefill(bundle, torch.from_numpy(self.prompt), between=lambda: self._go_on(engine))
         prefilled = time.monotonic()
-        if prefilled > self.deadline:
-            raise DeadlinePassed("the prompt was read, and then the time was up")
         metrics.prefill_seconds.observe(prefilled - begin)
         made = []
         first = 0.0

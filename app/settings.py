@@ -38,7 +38,11 @@ class Settings(BaseSettings):
     max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")
     max_score_seconds: float = Field(3600.0, gt=0, description="longest clip of /score")
     max_seconds: float = Field(30.0, gt=0, description="most that /continue generates")
-    timeout_seconds: float = Field(120.0, gt=0, description="from a request's arrival to its answer")
+    timeout_seconds: float = Field(
+        300.0,  # an hour of /score took 140 s of one busy core (hybrid-4m)
+        gt=0,
+        description="from a request's arrival to its answer",
+    )
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")

@@ -5,7 +5,7 @@ the frame's 320 samples, and their mel slice goes back in. The model hears exact
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,15 +59,26 @@ class GeneratedFrame:
 
 
 @torch.inference_mode()
-def prefill(bundle: Bundle, samples: Tensor, *, codebooks: int | None = None, masked: bool = False) -> PromptState:
+def prefill(
+    bundle: Bundle,
+    samples: Tensor,
+    *,
+    codebooks: int | None = None,
+    masked: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> PromptState:
     """Read a prompt, (N,) samples at 24 kHz; a trailing part of a frame is left out.
 
-    Raises TooShortError for fewer than ``MIN_FRAMES`` frames.
+    ``between`` is called after each chunk of 10 s, and may raise to end the reading. Raises TooShortError for fewer
+    than ``MIN_FRAMES`` frames.
     """
     if frames_in(len(samples)) < MIN_FRAMES:
         raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
     reader = Reader(bundle, "masked" if masked else "real", codebooks, decode=True)
-    read = [reader.read(chunk) for chunk in chunks(samples)]
+    read = []
+    for chunk in chunks(samples):
+        read.append(reader.read(chunk))
+        between()
     return PromptState(
         tokens=torch.cat([forced.codes[0, 0] for forced in read]),
         logprobs=torch.cat([forced.logprobs[0] for forced in read]),

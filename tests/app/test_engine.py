@@ -11,8 +11,10 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine import Job
+from app.engine import Cancelled, ContinueJob, Job
+from app.errors import DeadlinePassed
 from app.main import drain
+from model.sampling import SamplingOptions
 
 LONG = {"seconds": "900", "timeout_seconds": "100"}
 
@@ -285,3 +287,18 @@ def test_time_up_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
     assert service.post("/score", hour, data={"timeout_seconds": "0.2"}).status_code == 504
     assert time.monotonic() - started < 2
     assert service.value("queue_seconds_count") == 0
+
+
+def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
+    """Between chunks of 10 s, on the engine's own thread."""
+    engine = serve().app.state.engine
+    prompt = np.tile(speech, 30)  # 40 s
+    options = SamplingOptions(seed=1)
+    now = time.monotonic()
+    late = ContinueJob(now, now + 0.001, prompt, 75, options, 1)
+    with pytest.raises(DeadlinePassed):
+        late.run(engine)
+    left = ContinueJob(now, now + 60, prompt, 75, options, 1)
+    left.cancelled.set()
+    with pytest.raises(Cancelled):
+        left.run(engine)
