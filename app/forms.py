@@ -1,6 +1,7 @@
 """Reading a multipart body: counted and timed while it arrives, then checked against a schema."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,8 @@ from typing import Generic, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
@@ -21,6 +22,7 @@ from app.settings import Settings
 
 F = TypeVar("F", bound=Form)
 MAX_FIELDS = 64
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is told to its sender, not to the log
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,22 @@ def _guard(request: Request, settings: Settings) -> Request:
     return Request(request.scope, receive)
 
 
+async def _parsed(request: Request, max_files: int) -> FormData:
+    """The parts of a form. Raises MultiPartException, also for a body that ends in the middle of a file.
+
+    Starlette's parser takes such a body, loses the file and leaves it open: hence the look at its list of files.
+    """
+    parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
+    data = await parser.parse()
+    whole = {id(value.file) for _, value in data.multi_items() if isinstance(value, UploadFile)}
+    lost = [file for file in parser._files_to_close_on_error if id(file) not in whole]
+    if lost:
+        for file in parser._files_to_close_on_error:
+            file.close()
+        raise MultiPartException("the form ends in the middle of a file")
+    return data
+
+
 def checked(form: type[F], fields: dict[str, str]) -> F:
     """Text fields -> a schema. Raises InvalidParameter that names the first field at fault."""
     try:
@@ -83,11 +101,11 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
     try:
-        data = await _guard(request, settings).form(max_files=max_files, max_fields=MAX_FIELDS)
+        data = await _parsed(_guard(request, settings), max_files)
     except ClientDisconnect:
         raise ClientGone("upload") from None
-    except HTTPException as error:
-        raise MalformedForm(str(error.detail)) from error
+    except MultiPartException as error:
+        raise MalformedForm(error.message) from error
     try:
         files: list[UploadFile] = []
         fields: dict[str, str] = {}

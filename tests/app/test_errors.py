@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import io
 import time
 from collections.abc import Callable
@@ -220,6 +221,17 @@ MALFORMED: dict[str, dict[str, Any]] = {
         "headers": {"content-type": f"multipart/form-data; charset=unicode_escape; boundary={BOUNDARY}"},
     },
 }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("cut", [5, 60, 200, 20_000], ids=str)
+def test_form_that_ends_in_the_middle(service: Any, clip: bytes, cut: int) -> None:
+    """It is malformed, and its half file is closed (a ResourceWarning would fail the test)."""
+    body = part("seconds", b"0.1") + part("file", clip, '; filename="a"')
+    for path in ("/continue", "/score"):
+        refused(service.post(path, content=body[:-cut], headers=MULTIPART), 400, "malformed_form")
+    gc.collect()
+    works(service, clip)
 
 
 @pytest.mark.parametrize("name", MALFORMED)
