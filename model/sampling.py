@@ -74,7 +74,9 @@ def probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
 
     top-k keeps ties of the k-th; top-p keeps the smallest set of most likely tokens that reaches it.
     """
-    scaled = logits.double() / options.temperature
+    logits = logits.double()
+    # from the maximum: a temperature near 0 would make every large logit infinite, and their softmax NaN
+    scaled = (logits - logits.amax(-1, keepdim=True)) / options.temperature
     if 0 < options.top_k < logits.shape[-1]:
         kth = scaled.topk(options.top_k, dim=-1).values[..., -1:]
         scaled = scaled.masked_fill(scaled < kth, -torch.inf)

@@ -133,6 +133,13 @@ def test_temperature_zero_is_argmax(logits: Tensor) -> None:
         assert torch.equal(draw(logits, SamplingOptions(temperature=0.0), uniform), logits.argmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-310, 5e-324])
+def test_temperature_next_to_zero_is_argmax(logits: Tensor, temperature: float) -> None:
+    for options in (SamplingOptions(temperature), SamplingOptions(temperature, top_k=5, top_p=0.9)):
+        uniform = torch.full((len(logits),), 0.9, dtype=torch.float64)
+        assert torch.equal(draw(logits, options, uniform), logits.argmax(-1))
+
+
 def test_a_row_does_not_depend_on_its_neighbours(logits: Tensor) -> None:
     options = SamplingOptions(temperature=0.9, top_k=20, top_p=0.9)
     uniform = torch.from_numpy(uniforms(1, 0, 0, 4, 1)[:, 0])
