@@ -20,7 +20,8 @@ from app.cli_client import post
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
 from app.continuation import SEED_BITS, join
-from app.errors import ServiceError
+from app.errors import AudioTooShort, ServiceError
+from app.scoring import result
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.generate import generate, prefill
@@ -168,35 +169,25 @@ def _score_here(
         try:
             samples = _read(clip)
             scored = score(bundle, torch.from_numpy(samples), context_frames=context_frames, mel=mel)
-        except (ServiceError, TooShortError) as error:
-            results.append({"filename": clip.name, "error": {"message": str(error)}})
+        except TooShortError as error:
+            results.append({"filename": clip.name, "error": AudioTooShort(str(error), "file").body(None)})
             continue
-        result = {
-            "filename": clip.name,
-            "seconds": len(samples) / SAMPLE_RATE_HZ,
-            "tokens": len(scored.tokens),
-            "nll": scored.nll,
-            "perplexity": scored.perplexity,
-            "bits_per_second": scored.bits_per_second,
-            "accuracy": scored.accuracy,
-        }
-        if tokens:
-            result |= {"logprobs": scored.logprobs.tolist(), "codes": scored.tokens.tolist()}
-        results.append(result)
+        except ServiceError as error:
+            results.append({"filename": clip.name, "error": error.body(None)})
+            continue
+        results.append(result(clip.name, scored, "tokens" if tokens else "summary"))
     return results
 
 
 def _show_scores(results: list[dict[str, Any]]) -> None:
     """A table of what was scored; what was not goes to standard error, a line each."""
     table = Table("clip", *(Column(name, justify="right") for name in ("seconds", "tokens", *SCORE_FIGURES.values())))
-    for result in results:
-        if "error" in result:
-            errors.print(
-                f"{result['filename']}: {result['error']['message']}", style="red", markup=False, soft_wrap=True
-            )
+    for one in results:
+        if "error" in one:
+            errors.print(f"{one['filename']}: {one['error']['message']}", style="red", markup=False, soft_wrap=True)
             continue
-        figures = [f"{result[name]:.3f}" for name in SCORE_FIGURES]
-        table.add_row(escape(result["filename"]), f"{result['seconds']:.2f}", str(result["tokens"]), *figures)
+        figures = [f"{one[name]:.3f}" for name in SCORE_FIGURES]
+        table.add_row(escape(one["filename"]), f"{one['seconds']:.2f}", str(one["tokens"]), *figures)
     if table.row_count:
         console.print(table)
 

@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import uvicorn
@@ -32,7 +32,7 @@ def settings_from(file: Path | None = None, **flags: Any) -> Settings:
         return load_settings(**flags)
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given: {item['input']!r})" for item in error.errors()
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given: {_given(item)})" for item in error.errors()
         ]
         raise UserError("; ".join(problems)) from error
     except tomllib.TOMLDecodeError as error:
@@ -41,11 +41,18 @@ def settings_from(file: Path | None = None, **flags: Any) -> Settings:
         raise UserError(str(error)) from error
 
 
+def _given(item: Any) -> str:
+    """A refused value as it may be shown: keys are not."""
+    return "hidden" if item["loc"][:1] == ("api_keys",) else repr(item["input"])
+
+
 def _flag_type(field: FieldInfo) -> Any:
     """The type that a flag takes for a setting: secrets are typed as text."""
     kind = field.annotation
     if kind == list[SecretStr]:
         return list[str]
+    if get_origin(kind) is Literal:
+        return kind
     plain = [part for part in get_args(kind) if part is not type(None)]
     return plain[0] if plain else kind
 

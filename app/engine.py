@@ -46,6 +46,7 @@ class Job(ABC):
     arrived: float
     deadline: float
     cancelled: threading.Event = field(default_factory=threading.Event, init=False)
+    submitted: float = field(default=0.0, init=False)
     started: float = field(default=0.0, init=False)
 
     @abstractmethod
@@ -112,7 +113,7 @@ class ContinueJob(Job):
             samples=torch.cat([frame.samples for frame in made], 1).cpu().numpy(),
             tail=prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy(),
             finish_reason=finish,
-            queue_seconds=self.started - self.arrived,
+            queue_seconds=self.started - self.submitted,
             prefill_seconds=prefilled - begin,
             first_audio_seconds=first - self.arrived,
             loop_seconds=ended - prefilled,
@@ -162,7 +163,7 @@ def _count_read(metrics: Metrics, nll: float, tokens: int) -> None:
 
 @dataclass
 class _Submitted:
-    job: Job
+    job: Job | None
     future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
 
@@ -232,18 +233,29 @@ class Engine:
         self.metrics.waiting.set(max(self.taken - self._computing, 0))
 
     async def submit(self, job: Job) -> Any:
-        """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job."""
+        """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job.
+
+        Raises DeadlinePassed when the job's turn did not come in time (one that runs ends itself at its deadline, with
+        what is ready), and NotReady when the engine's thread has died or is stuck.
+        """
         loop = asyncio.get_running_loop()
         submitted = _Submitted(job, loop.create_future(), loop)
+        job.submitted = time.monotonic()
         self._queue.put(submitted)
         try:
-            await asyncio.wait([submitted.future], timeout=max(job.deadline - time.monotonic(), 0.0))
-            if not submitted.future.done() and job.started == 0.0:
-                raise DeadlinePassed("the request waited for its turn until its time was up")
-            return await submitted.future  # a job that runs ends itself at its deadline, with what is ready
+            while not submitted.future.done():
+                left = job.deadline - time.monotonic()
+                if job.started == 0.0 and left <= 0.0:
+                    raise DeadlinePassed("the request waited for its turn until its time was up")
+                if not self.healthy:
+                    raise NotReady("the engine does not answer", headers={"retry-after": "5"})
+                pause = HEARTBEAT_SECONDS if job.started else min(left, HEARTBEAT_SECONDS)
+                await asyncio.wait([submitted.future], timeout=pause)
+            return submitted.future.result()
         finally:
             if not submitted.future.done() or submitted.future.cancelled():
                 job.cancelled.set()
+                submitted.job = None  # it stays in the queue until its turn, and must not keep its audio alive
 
     def beat(self, job: Job) -> None:
         """Called by a running job: shows life, and ends the job when nobody waits for it. Raises Cancelled."""
@@ -265,21 +277,21 @@ class Engine:
 
     def _run(self, submitted: _Submitted) -> None:
         job = submitted.job
-        if job.cancelled.is_set():
+        if job is None or job.cancelled.is_set():
             return
         job.started = time.monotonic()
-        self.metrics.queue_seconds.observe(job.started - job.arrived)
+        self.metrics.queue_seconds.observe(job.started - job.submitted)
         self._computing = 1
         self._gauge()
         result: Any = None
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             result = job.run(self)
         except NotFinite as caught:
             self.metrics.nonfinite.inc()
             log.error("a likelihood or a sample is not finite")
             error = caught
-        except Exception as caught:  # the caller's to handle; this thread lives on
+        except BaseException as caught:  # the caller's to handle; this thread lives on, whatever it was
             error = caught
         finally:
             self._computing = 0
@@ -291,7 +303,7 @@ class Engine:
             log.debug("the event loop has closed; a result is dropped")
 
 
-def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
     if future.cancelled():
         return
     if error is None:

@@ -19,6 +19,7 @@ from app.settings import Settings, load_settings
 from model.bundle import Bundle, load_bundle
 
 LAG_SECONDS = 0.25
+CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
 DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
 ENCODERS = 2  # answers written at the same time
 FAILURES = {
@@ -58,6 +59,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
     engine = Engine(bundle, metrics, settings.queue, settings.threads)
     app.state.engine = engine
+    app.state.clips = asyncio.Semaphore(CLIPS)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     engine.start()
     watcher = asyncio.create_task(watch_loop(metrics))

@@ -1,5 +1,7 @@
 """What POST /score does between its form and its answer."""
 
+import asyncio
+import time
 from typing import Any
 
 from fastapi import Request
@@ -7,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
 from app.engine import Engine, ScoreJob
-from app.errors import AudioTooShort, ClientError
+from app.errors import AudioTooShort, ClientError, DeadlinePassed
 from app.forms import Upload
 from app.schemas import ScoreForm, ScoreResponse
 from app.settings import Settings
@@ -37,11 +39,19 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     settings: Settings = request.app.state.settings
     engine: Engine = request.app.state.engine
     arrived, until = deadline(request, settings, form.timeout_seconds)
-    clip = await decoded(request, file, until, settings.max_score_seconds)
+    clips: asyncio.Semaphore = request.app.state.clips
     try:
+        async with asyncio.timeout(max(until - time.monotonic(), 0.0)):
+            await clips.acquire()
+    except TimeoutError:
+        raise DeadlinePassed("the clip waited for its turn until its time was up") from None
+    try:
+        clip = await decoded(request, file, until, settings.max_score_seconds)
         scored: Score = await engine.submit(ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds)))
     except TooShortError as error:
         raise AudioTooShort(str(error), "file") from error
+    finally:
+        clips.release()
     return scored
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
     open_metrics: bool = Field(True, description="/metrics needs no key")
-    log_level: str = Field("info", description="debug, info, warning or error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
     @field_validator("api_keys")
     @classmethod

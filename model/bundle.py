@@ -23,7 +23,7 @@ from model.mel import LogMel
 
 FORMAT = 1
 CONFIG, CODEC, DECODER = "config.json", "codec.safetensors", "decoder.safetensors"
-KEYS = {"format", "name", "preset", "codec", "codec_sha256", "decoder", "licence", "made_by", "defaults"}
+KEYS = {"format", "name", "preset", "codec", "codec_sha256", "decoder", "licence", "made_by"}
 
 
 class BundleError(ValueError):
@@ -192,6 +192,8 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
         decoder = HybridLM(DecoderConfig.from_dict(config["decoder"]))
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, BundleError) else BundleError(f"{CONFIG}: {error}") from error
+    if decoder.config.codebooks < codec.config.codebooks:
+        raise BundleError(f"{decoder.config.codebooks} codebooks in the decoder, {codec.config.codebooks} in the codec")
     _load(decoder, folder / DECODER)
     bundle = Bundle(
         codec.eval(), decoder.eval(), config["name"], config.get("preset", "custom"), config.get("licence", ""),

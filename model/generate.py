@@ -33,7 +33,7 @@ class PromptState:
     logprobs: Tensor
     cache: LMCache
     token: Tensor  # (1, 1): the last coarse token, which the model has not seen yet
-    slices: Tensor  # (1, 1 + delay, 64): the slices that go with it, oldest first
+    slices: Tensor  # (1, 1, 64): the slice that goes with it
     codec: DecoderState
     tail: Tensor  # (1, 704): the last samples of the decoded prompt
     real_tail: Tensor  # (1, 704): the last samples of the prompt itself
