@@ -41,7 +41,10 @@ def evaluation(title: str, report: dict[str, Any]) -> list[str]:
         below, accuracy = interval(row["below_unigram"]), interval(row["accuracy"], 3)
         lines.append(f"| {source} | {interval(row['nll'])} | {below} | {row['perplexity']:.1f} | {accuracy} |")
     fine = ", ".join(f"{x:.2f}" for x in report["fine_nll"])
-    lines += ["", f"Unigram: {interval(language['unigram_nll'])} nats. Codebooks 2 to 8, nats a code: {fine}.", ""]
+    own = report["codec"]["entropy_nats"][0]
+    unigram = f"Unigram of the training tokens: {interval(language['unigram_nll'])} nats"
+    bound = f"the best that any unigram could do on these clips, their tokens' own entropy: {own:.2f}"
+    lines += ["", f"{unigram}; {bound}. Codebooks 2 to 8, nats a code: {fine}.", ""]
     return lines
 
 
