@@ -2,7 +2,8 @@
 
 The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means, dead codes
 restarted from current residuals, codebooks dropped at random so that each one has work, reconstruction losses from the
-first step, and, on request, the `encodec` package's MS-STFT discriminator and loss balancer later on.
+first step, and, on request, the `encodec` package's MS-STFT discriminator later on. (Its release on PyPI, 0.1.1, has
+no loss balancer: hinge and feature losses have fixed weights here.)
 """
 
 import json
