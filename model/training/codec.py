@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from model.codec.codec import CausalConv, Codec, CodecConfig, FrameDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.encodec_import import import_encodec
-from model.mel import LogMel, mel_filter_bank
+from model.mel import LogMel
 from model.training.data import Clip, Corpus
 from model.training.loop import Run, State, cosine_rate, step_rng
+from model.training.losses import EnvelopeLoss, SpectralLoss
 
 DRAWN_CODEBOOKS = ((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50))  # quantiser dropout
-STFT_WINDOWS = (2048, 1024, 512)  # six resolutions cost more time than they are worth
-STFT_MELS = (128, 80, 40)
-SPECTRAL_FLOOR = 1e-4  # of full scale: what lies below is not heard beside speech
 
 
 @dataclass(frozen=True)
@@ -89,75 +87,6 @@ def mixed_crops(corpus: Corpus, training: CodecTraining, rng: np.random.Generato
     of_music = int(rng.binomial(training.batch, training.music_share))
     parts = [(speech, training.batch - of_music), (music, of_music)]
     return torch.cat([crops(corpus, clips, frames, count, rng) for clips, count in parts if count])
-
-
-class SpectralLoss(nn.Module):
-    """Distance of two signals at several STFT resolutions: log-mel L1 plus spectral convergence."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for index, (window, mels) in enumerate(zip(STFT_WINDOWS, STFT_MELS, strict=True)):
-            self.register_buffer(f"window{index}", torch.hann_window(window), persistent=False)
-            self.register_buffer(f"bank{index}", mel_filter_bank(window, mels), persistent=False)
-
-    def _magnitude(self, samples: Tensor, index: int) -> Tensor:
-        window = getattr(self, f"window{index}")
-        spectrum = torch.stft(
-            samples, len(window), hop_length=len(window) // 4, window=window, center=True, pad_mode="constant",
-            return_complex=True,
-        )  # fmt: skip
-        power = spectrum.real**2 + spectrum.imag**2
-        return torch.sqrt(power + 1e-10) * (2 / float(window.sum()))  # a full-scale sine gives 1: (B, F, T)
-
-    def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N), (B, N) -> log-mel distance in nats (natural log), spectral convergence."""
-        log_mel, convergence = made.new_zeros(()), made.new_zeros(())
-        for index in range(len(STFT_WINDOWS)):
-            bank = getattr(self, f"bank{index}")
-            a, b = self._magnitude(made, index), self._magnitude(real, index)
-            mel_a, mel_b = (m.transpose(1, 2) @ bank for m in (a, b))
-            log_mel = log_mel + (torch.log(mel_a + SPECTRAL_FLOOR) - torch.log(mel_b + SPECTRAL_FLOOR)).abs().mean()
-            difference = torch.linalg.vector_norm(a - b, dim=(1, 2))
-            convergence = convergence + (difference / (torch.linalg.vector_norm(b, dim=(1, 2)) + 0.1)).mean()
-        return log_mel / len(STFT_WINDOWS), convergence / len(STFT_WINDOWS)
-
-
-class EnvelopeLoss(nn.Module):
-    """One minus the correlation of band envelopes over 0.4 s: what carries words, without regard to phase.
-
-    A differentiable relative of STOI (Taal et al., 2011): 15 third-octave bands from 150 Hz, windows of 25 ms,
-    segments of 30 windows; silent segments do not count.
-    Figures of STOI on a codec trained with it should be read beside others.
-    """
-
-    WINDOW, HOP, FFT, SEGMENT, STRIDE = 600, 300, 1024, 30, 10
-
-    def __init__(self) -> None:
-        super().__init__()
-        centres = 150.0 * 2.0 ** (torch.arange(15) / 3)
-        bins = torch.arange(self.FFT // 2 + 1) * SAMPLE_RATE_HZ / self.FFT
-        low, high = centres * 2 ** (-1 / 6), centres * 2 ** (1 / 6)
-        bands = (bins[:, None] >= low) & (bins[:, None] < high)
-        self.register_buffer("bands", bands.float(), persistent=False)  # (513, 15)
-        self.register_buffer("window", torch.hann_window(self.WINDOW), persistent=False)
-        self.bands: Tensor
-        self.window: Tensor
-
-    def _segments(self, samples: Tensor) -> Tensor:
-        """(B, N) -> (B, 15, S, 30) band envelopes"""
-        spectrum = torch.stft(samples, self.FFT, self.HOP, self.WINDOW, self.window, center=False, return_complex=True)
-        power = spectrum.real**2 + spectrum.imag**2
-        envelope = torch.sqrt(power.transpose(1, 2) @ self.bands + 1e-6)  # (B, T, 15)
-        return envelope.transpose(1, 2).unfold(2, self.SEGMENT, self.STRIDE)
-
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """(B, N), (B, N) -> mean over segments that hold sound; N at least 0.5 s"""
-        a, b = self._segments(made), self._segments(real)
-        level = b.square().mean(-1)
-        heard = (level > 1e-3 * level.amax((1, 2), keepdim=True)).float()
-        a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-        match = (a * b).sum(-1) / torch.sqrt(a.square().sum(-1) * b.square().sum(-1) + 1e-8)
-        return 1 - (match * heard).sum() / heard.sum().clamp_min(1.0)
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ from model.bundle import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
 from model.mel import LogMel
 from model.score import MelSource, score
-from model.training.codec import SpectralLoss
 from model.training.data import DataError, find_files, read_audio, render_midi
 from model.training.loop import machine
+from model.training.losses import SpectralLoss
 
 RESAMPLES = 2000
 CODEBOOK_STEPS = (1, 2, 4, 8)

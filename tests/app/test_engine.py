@@ -1,8 +1,10 @@
 """Admission, cancellation and deadlines: nobody's leaving or waiting holds a place for longer than it must."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -302,3 +304,46 @@ def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: by
     left.cancelled.set()
     with pytest.raises(Cancelled):
         left.run(engine)
+
+
+class Ends(Job):
+    """A job that ends in what no handler of plain exceptions catches."""
+
+    def run(self, engine: Any) -> None:
+        raise SystemExit(3)
+
+
+def test_the_engine_outlives_a_job_that_asks_to_end_it(service: Any) -> None:
+    engine = service.app.state.engine
+    now = time.monotonic()
+
+    async def told() -> bool:
+        try:
+            await engine.submit(Ends(now, now + 60))
+        except SystemExit:
+            return True
+        return False
+
+    assert asyncio.run_coroutine_threadsafe(told(), service.loop).result(5)
+    with busy(service):  # the thread still takes work
+        assert engine.healthy
+
+
+def test_a_job_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
+    """It stays in the queue until its turn; the clip must not."""
+    engine = service.app.state.engine
+
+    async def leave() -> weakref.ref[np.ndarray]:
+        clip = np.zeros(24_000, np.float32)
+        now = time.monotonic()
+        task = asyncio.ensure_future(engine.submit(ContinueJob(now, now + 60, clip, 10, SamplingOptions(seed=1), 1)))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        return weakref.ref(clip)
+
+    with busy(service):
+        alive = asyncio.run_coroutine_threadsafe(leave(), service.loop).result(5)
+        gc.collect()
+        assert alive() is None
