@@ -16,7 +16,7 @@ from model.bundle import Bundle
 from model.codec.streaming import DecoderState, StreamingDecoder
 from model.constants import MEL_LEFT_SAMPLES, frames_in
 from model.hybrid import LMCache
-from model.sampling import SamplingOptions, draw, uniforms
+from model.sampling import RowOptions, SamplingOptions, draw, uniforms
 from model.score import MIN_FRAMES, Reader, TooShortError, chunks
 
 LoopMel = Literal["real", "decoded", "masked"]
@@ -115,7 +115,7 @@ def fork(prompt: PromptState, n: int) -> LoopState:
     )
 
 
-def _drawn(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def _drawn(logits: Tensor, options: RowOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """A token a row and its log-probability before temperature, top-k and top-p: (n,), (n,)"""
     token = draw(logits, options, uniform)
     return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
@@ -125,7 +125,7 @@ def step(
     bundle: Bundle,
     decoder: StreamingDecoder,
     state: LoopState,
-    options: SamplingOptions,
+    options: RowOptions,
     uniform: Tensor,
     masked: bool,
     index: int,
@@ -203,10 +203,11 @@ def generate(
                 raise ValueError(f"the reference holds {given.shape[1]} frames of {frames}")
         decoder = StreamingDecoder(bundle.codec)
         state = fork(state_of, n)
+        drawing = RowOptions([options] * n, bundle.device)
     for index in range(frames):
         with (
             torch.inference_mode()
         ):  # not around the yield: the mode belongs to the thread, and the caller has the thread
             slices = None if given is None else given[:, index].expand(n, -1)
-            made = step(bundle, decoder, state, options, numbers[:, index], state_of.masked, index, slices)
+            made = step(bundle, decoder, state, drawing, numbers[:, index], state_of.masked, index, slices)
         yield made

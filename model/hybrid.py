@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.config import DecoderConfig
 from model.constants import MEL_BANDS, VOCABULARY
 from model.fine import DepthDecoder
-from model.transformer import KVCache, RMSNorm, Stack
+from model.transformer import KVCache, RMSNorm, SlotCache, Stack
 
 BOS = VOCABULARY
 
@@ -35,6 +35,33 @@ class LMCache:
         return LMCache(None if self.mel is None else self.mel.repeated(rows), self.stack.repeated(rows))
 
 
+@dataclass
+class LMSlots:
+    """The rings of the mel blocks (None without mel) and of the stack, a row a slot."""
+
+    mel: SlotCache | None
+    stack: SlotCache
+
+    def join(self, row: int, cache: LMCache) -> None:
+        """The row goes on from a cache of one row."""
+        self.stack.join(row, cache.stack)
+        if self.mel is not None:
+            assert cache.mel is not None, "a cache with mel belongs to a model with mel"
+            self.mel.join(row, cache.mel)
+
+    def advance(self, active: Tensor) -> None:
+        """Active rows (B,) bool have seen one position more."""
+        for ring in (self.mel, self.stack):
+            if ring is not None:
+                ring.advance(active)
+
+    def reach(self, slots: int) -> None:
+        """Rows hold no more than so many positions: attend to these slots only."""
+        for ring in (self.mel, self.stack):
+            if ring is not None:
+                ring.reach = min(slots, ring.window)
+
+
 class MelEncoder(nn.Module):
     """Mel slices to a few features each: linear, light causal blocks, linear."""
 
@@ -46,7 +73,7 @@ class MelEncoder(nn.Module):
         self.norm = RMSNorm(config.mel_dim)
         self.out = nn.Linear(config.mel_dim, config.mel_out, bias=False)
 
-    def forward(self, slices: Tensor, masked: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, slices: Tensor, masked: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
         """Normalised slices (B, T, 64), masked (B, T) bool -> (B, T, mel_out)"""
         x = torch.where(masked[..., None], self.mask, self.entry(slices))
         out: Tensor = self.out(self.norm(self.stack(x, cache)))
@@ -84,8 +111,16 @@ class HybridLM(nn.Module):
         """An empty cache for ``rows`` sequences."""
         return LMCache(None if self.mel is None else self.mel.stack.new_cache(rows), self.stack.new_cache(rows))
 
+    def new_slots(self, rows: int) -> LMSlots:
+        """Empty rings for ``rows`` slots."""
+        return LMSlots(None if self.mel is None else self.mel.stack.new_slots(rows), self.stack.new_slots(rows))
+
     def forward(
-        self, tokens: Tensor, mel: Tensor | None = None, masked: Tensor | None = None, cache: LMCache | None = None
+        self,
+        tokens: Tensor,
+        mel: Tensor | None = None,
+        masked: Tensor | None = None,
+        cache: LMCache | LMSlots | None = None,
     ) -> Tensor:
         """Hidden states, (B, T, dim).
 
@@ -94,7 +129,7 @@ class HybridLM(nn.Module):
             mel: (B, T, 64) log-mel as `LogMel` makes it, the slice of the input token's frame; None = no slice is
                 known. Ignored by models without mel.
             masked: (B, T) bool, where the slice is not known; BOS positions never have one.
-            cache: positions before these; it moves on.
+            cache: positions before these; it moves on (`LMSlots`, T = 1: when the caller advances it).
         """
         x = self.embedding(tokens)
         if self.mel is not None:

@@ -4,6 +4,7 @@ A counter-based generator (Philox4x32-10; Salmon et al., "Parallel random number
 each draw its own number, so a request draws the same tokens alone, in any batch and in any slot.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,33 +70,52 @@ def uniforms(seed: int, choice: int, first_frame: int, frames: int, codebooks: i
     return (bits.astype(np.float64) * 2.0**-53).reshape(frames, codebooks)
 
 
-def probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
+class RowOptions:
+    """The options of a batch, a row each; (B, 1) tensors, and what none of the rows asks for is skipped."""
+
+    def __init__(self, options: Sequence[SamplingOptions], device: torch.device | None = None) -> None:
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        self.temperature = column([one.temperature or 1.0 for one in options], torch.float64)
+        self.greedy = column([one.temperature == 0.0 for one in options], torch.bool)
+        self.top_k = column([one.top_k for one in options], torch.int64)
+        self.top_p = column([one.top_p for one in options], torch.float64)
+        self.some_greedy = any(one.temperature == 0.0 for one in options)
+        self.some_top_k = any(one.top_k > 0 for one in options)
+        self.some_top_p = any(one.top_p < 1.0 for one in options)
+
+
+def probabilities(logits: Tensor, options: SamplingOptions | RowOptions) -> Tensor:
     """What is drawn from: logits (B, V) -> (B, V) float64, after temperature, then top-k, then top-p.
 
-    top-k keeps ties of the k-th; top-p keeps the smallest set of most likely tokens that reaches it.
+    top-k keeps ties of the k-th; top-p keeps the smallest set of most likely tokens that reaches it. What one row asks
+    for leaves the others as they are, to the bit.
     """
+    rows = options if isinstance(options, RowOptions) else RowOptions([options], logits.device)
     logits = logits.double()
     # from the maximum: a temperature near 0 would make every large logit infinite, and their softmax NaN
-    scaled = (logits - logits.amax(-1, keepdim=True)) / options.temperature
-    if 0 < options.top_k < logits.shape[-1]:
-        kth = scaled.topk(options.top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < kth, -torch.inf)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / rows.temperature
+    if rows.some_top_k:
+        ranked = scaled.sort(dim=-1, descending=True).values
+        kth = ranked.gather(-1, (rows.top_k - 1).clamp(0, logits.shape[-1] - 1).expand(len(logits), 1))
+        scaled = scaled.masked_fill((scaled < kth) & (rows.top_k > 0), -torch.inf)
     chances = scaled.softmax(-1)
-    if options.top_p < 1.0:
+    if rows.some_top_p:
         ranked, order = chances.sort(dim=-1, descending=True, stable=True)
-        beyond = ranked.cumsum(-1) - ranked >= options.top_p
-        chances = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-        chances = chances / chances.sum(-1, keepdim=True)
+        beyond = (ranked.cumsum(-1) - ranked >= rows.top_p) & (rows.top_p < 1.0)
+        kept = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        chances = torch.where(rows.top_p < 1.0, kept / kept.sum(-1, keepdim=True), chances)
     return chances
 
 
-def draw(logits: Tensor, options: SamplingOptions, uniform: Tensor) -> Tensor:
+def draw(logits: Tensor, options: SamplingOptions | RowOptions, uniform: Tensor) -> Tensor:
     """One token a row: logits (B, V), uniform (B,) float64 in [0, 1) -> (B,) int64, by inverting the distribution.
 
     Every operation works within its row, so a row's token does not depend on its neighbours.
     """
-    if options.temperature == 0.0:
-        return logits.argmax(-1)
-    ladder = probabilities(logits, options).cumsum(-1)
+    rows = options if isinstance(options, RowOptions) else RowOptions([options], logits.device)
+    ladder = probabilities(logits, rows).cumsum(-1)
     target = uniform.to(ladder)[:, None] * ladder[:, -1:]  # the last rung, not 1: rounding must not step past it
-    return (ladder > target).to(torch.uint8).argmax(-1)  # the first rung above: never a token of no chance
+    drawn = (ladder > target).to(torch.uint8).argmax(-1)  # the first rung above: never a token of no chance
+    return torch.where(rows.greedy[:, 0], logits.argmax(-1), drawn) if rows.some_greedy else drawn

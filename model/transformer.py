@@ -28,10 +28,14 @@ def rotary(first: int, count: int, width: int, device: torch.device) -> tuple[Te
 
     Angles are computed in float64: after an hour at 75 Hz a float32 angle would be off by a hundredth of a radian.
     """
-    exponents = torch.arange(0, width, 2, device=device, dtype=torch.float64) / width
-    positions = torch.arange(first, first + count, device=device, dtype=torch.float64)
-    angles = positions[:, None] * ROPE_BASE**-exponents
-    return angles.cos().float(), angles.sin().float()
+    return angles(torch.arange(first, first + count, device=device), width)
+
+
+def angles(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines for positions (T,) int64: (T, width // 2) float32 each."""
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width
+    turned = positions.double()[:, None] * ROPE_BASE**-exponents
+    return turned.cos().float(), turned.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -105,6 +109,57 @@ class KVCache:
         self.length += count
 
 
+class SlotCache:
+    """A ring per row, each at a position of its own: rows come and go, and the shapes never change.
+
+    Layout as in `KVCache`; ``lengths`` (B,) int64 on the model's device counts the positions that each row has seen.
+    Rows attend to ``reach`` slots under a mask, so that a row's result does not depend on how long its neighbours are
+    (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so that it is never NaN).
+    """
+
+    def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, device: torch.device) -> None:
+        shape = (layers, rows, heads, window, width)
+        self.keys = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.window = window
+        self.reach = window
+        self._rows = torch.arange(rows, device=device)
+        self._slots = torch.arange(window, device=device)
+
+    def join(self, row: int, cache: KVCache) -> None:
+        """The row goes on from a cache of one row, which stays as it is."""
+        held = min(cache.length, self.window)
+        self.keys[:, row].zero_()
+        self.values[:, row].zero_()
+        self.keys[:, row, :, :held] = cache.keys[:, 0, :, :held]
+        self.values[:, row, :, :held] = cache.values[:, 0, :, :held]
+        self.lengths[row] = cache.length
+
+    def rotation(self, width: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of each row's next position, (B, 1, 1, width // 2) each."""
+        cos, sin = angles(self.lengths, width)
+        return cos[:, None, None], sin[:, None, None]
+
+    def mask(self) -> Tensor:
+        """(B, 1, 1, reach) bool: the slots that hold something once the next position is put."""
+        return (self._slots[: self.reach] <= self.lengths[:, None])[:, None, None]
+
+    def put_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one position a row (B, H, 1, D) and return the first ``reach`` slots."""
+        slot = self.lengths % self.window
+        self.keys[layer][self._rows, :, slot] = key[:, :, 0]
+        self.values[layer][self._rows, :, slot] = value[:, :, 0]
+        return self.keys[layer, :, :, : self.reach], self.values[layer, :, :, : self.reach]
+
+    def advance(self, active: Tensor) -> None:
+        """Active rows (B,) bool have seen one position more; what the others were given will be written over."""
+        self.lengths += active
+
+
+Cache = KVCache | SlotCache
+
+
 class Attention(nn.Module):
     """Multi-head attention over the window."""
 
@@ -115,14 +170,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """(B, T, dim) -> (B, T, dim). ``mask`` (T, keys) bool; None: causal without a cache, all keys with one."""
         rows, count, dim = x.shape
         qkv = self.qkv(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if cache is not None and count == 1:
+        if isinstance(cache, SlotCache) or (cache is not None and count == 1):
             k, v = cache.put_one(layer, k, v)
         elif cache is not None:
             past_k, past_v = cache.past(layer)
@@ -147,7 +202,7 @@ class Block(nn.Module):
         self.contract = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: Cache | None = None, layer: int = 0
     ) -> Tensor:
         """(B, T, dim) -> (B, T, dim)"""
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
@@ -174,12 +229,27 @@ class Stack(nn.Module):
         device = next(self.parameters()).device
         return KVCache(len(self.blocks), rows, self.heads, self.window, self.width, device)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """(B, T, dim) -> (B, T, dim); with a cache, x continues what the cache has seen."""
+    def new_slots(self, rows: int) -> SlotCache:
+        """A ring for each of ``rows`` slots."""
+        device = next(self.parameters()).device
+        return SlotCache(len(self.blocks), rows, self.heads, self.window, self.width, device)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """(B, T, dim) -> (B, T, dim); with a cache, x continues what the cache has seen.
+
+        With a `SlotCache`, T is 1, and the caller advances it.
+        """
+        if isinstance(cache, SlotCache):
+            assert x.shape[1] == 1, "slots step by one position"
+            cos, sin = cache.rotation(self.width)
+            mask: Tensor | None = cache.mask()
+            for layer, block in enumerate(self.blocks):
+                x = block(x, cos, sin, mask, cache, layer)
+            return x
         count = x.shape[1]
         first = 0 if cache is None else cache.length
         cos, sin = rotary(first, count, self.width, x.device)
-        mask: Tensor | None = None
+        mask = None
         if count > self.window if cache is None else count > 1:  # a plain causal kernel skips half of the work
             kept = 0 if cache is None else min(first, self.window - 1)
             mask = band_mask(kept + count, self.window, x.device)[kept:]

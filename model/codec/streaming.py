@@ -44,6 +44,27 @@ class StreamState:
         ]
         return StreamState(rows, tensors, list(self.row_dims), self.frames)
 
+    def joined(self, row: int, other: "StreamState", rows: int) -> "StreamState":
+        """This state with ``row`` replaced by the one row of ``other``; made of ``rows`` rows when it is still empty.
+
+        Rows of a batch may be at different frames: nothing here depends on how many came before, once there were some.
+        """
+        assert other.rows == 1 and all(tensor is not None for tensor in other.tensors), "a state of one row that began"
+        base = self if self.tensors else other.repeated(rows)
+        for mine, its, dim in zip(base.tensors, other.tensors, other.row_dims, strict=True):
+            assert mine is not None and its is not None
+            mine.select(dim, row).copy_(its.select(dim, 0))
+        return base
+
+    def kept(self, before: "StreamState", active: Tensor) -> "StreamState":
+        """This state where ``active`` (B,) bool, and the one before it elsewhere."""
+        tensors: list[Tensor | None] = []
+        for new, old, dim in zip(self.tensors, before.tensors, self.row_dims, strict=True):
+            assert new is not None and old is not None
+            shape = [-1 if axis == dim else 1 for axis in range(new.dim())]
+            tensors.append(torch.where(active.view(shape), new, old))
+        return StreamState(self.rows, tensors, list(self.row_dims), self.frames)
+
 
 DecoderState = StreamState
 EncoderState = StreamState

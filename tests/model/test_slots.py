@@ -1,0 +1,155 @@
+"""Slots: what a row makes does not depend on the others, on its place, or on when it came."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.bundle import Bundle, random_bundle
+from model.constants import HOP_SAMPLES
+from model.generate import PromptState, generate, prefill
+from model.sampling import SamplingOptions
+from model.slots import BLOCK, Frames, Slots
+from tests.conftest import enliven
+
+OPTIONS = [
+    SamplingOptions(seed=1),
+    SamplingOptions(temperature=0.0, seed=2),
+    SamplingOptions(temperature=0.8, top_k=20, seed=3),
+    SamplingOptions(temperature=1.2, top_p=0.9, seed=4),
+    SamplingOptions(temperature=0.9, top_k=200, top_p=0.95, seed=5),
+]
+LENGTHS = [7, 30, 47, 48, 100]  # frames; the window of the tiny preset is 48
+
+
+@pytest.fixture(scope="module")
+def prompts(bundle: Bundle, speech_like: Tensor) -> list[PromptState]:
+    return [
+        prefill(bundle, speech_like[index * 4800 : index * 4800 + length * HOP_SAMPLES])
+        for index, length in enumerate(LENGTHS)
+    ]
+
+
+def run_alone(bundle: Bundle, prompt: PromptState, options: SamplingOptions, frames: int, rows: int) -> list[Frames]:
+    slots = Slots(bundle, rows)
+    slots.join(0, prompt, options)
+    return [slots.step([0]) for _ in range(frames)]
+
+
+def assert_same(one: Frames, index: int, other: Frames, at: int = 0) -> None:
+    for name in ("codes", "logprobs", "fine_logprobs", "samples", "mel"):
+        np.testing.assert_array_equal(getattr(one, name)[index], getattr(other, name)[at], err_msg=name)
+
+
+@pytest.mark.parametrize("which", range(len(OPTIONS)))
+def test_a_row_makes_what_generate_makes(bundle: Bundle, prompts: list[PromptState], which: int) -> None:
+    """The static shapes are another arithmetic of the same sums: equal tokens, and values within rounding."""
+    alone = run_alone(bundle, prompts[which], OPTIONS[which], 60, 4)
+    plain = list(generate(bundle, prompts[which], frames=60, options=OPTIONS[which]))
+    for frame, expected in zip(alone, plain, strict=True):
+        np.testing.assert_array_equal(frame.codes[0], expected.codes[0].numpy())
+        np.testing.assert_allclose(frame.logprobs[0], expected.logprobs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(frame.fine_logprobs[0], expected.fine_logprobs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(frame.samples[0], expected.samples[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(frame.mel[0], expected.mel[0].numpy(), atol=1e-3)
+
+
+def test_a_thousand_random_mixes_change_no_bit(bundle: Bundle, prompts: list[PromptState]) -> None:
+    """Rows join, pause and leave at random, in random places, for 1,000 steps of a batch."""
+    expected = [run_alone(bundle, prompt, options, 40, 8) for prompt, options in zip(prompts, OPTIONS, strict=True)]
+    rng = np.random.default_rng(0)
+    slots = Slots(bundle, 8)
+    inside: dict[int, tuple[int, int]] = {}  # row: which prompt, frames made
+    compared = 0
+    for _ in range(1000):
+        for row in range(slots.rows):
+            if row not in inside and rng.random() < 0.3:
+                which = int(rng.integers(len(prompts)))
+                slots.join(row, prompts[which], OPTIONS[which])
+                inside[row] = (which, 0)
+            elif row in inside and (rng.random() < 0.02 or inside[row][1] == 40):
+                slots.leave(row)
+                del inside[row]
+        active = [row for row in inside if rng.random() < 0.9]
+        rng.shuffle(active)
+        if not active:
+            continue
+        made = slots.step(active)
+        for index, row in enumerate(active):
+            which, frame = inside[row]
+            assert_same(made, index, expected[which][frame])
+            inside[row] = (which, frame + 1)
+            compared += 1
+    assert compared > 4000
+
+
+def test_what_free_rows_hold_changes_nothing(bundle: Bundle, prompts: list[PromptState]) -> None:
+    expected = run_alone(bundle, prompts[1], OPTIONS[4], 10, 4)
+    slots = Slots(bundle, 4)
+    slots.join(2, prompts[1], OPTIONS[4])
+    with torch.inference_mode():
+        for ring in (slots._lm.stack, slots._lm.mel):
+            assert ring is not None
+            ring.keys[:, [0, 1, 3]] = torch.nan
+            ring.values[:, [0, 1, 3]] = torch.nan
+        for tensor in slots._codec.tensors:
+            assert tensor is not None
+            tensor[[0, 1, 3]] = torch.nan
+    for frame in expected:
+        assert_same(slots.step([2]), 0, frame)
+
+
+def test_the_place_of_one_that_left_is_as_new(bundle: Bundle, prompts: list[PromptState]) -> None:
+    expected = run_alone(bundle, prompts[0], OPTIONS[0], 10, 4)
+    slots = Slots(bundle, 4)
+    slots.join(1, prompts[4], OPTIONS[2])
+    for _ in range(5):
+        slots.step([1])
+    slots.leave(1)
+    with torch.inference_mode():
+        slots._lm.stack.keys[:, 1] = torch.nan  # as if it had gone wrong before it left
+        slots._lm.stack.values[:, 1] = torch.nan
+    slots.join(1, prompts[0], OPTIONS[0])
+    for frame in expected:
+        assert_same(slots.step([1]), 0, frame)
+
+
+def test_choices_of_one_prompt(bundle: Bundle, prompts: list[PromptState]) -> None:
+    slots = Slots(bundle, 4)
+    for choice in range(3):
+        slots.join(choice, prompts[1], OPTIONS[0], choice)
+    codes = np.stack([slots.step([0, 1, 2]).codes for _ in range(20)])
+    plain = np.stack([f.codes.numpy() for f in generate(bundle, prompts[1], frames=20, options=OPTIONS[0], n=3)])
+    np.testing.assert_array_equal(codes, plain)
+
+
+def test_random_numbers_go_on_from_block_to_block(bundle: Bundle, prompts: list[PromptState]) -> None:
+    frames = BLOCK + 5
+    alone = run_alone(bundle, prompts[0], OPTIONS[0], frames, 4)
+    plain = list(generate(bundle, prompts[0], frames=frames, options=OPTIONS[0]))
+    assert [f.codes[0].tolist() for f in alone] == [f.codes[0].tolist() for f in plain]
+
+
+@pytest.mark.parametrize("settings", [{"decoder": "seanet"}, {"decoder": "seanet", "pad_mode": "reflect"}])
+def test_seanet_decoders(make_codec, speech_like: Tensor, settings: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+    bundle = random_bundle("tiny")
+    bundle.codec = make_codec(**settings)
+    enliven(bundle.codec, speech_like)
+    prompt = prefill(bundle, speech_like[: 20 * HOP_SAMPLES])
+    alone = run_alone(bundle, prompt, OPTIONS[0], 12, 4)
+    slots = Slots(bundle, 4)
+    slots.join(3, prefill(bundle, speech_like[: 40 * HOP_SAMPLES]), OPTIONS[1])
+    slots.step([3])
+    slots.join(1, prompt, OPTIONS[0])
+    for frame in alone:
+        assert_same(slots.step([3, 1]), 1, frame)
+
+
+def test_a_prompt_read_otherwise_is_refused(bundle: Bundle, speech_like: Tensor) -> None:
+    slots = Slots(bundle, 1, codebooks=4)
+    with pytest.raises(ValueError, match="codebooks"):
+        slots.join(0, prefill(bundle, speech_like[:9600]), OPTIONS[0])
+    with pytest.raises(ValueError, match="mel"):
+        slots.join(0, prefill(bundle, speech_like[:9600], codebooks=4, masked=True), OPTIONS[0])
+    slots.join(0, prefill(bundle, speech_like[:9600], codebooks=4), OPTIONS[0])
+    assert slots.step([0]).codes.shape == (1, 4)
