@@ -1,13 +1,12 @@
-"""Audio in and out of HTTP: any format to mono samples at 24 kHz, and samples to files.
+"""Audio that comes in: any format to mono samples at 24 kHz; and the limiter of what goes out (app/encoders.py).
 
 Uploads are hostile until decoded: formats are told by their bytes, decoding goes block by block and stops at the cap
 (ten minutes of silence are 90 kB of FLAC), and no number in a header is believed.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -19,8 +18,6 @@ from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, DeadlinePassed
 from model.constants import SAMPLE_RATE_HZ
 
 Samples = npt.NDArray[np.float32]
-Format = Literal["wav", "flac", "pcm"]
-MEDIA_TYPES: dict[Format, str] = {"wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm"}
 BLOCK_FRAMES = 65_536  # libsndfile's Vorbis has crashed on larger ones
 RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files
 MAX_CHANNELS = 64
@@ -170,20 +167,3 @@ def limit(samples: Samples) -> Samples:
     loud = np.abs(samples)
     bent = LIMIT_KNEE + (1 - LIMIT_KNEE) * np.tanh((loud - LIMIT_KNEE) / (1 - LIMIT_KNEE))
     return np.where(loud <= LIMIT_KNEE, samples, np.copysign(bent, samples)).astype(np.float32)
-
-
-def to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
-    """16 bits: what every format holds, so that all of them agree sample for sample."""
-    return np.round(np.clip(samples, -1.0, 1.0) * 32767.0).astype(np.int16)
-
-
-def encode(samples: Samples, form: Format) -> bytes:
-    """A finished file with exact sizes: (N,) float32 at 24 kHz -> its bytes. ``pcm`` is bare s16le."""
-    pcm = to_pcm(samples)
-    if form == "pcm":
-        return pcm.astype("<i2").tobytes()
-    out = io.BytesIO()
-    with soundfile.SoundFile(out, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=form.upper()) as sound:
-        for start in range(0, len(pcm), BLOCK_FRAMES):
-            sound.write(pcm[start : start + BLOCK_FRAMES])
-    return out.getvalue()

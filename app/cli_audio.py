@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import soundfile
 import torch
 import typer
@@ -15,11 +16,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Column, Table
 
-from app.audio_io import Samples, decode, encode, limit
+from app.audio_io import Samples, decode, limit
 from app.cli_client import post
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
 from app.continuation import SEED_BITS, join
+from app.encoders import Format, encode
 from app.errors import AudioTooShort, ServiceError
 from app.scoring import result
 from model.bundle import Bundle, load_bundle
@@ -38,7 +40,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `conf
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as `config show` says")]
 Mel = Literal["decoded", "masked"]
 MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
-SUFFIXES = (".wav", ".flac", ".json")
+SUFFIXES: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".opus": "opus", ".mp3": "mp3", ".pcm": "pcm"}
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 
 
@@ -105,16 +107,13 @@ def _write(body: dict[str, Any], out: Path) -> None:
         out.write_text(json.dumps(body) + "\n")
         return
     wav = base64.b64decode(body["choices"][0]["audio"]["data"])
-    if out.suffix.lower() == ".wav":
-        out.write_bytes(wav)
-        return
-    samples, rate = soundfile.read(io.BytesIO(wav), dtype="int16")
-    soundfile.write(out, samples, rate)
+    samples, _ = soundfile.read(io.BytesIO(wav), dtype="int16")
+    out.write_bytes(encode(samples.astype(np.float32) / 32767, SUFFIXES[out.suffix.lower()]))
 
 
 def continue_command(
     clip: Annotated[Path, typer.Argument(help="The prompt: any audio file")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .wav, .flac or .json")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write: .wav, .flac, .opus, .mp3, .pcm or .json")],
     seconds: Annotated[float, typer.Option(min=0.1, help="How much to make")] = 5.0,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 = the likeliest token always")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw among so many tokens; 0 = all")] = 0,
@@ -135,8 +134,8 @@ def continue_command(
 ) -> None:
     """Continue a clip."""
     existing([clip])
-    if out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{out}: the name must end in {', '.join(SUFFIXES)}")
+    if out.suffix.lower() not in (*SUFFIXES, ".json"):
+        raise UserError(f"{out}: the name must end in {', '.join(SUFFIXES)} or .json")
     if not out.absolute().parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist")
     if top_p == 0.0:

@@ -9,7 +9,8 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from app.audio_io import MEDIA_TYPES, Samples, encode, limit
+from app.audio_io import Samples, limit
+from app.encoders import MEDIA_TYPES, encode
 from app.engine import Continuation, ContinueJob, Engine
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter
 from app.forms import Upload

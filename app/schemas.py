@@ -4,13 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.audio_io import Format
+from app.encoders import Format
 from model.sampling import MAX_SEED
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
 LATER = {
-    "opus": "the formats are json, wav, flac and pcm",
-    "mp3": "the formats are json, wav, flac and pcm",
     "csv": "the format is json",
     "png": "the format is json",
 }
@@ -51,9 +49,7 @@ class ContinueForm(Form):
     ] = None
     include_prompt: Annotated[bool, Field(description="join the prompt's own samples to the continuation")] = False
     response_format: Annotated[
-        Literal["json", "wav", "flac", "pcm", "opus", "mp3"],
-        AfterValidator(_supported),
-        Field(description="json, or the bare audio (opus and mp3: not in this version)"),
+        Literal["json", "wav", "flac", "opus", "mp3", "pcm"], Field(description="json, or the bare audio")
     ] = "json"
     stream: Annotated[bool, Field(description="not in this version")] = False
     timeout_seconds: Annotated[float | None, Field(gt=0, description="what is ready by then is returned")] = None
@@ -71,7 +67,7 @@ class ContinueForm(Form):
     @property
     def audio_format(self) -> Format:
         """The format of the audio in the answer; within JSON it is WAV."""
-        return "wav" if self.response_format in ("json", "wav") else "flac" if self.response_format == "flac" else "pcm"
+        return "wav" if self.response_format == "json" else self.response_format
 
 
 class ScoreForm(Form):

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from app import forms, work
 from app.auth import require_key
 from app.continuation import continue_audio, response
+from app.encoders import MEDIA_TYPES
 from app.schemas import ContinueForm, ContinueResponse, multipart
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
@@ -13,7 +14,7 @@ AUDIO = {"schema": {"type": "string", "format": "binary"}}
 ANSWERS = {
     "description": "The continuation: JSON, or bare audio",
     "model": ContinueResponse,
-    "content": {"audio/wav": AUDIO, "audio/flac": AUDIO, "audio/pcm": AUDIO},
+    "content": dict.fromkeys(MEDIA_TYPES.values(), AUDIO),
 }
 
 

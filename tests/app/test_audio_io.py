@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.audio_io import decode, encode, limit, sniff
+from app.audio_io import decode, limit, sniff
 from app.errors import AudioInvalid, AudioTooLong, UnsupportedFormat
 
 RATE = 48_000
@@ -165,17 +165,6 @@ def test_damage_in_the_middle() -> None:
             except (AudioInvalid, AudioTooLong, UnsupportedFormat):
                 continue
             assert np.isfinite(samples).all()
-
-
-@pytest.mark.parametrize("form", ["wav", "flac"])
-def test_encoded_files_are_exact(form: Any) -> None:
-    samples = np.random.default_rng(0).uniform(-1, 1, 200_001).astype(np.float32)
-    content = encode(samples, form)
-    read, rate = soundfile.read(io.BytesIO(content), dtype="float32")
-    assert rate == 24_000
-    assert len(read) == len(samples)
-    np.testing.assert_allclose(read, samples, atol=1e-4)
-    assert len(encode(samples, "pcm")) == 2 * len(samples)
 
 
 def test_limiter_keeps_quiet_samples_and_never_clips() -> None:

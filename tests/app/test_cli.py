@@ -121,7 +121,7 @@ def test_serve_with_a_bad_value() -> None:
 # continue
 
 
-@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".opus"])
 def test_continue_makes_sound(tmp_path: Path, suffix: str) -> None:
     files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
     for file in files:
@@ -162,7 +162,7 @@ def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
     text.write_text("no audio at all, only words")
     refused(run("continue", tmp_path / "none.wav", "-o", out), "none.wav does not exist")
     refused(run("continue", text, "-o", out), "audio file")
-    refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".wav, .flac, .json")
+    refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".mp3, .pcm or .json")
     refused(run("continue", SPEECH, "-o", tmp_path / "no" / "out.wav"), "does not exist")
     refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "frames")
     refused(run("continue", SPEECH, "-o", out, "--prompt-start", 60), "6.34 s")
@@ -206,9 +206,10 @@ def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
 # against a server
 
 
-def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["wav", "pcm", "opus", "mp3", "flac"])
+def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path, suffix: str) -> None:
     options = ["--seconds", 0.5, "--seed", 5, "--top-p", 0.9, "--include-prompt", "--prompt-end", 2]
-    here, there = tmp_path / "here.wav", tmp_path / "there.wav"
+    here, there = tmp_path / f"here.{suffix}", tmp_path / f"there.{suffix}"
     assert run("continue", SPEECH, "-o", here, *options).exit_code == 0
     result = run("continue", SPEECH, "-o", there, *options, "--url", server, "--api-key", "sesame")
     assert result.exit_code == 0, result.output

@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from app.continuation import JOINT_SAMPLES
+from app.encoders import encode
 from model.generate import generate
 from model.sampling import SamplingOptions
 
@@ -88,6 +89,18 @@ def test_wav_sizes_are_exact(service: Any, clip: bytes) -> None:
     assert int.from_bytes(content[4:8], "little") == len(content) - 8
     at = content.index(b"data")
     assert int.from_bytes(content[at + 4 : at + 8], "little") == len(content) - at - 8 == 30 * 320 * 2
+
+
+@pytest.mark.parametrize(("form", "media", "added"), [("opus", "audio/ogg", 0), ("mp3", "audio/mpeg", 1_105)])
+def test_lossy_formats(service: Any, clip: bytes, form: Any, media: str, added: int) -> None:
+    """They are made from the very samples of the other formats, and are the same each time."""
+    expected = audio_of(service.post("/continue", clip, data=GOOD).json()["choices"][0])
+    answers = [service.post("/continue", clip, data=GOOD | {"response_format": form}) for _ in range(2)]
+    assert answers[0].headers["content-type"] == media
+    assert answers[0].content == answers[1].content == encode(expected.astype(np.float32) / 32767, form)
+    samples, rate = soundfile.read(io.BytesIO(answers[0].content))
+    assert rate == 24_000
+    assert len(expected) + added <= len(samples) <= len(expected) + added + (2 * 576 if added else 0)
 
 
 def test_include_prompt(service: Any, clip: bytes) -> None:
