@@ -5,6 +5,7 @@ import io
 import json
 import math
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,10 +27,11 @@ from app.errors import AudioTooShort, ServiceError
 from app.scoring import result
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
-from model.generate import generate, prefill
+from model.generate import PromptState, generate, prefill
 from model.sampling import SamplingOptions
 from model.score import MelSource as ScoreMel
 from model.score import TooShortError, score
+from model.slots import slots_for
 
 BundleFolder = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
@@ -37,7 +39,7 @@ BundleFolder = Annotated[
 Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead of computing here")]
 ApiKey = Annotated[str | None, typer.Option(envvar="WHISPERGPT_API_KEY", help="Key for the server at --url")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as `config show` says")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 1")]
 Mel = Literal["decoded", "masked"]
 MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 SUFFIXES: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".opus": "opus", ".mp3": "mp3", ".pcm": "pcm"}
@@ -47,7 +49,7 @@ SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "b
 def _load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle:
     """The bundle that the flags, or the server's settings, name."""
     settings = settings_from(bundle=bundle, device=device, threads=threads)
-    limit_threads(settings.threads)
+    limit_threads(threads or 1)  # one request: its matrices are too small to be shared out
     return load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
 
 
@@ -55,6 +57,21 @@ def _read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = No
     """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
     with path.open("rb") as file:
         return decode(file, MAX_SECONDS, start_seconds, end_seconds)
+
+
+def _frames(
+    bundle: Bundle, prompt: PromptState, frames: int, options: SamplingOptions, mel: Mel
+) -> Iterator[tuple[int, float, Samples]]:
+    """Coarse token, its log-probability and 320 samples of each frame."""
+    if mel == "decoded":  # the server's own arithmetic, so that the same seed gives the same bytes
+        slots = slots_for(bundle, 1, prompt.codebooks)
+        slots.join(0, prompt, options)
+        for _ in range(frames):
+            one = slots.step([0])
+            yield int(one.codes[0, 0]), float(one.logprobs[0]), one.samples[0]
+        return
+    for frame in generate(bundle, prompt, frames=frames, options=options, mel=mel):
+        yield int(frame.codes[0, 0]), float(frame.logprobs[0]), frame.samples[0].cpu().numpy()
 
 
 def _continue_here(
@@ -72,11 +89,11 @@ def _continue_here(
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("frames", total=frames)
         state = prefill(bundle, prompt, codebooks=codebooks, masked=mel == "masked")
-        for frame in generate(bundle, state, frames=frames, options=options, mel=mel, codebooks=codebooks):
+        for frame in _frames(bundle, state, frames, options, mel):
             made.append(frame)
             bar.advance(task)
-    logprobs = [float(frame.logprobs[0]) for frame in made]
-    samples = torch.cat([frame.samples[0] for frame in made]).cpu().numpy()
+    logprobs = [frame[1] for frame in made]
+    samples = np.concatenate([frame[2] for frame in made])
     samples = join(prompt.numpy(), state.tail[0].cpu().numpy(), samples) if include_prompt else limit(samples)
     nll = -sum(logprobs) / len(logprobs)
     return {
@@ -91,7 +108,7 @@ def _continue_here(
                 "index": 0,
                 "audio": {"format": "wav", "data": base64.b64encode(encode(samples, "wav")).decode()},
                 "seconds": len(samples) / SAMPLE_RATE_HZ,
-                "tokens": [int(frame.codes[0, 0]) for frame in made],
+                "tokens": [frame[0] for frame in made],
                 "logprobs": logprobs,
                 "nll": nll,
                 "perplexity": math.exp(nll),

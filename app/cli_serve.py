@@ -65,7 +65,7 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
     for name, field in Settings.model_fields.items():
-        default = "weights/default" if name == "bundle" else shown(field.default)
+        default = "weights/default" if name == "bundle" else shown(field.get_default(call_default_factory=True))
         help_text = f"{field.description} ({PREFIX}{name.upper()}; default: {default})"
         flag = f"--{name.replace('_', '-')}"
         names = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]

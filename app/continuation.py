@@ -92,7 +92,7 @@ def response(request: Request, answer: Answer) -> Response:
             "x-whispergpt-seed": str(seed),
             "x-whispergpt-nll": f"{answer.nll(0):.6f}",
             "x-whispergpt-prompt-nll": f"{prompt_nll:.6f}",
-            "x-whispergpt-tokens": str(made.tokens.shape[1]),
+            "x-whispergpt-tokens": str(len(made.tokens[0])),
             "x-whispergpt-finish-reason": made.finish_reason,
             "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
         }
@@ -111,7 +111,7 @@ def response(request: Request, answer: Answer) -> Response:
                 logprobs=made.logprobs[index].tolist(),
                 nll=nll,
                 perplexity=float(np.exp(nll)),
-                finish_reason=made.finish_reason,
+                finish_reason=made.finish_reasons[index],
             )
         )
     frames = len(made.prompt_logprobs)
@@ -129,7 +129,7 @@ def response(request: Request, answer: Answer) -> Response:
             prefill_seconds=made.prefill_seconds,
             first_audio_seconds=made.first_audio_seconds,
             total_seconds=time.monotonic() - answer.arrived,
-            real_time_factor=made.samples.size / SAMPLE_RATE_HZ / max(made.loop_seconds, 1e-9),
+            real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
         ),
     )
     return JSONResponse(body.model_dump())

@@ -1,204 +1,128 @@
-"""The engine: one thread owns the model and works off a bounded queue.
+"""The engine: it admits requests, reads prompts, scores clips and steps continuations, each on threads of its own.
 
-The event loop never computes: it reserves a place, submits a job and awaits a future. A job sees a cancellation within
-one frame (or one chunk of scored audio). This is the seam for continuous batching: `reserve`, `submit`, `Job`.
+The event loop never computes: it reserves a place, submits a job and awaits its events. Prompts are read on one set of
+threads, clips are scored on another of lower priority, and the lanes step (`app.lanes`): a long prompt or a long clip
+does not hold up the continuations under way. A job sees a cancellation within one step, or one chunk of reading.
 """
 
 import asyncio
 import logging
+import os
 import queue
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-import numpy as np
 import torch
 
 from app.errors import DeadlinePassed, Draining, NotReady, Overloaded
+from app.jobs import (
+    Cancelled,
+    Continuation,
+    ContinueJob,
+    Failure,
+    Job,
+    NotFinite,
+    Piece,
+    ScoreJob,
+    Started,
+    Ticket,
+)
+from app.lanes import Lanes, Seated
 from app.metrics import Metrics
 from model.bundle import Bundle
-from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
-from model.generate import generate, prefill
-from model.sampling import SamplingOptions
-from model.score import CHUNK_FRAMES, Score, score
+from model.generate import PromptState
+from model.slots import default_slots, lanes_for, slots_for
+
+__all__ = ["Cancelled", "Continuation", "ContinueJob", "Engine", "Job", "NotFinite", "Piece", "ScoreJob", "Started"]
 
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 30.0  # a heartbeat older than this means a stuck engine: one chunk of scoring takes far less
+SCORING_NICENESS = 10  # of the scoring threads: whoever waits for audio comes first
 log = logging.getLogger("whispergpt")
 
 
-class Cancelled(Exception):
-    """Nobody waits for this job any more."""
-
-
-class NotFinite(Exception):
-    """The model gave a likelihood that is not a number."""
-
-
-@dataclass
-class Job(ABC):
-    """Work for the engine. Times are `time.monotonic` seconds."""
-
-    arrived: float
-    deadline: float
-    cancelled: threading.Event = field(default_factory=threading.Event, init=False)
-    submitted: float = field(default=0.0, init=False)
-    started: float = field(default=0.0, init=False)
-
-    @abstractmethod
-    def run(self, engine: "Engine") -> Any:
-        """Runs on the engine's thread; calls ``engine.beat(self)`` at least once a chunk."""
-
-
-@dataclass
-class Continuation:
-    """What a `ContinueJob` made: arrays of n choices."""
-
-    prompt_logprobs: np.ndarray  # (T,)
-    tokens: np.ndarray  # (n, F) int64
-    logprobs: np.ndarray  # (n, F) float32
-    samples: np.ndarray  # (n, 320 F) float32
-    tail: np.ndarray  # (704,): the end of the prompt as the codec decodes it
-    finish_reason: Literal["length", "timeout"]
-    queue_seconds: float
-    prefill_seconds: float
-    first_audio_seconds: float
-    loop_seconds: float
-
-
-@dataclass
-class ContinueJob(Job):
-    """Continue a prompt, (N,) samples at 24 kHz. Raises TooShortError, or DeadlinePassed when nothing is ready."""
-
-    prompt: np.ndarray
-    frames: int
-    options: SamplingOptions
-    n: int
-
-    def _go_on(self, engine: "Engine") -> None:
-        engine.beat(self)
-        if time.monotonic() > self.deadline:
-            raise DeadlinePassed("the prompt could not be read in time")
-
-    def run(self, engine: "Engine") -> Continuation:
-        bundle, metrics = engine.bundle, engine.metrics
-        begin = time.monotonic()
-        prompt = prefill(bundle, torch.from_numpy(self.prompt), between=lambda: self._go_on(engine))
-        prefilled = time.monotonic()
-        metrics.prefill_seconds.observe(prefilled - begin)
-        made = []
-        first = 0.0
-        finish: Literal["length", "timeout"] = "length"
-        before = prefilled
-        for frame in generate(bundle, prompt, frames=self.frames, options=self.options, n=self.n):
-            made.append(frame)
-            now = time.monotonic()
-            metrics.step_seconds.observe(now - before)
-            before = now
-            first = first or now
-            engine.beat(self)
-            if now > self.deadline:
-                finish = "timeout"
-                break
-        ended = time.monotonic()
-        metrics.first_audio_seconds.observe(first - self.arrived)
-        result = Continuation(
-            prompt_logprobs=prompt.logprobs.cpu().numpy(),
-            tokens=torch.stack([frame.codes[:, 0] for frame in made], 1).cpu().numpy(),
-            logprobs=torch.stack([frame.logprobs for frame in made], 1).cpu().numpy(),
-            samples=torch.cat([frame.samples for frame in made], 1).cpu().numpy(),
-            tail=prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy(),
-            finish_reason=finish,
-            queue_seconds=self.started - self.submitted,
-            prefill_seconds=prefilled - begin,
-            first_audio_seconds=first - self.arrived,
-            loop_seconds=ended - prefilled,
-        )
-        if not (
-            np.isfinite(result.prompt_logprobs).all()
-            and np.isfinite(result.logprobs).all()
-            and np.isfinite(result.samples).all()
-        ):
-            raise NotFinite
-        seconds = result.samples.size / SAMPLE_RATE_HZ
-        metrics.real_time_factor.observe(seconds / max(result.loop_seconds, 1e-9))
-        metrics.generated_audio_seconds.inc(seconds)
-        metrics.generated_tokens.inc(result.tokens.size)
-        _count_read(metrics, prompt.nll, len(prompt.tokens))
-        return result
-
-
-@dataclass
-class ScoreJob(Job):
-    """Score one clip, (N,) samples at 24 kHz. Raises TooShortError."""
-
-    clip: np.ndarray
-    context_frames: int
-
-    def run(self, engine: "Engine") -> Score:
-        def blocks() -> Iterator[torch.Tensor]:
-            size = CHUNK_FRAMES * HOP_SAMPLES
-            for start in range(0, len(self.clip), size):
-                engine.beat(self)
-                if time.monotonic() > self.deadline:
-                    raise DeadlinePassed("the clip could not be scored in time")
-                yield torch.from_numpy(self.clip[start : start + size])
-
-        result = score(engine.bundle, blocks(), context_frames=self.context_frames)
-        if not torch.isfinite(result.logprobs).all():
-            raise NotFinite
-        _count_read(engine.metrics, result.nll, len(result.tokens))
-        return result
-
-
-def _count_read(metrics: Metrics, nll: float, tokens: int) -> None:
-    metrics.token_nll.observe(nll)
-    metrics.prompt_tokens.inc(tokens)
-    metrics.prompt_audio_seconds.inc(tokens * HOP_SAMPLES / SAMPLE_RATE_HZ)
-
-
-@dataclass
-class _Submitted:
-    job: Job | None
-    future: "asyncio.Future[Any]"
-    loop: asyncio.AbstractEventLoop
-
-
 class Engine:
-    """One worker thread, ``slots + waiting`` places for requests."""
+    """Threads over one bundle, and ``slots + waiting`` places for requests.
 
-    def __init__(self, bundle: Bundle, metrics: Metrics, waiting: int, threads: int) -> None:
+    Args:
+        bundle: the model.
+        metrics: where to count.
+        waiting: requests that may wait beside those that have slots.
+        threads: of each kind: lanes, threads that read prompts, threads that score.
+        slots: rows of all lanes together; by default what suits the device.
+        codebooks: codes of a made frame; the codec's number by default.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        metrics: Metrics,
+        waiting: int,
+        threads: int,
+        slots: int | None = None,
+        codebooks: int | None = None,
+    ) -> None:
         self.bundle, self.metrics = bundle, metrics
-        self.places, self.taken = 1 + waiting, 0  # of the event loop alone: no lock
-        self.threads = threads
+        self.codebooks = codebooks or bundle.codec.config.codebooks
+        slots = slots or default_slots(bundle)
+        count = min(lanes_for(bundle, threads), slots)
+        self.lanes = Lanes(
+            lambda rows: slots_for(bundle, rows, self.codebooks), count, -(-slots // count), 1, metrics, self._alive
+        )
+        self.places, self.taken = self.lanes.total + waiting, 0  # of the event loop alone: no lock
         self.draining = False
         self.empty = asyncio.Event()  # no request is inside
         self.empty.set()
-        self._queue: queue.SimpleQueue[_Submitted | None] = queue.SimpleQueue()
-        self._heartbeat = 0.0
-        self._computing = 0  # jobs in hand: 0 or 1
+        self._queues: dict[str, queue.SimpleQueue[Job | None]] = {
+            "read": queue.SimpleQueue(),
+            "score": queue.SimpleQueue(),
+        }
+        self._beats: dict[int, float] = {}  # of each thread
+        self._computing = 0  # jobs that a thread has begun and that have not ended
+        self._lock = threading.Lock()  # of the count, and of each job's `begun`
         self._recent_seconds = 1.0  # what a request took of late, for Retry-After
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-        metrics.slots_total.set(1)
+        self._threads = self.lanes.threads + [
+            threading.Thread(target=self._work, args=(kind,), name=f"{kind}-{index}", daemon=True)
+            for kind in self._queues
+            for index in range(threads)
+        ]
 
     def start(self) -> None:
-        self._heartbeat = time.monotonic()
-        self._thread.start()
+        self.lanes.start()
+        for thread in self._threads:
+            if thread not in self.lanes.threads:
+                thread.start()
+        now = time.monotonic()
+        for thread in self._threads:
+            self._beats[thread.ident or 0] = now
 
     def stop(self) -> None:
-        """Ends the thread after the job in hand."""
-        self._queue.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
+        """Ends the threads after the chunk or step in hand."""
+        self.lanes.stop()
+        for one in self._queues.values():
+            for _ in self._threads:
+                one.put(None)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout=10)
 
     @property
     def healthy(self) -> bool:
-        """The thread lives and its heartbeat is fresh."""
-        return self._thread.is_alive() and time.monotonic() - self._heartbeat < STALE_SECONDS
+        """The threads live, and their heartbeats are fresh."""
+        now = time.monotonic()
+        return all(t.is_alive() and now - self._beats.get(t.ident or 0, 0.0) < STALE_SECONDS for t in self._threads)
+
+    def _alive(self) -> None:
+        self._beats[threading.get_ident()] = time.monotonic()
+
+    def beat(self, job: Job) -> None:
+        """Called by a running job: shows life, and ends the job when nobody waits for it. Raises Cancelled."""
+        self._alive()
+        if job.cancelled.is_set():
+            raise Cancelled
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -214,7 +138,7 @@ class Engine:
             raise NotReady("the engine does not answer", headers={"retry-after": "5"})
         if self.taken >= self.places:
             self.metrics.rejected.labels("overloaded").inc()
-            wait = max(1, round(self._recent_seconds * self.taken))
+            wait = max(1, round(self._recent_seconds * self.taken / self.lanes.total))
             raise Overloaded(f"all {self.places} places are taken", headers={"retry-after": str(min(wait, 120))})
         self.taken += 1
         self.empty.clear()
@@ -229,85 +153,114 @@ class Engine:
 
     def _gauge(self) -> None:
         self.metrics.running.set(self._computing)
-        self.metrics.slots_used.set(self._computing)
         self.metrics.waiting.set(max(self.taken - self._computing, 0))
 
     async def submit(self, job: Job) -> Any:
         """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job.
 
         Raises DeadlinePassed when the job's turn did not come in time (one that runs ends itself at its deadline, with
-        what is ready), and NotReady when the engine's thread has died or is stuck.
+        what is ready), and NotReady when a thread has died or is stuck.
         """
-        loop = asyncio.get_running_loop()
-        submitted = _Submitted(job, loop.create_future(), loop)
-        job.submitted = time.monotonic()
-        self._queue.put(submitted)
+        result = None
+        async for event in self._events(job):
+            if not isinstance(event, Started):
+                result = event
+        return result
+
+    async def stream(self, job: ContinueJob) -> AsyncGenerator[Started | Piece | Continuation, None]:
+        """The events of a continuation: `Started`, then each `Piece`, and last the `Continuation` without samples.
+
+        Closing the generator cancels the job. Raises what `submit` raises.
+        """
+        job.streamed = True
+        events = self._events(job)
         try:
-            while not submitted.future.done():
-                left = job.deadline - time.monotonic()
-                if job.started == 0.0 and left <= 0.0:
-                    raise DeadlinePassed("the request waited for its turn until its time was up")
-                if not self.healthy:
-                    raise NotReady("the engine does not answer", headers={"retry-after": "5"})
-                pause = HEARTBEAT_SECONDS if job.started else min(left, HEARTBEAT_SECONDS)
-                await asyncio.wait([submitted.future], timeout=pause)
-            return submitted.future.result()
+            async for event in events:
+                yield event
         finally:
-            if not submitted.future.done() or submitted.future.cancelled():
-                job.cancelled.set()
-                submitted.job = None  # it stays in the queue until its turn, and must not keep its audio alive
+            await events.aclose()
 
-    def beat(self, job: Job) -> None:
-        """Called by a running job: shows life, and ends the job when nobody waits for it. Raises Cancelled."""
-        self._heartbeat = time.monotonic()
-        if job.cancelled.is_set():
-            raise Cancelled
+    async def _events(self, job: Job) -> AsyncGenerator[Any, None]:
+        """What the job has to say, up to its result."""
+        ticket = job.ticket = Ticket()
+        job.submitted = time.monotonic()
+        self._queues[job.kind].put(job)
+        done = False
+        try:
+            while not done:
+                event = await self._next(job, ticket)
+                if isinstance(event, Failure):
+                    raise event.error
+                done = not isinstance(event, Started | Piece)
+                yield event
+        finally:
+            with self._lock:
+                if not done:
+                    job.cancelled.set()
+                self._computing -= job.begun
+            if not done:
+                job.forget()
+                self.lanes.nudge()
+            elif job.started:
+                self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - job.started)
+            self._gauge()
 
-    def _work(self) -> None:
-        torch.set_num_threads(self.threads)
+    async def _next(self, job: Job, ticket: Ticket) -> Any:
+        """The job's next event. Raises DeadlinePassed or NotReady when it cannot come."""
         while True:
-            self._heartbeat = time.monotonic()
+            with suppress(asyncio.QueueEmpty):
+                return ticket.events.get_nowait()
+            left = job.deadline - time.monotonic()
+            if job.started == 0.0 and left <= 0.0:
+                raise DeadlinePassed("the request waited for its turn until its time was up")
+            if not self.healthy:
+                raise NotReady("the engine does not answer", headers={"retry-after": "5"})
+            pause = HEARTBEAT_SECONDS if job.started else min(left, HEARTBEAT_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    return await ticket.events.get()
+
+    def seat(self, job: ContinueJob, prompt: PromptState, started: Started) -> None:
+        """A prompt has been read: its choices wait for slots."""
+        seated = Seated(job, prompt, started, self.metrics)
+        if job.streamed:
+            seated.put(started)
+        self.lanes.put(seated)
+
+    def _work(self, kind: str) -> None:
+        torch.set_num_threads(1)  # a thread a core does it: the matrices are small, and two threads a product wait
+        if kind == "score":
+            with suppress(OSError, AttributeError):  # of this thread alone; not everywhere
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SCORING_NICENESS)
+        while True:
+            self._alive()
             try:
-                submitted = self._queue.get(timeout=HEARTBEAT_SECONDS)
+                job = self._queues[kind].get(timeout=HEARTBEAT_SECONDS)
             except queue.Empty:
                 continue
-            if submitted is None:
+            if job is None:
                 return
-            self._run(submitted)
+            self._run(job)
 
-    def _run(self, submitted: _Submitted) -> None:
-        job = submitted.job
-        if job is None or job.cancelled.is_set():
-            return
-        job.started = time.monotonic()
-        self.metrics.queue_seconds.observe(job.started - job.submitted)
-        self._computing = 1
+    def _run(self, job: Job) -> None:
+        with self._lock:
+            if job.cancelled.is_set():
+                return
+            job.begun = True
+            self._computing += 1
         self._gauge()
-        result: Any = None
-        error: BaseException | None = None
+        assert job.ticket is not None
+        if job.starts_at_once:
+            job.started = time.monotonic()
+            self.metrics.queue_seconds.observe(job.started - job.submitted)
         try:
             result = job.run(self)
-        except NotFinite as caught:
+        except NotFinite as error:
             self.metrics.nonfinite.inc()
             log.error("a likelihood or a sample is not finite")
-            error = caught
-        except BaseException as caught:  # the caller's to handle; this thread lives on, whatever it was
-            error = caught
-        finally:
-            self._computing = 0
-            self._gauge()
-        self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - job.started)
-        try:
-            submitted.loop.call_soon_threadsafe(_settle, submitted.future, result, error)
-        except RuntimeError:
-            log.debug("the event loop has closed; a result is dropped")
-
-
-def _settle(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-        future.exception()  # seen: a caller that left does not make asyncio warn
+            job.ticket.put(Failure(error))
+        except BaseException as error:  # the caller's to handle; this thread lives on, whatever it was
+            job.ticket.put(Failure(error))
+        else:
+            if job.starts_at_once:
+                job.ticket.put(result)

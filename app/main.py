@@ -57,7 +57,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         load_bundle, settings.bundle, settings.device, settings.codec
     )
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
-    engine = Engine(bundle, metrics, settings.queue, settings.threads)
+    engine = Engine(bundle, metrics, settings.queue, settings.threads, settings.slots, settings.codebooks)
     app.state.engine = engine
     app.state.clips = asyncio.Semaphore(CLIPS)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)

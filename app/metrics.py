@@ -16,6 +16,7 @@ STEP_BUCKETS = tuple(FRAME_MS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 
 FIRST_AUDIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 FACTOR_BUCKETS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 NLL_BUCKETS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 14.0)
 ROUTES = {"/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs", "/openapi.json",
           "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
@@ -51,7 +52,8 @@ class Metrics:
         self.first_audio_seconds = histogram(
             "time_to_first_audio_seconds", "From arrival to the first made frame", FIRST_AUDIO_BUCKETS
         )
-        self.step_seconds = histogram("step_seconds", "One frame of the closed loop", STEP_BUCKETS)
+        self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a lane", STEP_BUCKETS)
+        self.batch_size = histogram("batch_size", "Rows of a step", ROW_BUCKETS)
         self.real_time_factor = histogram(
             "real_time_factor", "Seconds of audio made in a second of computing", FACTOR_BUCKETS
         )

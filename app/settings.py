@@ -15,6 +15,12 @@ NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE"}  # variables
 log = logging.getLogger("whispergpt")
 
 
+def default_threads() -> int:
+    """The cores that this process may use, two at most: requests share them by being stepped together."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 2))
+
+
 class Settings(BaseSettings):
     """Everything that an operator can set. Precedence: flag, environment, file, default."""
 
@@ -26,12 +32,15 @@ class Settings(BaseSettings):
     codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     threads: int = Field(
-        1,  # a frame's matrices are small: on two busy cores, two threads took 105 ms a frame and one took 8
+        default_factory=default_threads,
         ge=1,
         le=256,
-        description="threads that torch computes with; more than idle cores is 10 to 20 times slower",
+        description="cores to compute with; more than idle cores is 10 to 20 times slower",
     )
-    slots: int = Field(1, ge=1, le=1, description="requests computed at the same time; this engine has one")
+    slots: int | None = Field(
+        None, ge=1, le=4096, description="continuations computed at the same time; by default what suits the device"
+    )
+    codebooks: int | None = Field(None, ge=1, le=8, description="codes of a made frame: 2, 4 or 8; the bundle's number")
     queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
     max_upload_mib: float = Field(64.0, gt=0, description="MiB of one request's body")
     max_files: int = Field(32, ge=1, description="clips in one /score request")

@@ -166,3 +166,18 @@ class Slots:
         """A token a row and its log-probability before temperature, top-k and top-p: (R,), (R,)"""
         token = draw(logits, self._drawing, uniform)
         return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+
+
+def default_slots(bundle: Bundle) -> int:
+    """Slots that suit the device: every step computes all of them, so no more than are likely to be used."""
+    return 64 if bundle.device.type == "cuda" else 4
+
+
+def lanes_for(bundle: Bundle, threads: int) -> int:
+    """How many sets of slots may step at the same time: one where torch computes, on one device."""
+    return 1
+
+
+def slots_for(bundle: Bundle, rows: int, codebooks: int | None = None) -> AnySlots:
+    """The fastest slots for a bundle on its device."""
+    return Slots(bundle, rows, codebooks)

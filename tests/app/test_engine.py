@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from app.engine import Cancelled, ContinueJob, Job
-from app.errors import DeadlinePassed
+from app.errors import DeadlinePassed, NotReady
 from app.main import drain
 from model.sampling import SamplingOptions
 
@@ -22,7 +22,7 @@ LONG = {"seconds": "900", "timeout_seconds": "100"}
 
 
 class Gate(Job):
-    """A job that holds the engine until it is opened: a real one, on the real thread."""
+    """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
 
     def __init__(self) -> None:
         now = time.monotonic()
@@ -35,17 +35,24 @@ class Gate(Job):
             engine.beat(self)
 
 
+class ScoreGate(Gate):
+    kind = "score"
+
+
 @contextmanager
 def busy(service: Any) -> Iterator[None]:
-    """The engine has work in hand, and nothing else gets its turn."""
-    gate = Gate()
-    running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(gate), service.loop)
-    assert gate.entered.wait(5)
+    """The threads that read and score have work in hand, and nothing else gets its turn."""
+    gates = [gate() for gate in (Gate, ScoreGate) for _ in range(service.app.state.settings.threads)]
+    engine = service.app.state.engine
+    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate), service.loop) for gate in gates]
+    assert all(gate.entered.wait(5) for gate in gates)
     try:
         yield
     finally:
-        gate.opened.set()
-        running.result(5)
+        for gate in gates:
+            gate.opened.set()
+        for one in running:
+            one.result(5)
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -102,7 +109,7 @@ class Visitor:
 
 
 def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> None:
-    service = serve(queue=1)
+    service = serve(queue=1, threads=1, slots=1)
     engine = service.app.state.engine
     read = 0
 
@@ -114,8 +121,8 @@ def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> 
     with busy(service):
         waiting = [in_background(service, "/continue", clip, seconds="0.1") for _ in range(2)]
         until(lambda: engine.taken == 2)
-        assert service.value("requests_waiting") == 1
-        assert service.value("requests_running") == 1
+        assert service.value("requests_running") == 2  # the gates, which took no place
+
         answer = service.post("/continue", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
         assert answer.status_code == 429
         assert answer.json()["error"]["code"] == "overloaded"
@@ -129,7 +136,7 @@ def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> 
 
 @pytest.mark.parametrize("path", ["/continue", "/score"])
 def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
-    service = serve()
+    service = serve(threads=1)
     engine = service.app.state.engine
     with busy(service):
         visitor = Visitor(service, path, clip)
@@ -140,7 +147,7 @@ def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
     stage = "generate" if path == "/continue" else "score"
     assert service.value("client_disconnects_total", stage=stage) == 1
     assert service.value("requests_total", route=path, outcome="disconnected") == 1
-    assert service.value("queue_seconds_count") == 2  # the gate and the good one: it never got its turn
+    assert service.value("queue_seconds_count") == 3  # two gates and the good one: it never got its turn
 
 
 def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
@@ -150,7 +157,8 @@ def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
     until(lambda: service.value("step_seconds_count") > 3)
     visitor.leave()
     assert service.app.state.engine.taken == 0
-    until(lambda: service.value("requests_running") == 0)
+    until(lambda: service.value("slots_used") == 0)
+    assert service.value("requests_running") == 0
     made = service.value("step_seconds_count")
     time.sleep(0.1)
     assert service.value("step_seconds_count") == made
@@ -178,7 +186,7 @@ def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
 
 
 def test_time_up_while_waiting(serve: Any, clip: bytes) -> None:
-    service = serve()
+    service = serve(threads=1)
     with busy(service):
         for path in ("/continue", "/score"):
             answer = service.post(path, clip, data={"timeout_seconds": "0.1"})
@@ -186,7 +194,7 @@ def test_time_up_while_waiting(serve: Any, clip: bytes) -> None:
             assert answer.json()["error"]["code"] == "timeout"
     assert service.app.state.engine.taken == 0
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
-    assert service.value("queue_seconds_count") == 2
+    assert service.value("queue_seconds_count") == 3
 
 
 def test_servers_limit_is_above_the_clients(serve: Any, clip: bytes) -> None:
@@ -234,8 +242,9 @@ def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch
     running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(Hanging(now, now + 60)), service.loop)
     until(lambda: service.get("/readyz").status_code == 503)
     assert service.get("/livez").status_code == 200
+    with pytest.raises(NotReady):  # who waits is told, and does not hang with it
+        running.result(5)
     hang.set()
-    running.result(5)
     until(lambda: service.get("/readyz").status_code == 200)
 
 

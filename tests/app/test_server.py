@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Server]:
-    running = Server(folder, "--queue", "0", "--max-seconds", "1000", "--max-upload-mib", "1")
+    running = Server(folder, "--queue", "0", "--slots", "1", "--max-seconds", "1000", "--max-upload-mib", "1")
     yield running
     running.close()
 

@@ -64,12 +64,13 @@ def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
     assert value("generated_audio_seconds_total") == pytest.approx(0.8)
     assert value("prompt_tokens_total") == 200
     assert value("prompt_audio_seconds_total") == pytest.approx(200 / 75)
-    assert value("step_seconds_count") == 30
+    assert value("step_seconds_count") == value("batch_size_count") == 30
     for name in ("prefill_seconds", "time_to_first_audio_seconds", "real_time_factor"):
         assert value(f"{name}_count") == 1
     assert value("queue_seconds_count") == value("token_nll_count") == 2
     assert value("audio_decode_seconds_count") == 4
-    assert value("slots_total") == 1
+    assert value("batch_size_sum") == 60
+    assert value("slots_total") == 4
     assert value("requests_running") == value("requests_waiting") == value("slots_used") == 0
 
 
@@ -146,8 +147,8 @@ def test_settings_from_environment_and_file(
     monkeypatch.setenv("WHISPERGPT_PORT", "9001")
     monkeypatch.setenv("WHISPERGPT_API_KEYS", '["one"]')
     monkeypatch.setenv("WHISPERGPT_TREADS", "2")
-    settings = load_settings(host="0.0.0.0", threads=None)
-    assert (settings.queue, settings.port, settings.host, settings.threads) == (3, 9001, "0.0.0.0", 1)
+    settings = load_settings(host="0.0.0.0", slots=None)
+    assert (settings.queue, settings.port, settings.host, settings.slots) == (3, 9001, "0.0.0.0", None)
     assert [key.get_secret_value() for key in settings.api_keys] == ["one"]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any("WHISPERGPT_TREADS" in message for message in warned)

@@ -1,0 +1,288 @@
+"""The step loop: each lane is a thread that owns slots and makes one frame of each of its rows at a time.
+
+A continuation's choices wait in one queue; the lane with the fewest rows takes the next. Rows join and leave between
+steps, so a cancelled one is gone within one step. Rows never wait for each other.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from app.jobs import Continuation, ContinueJob, Failure, FinishReason, FloatArray, NotFinite, Piece, Started
+from app.metrics import Metrics
+from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
+from model.generate import PromptState
+from model.slots import AnySlots, Frames
+
+FIRST_PIECE_FRAMES = 3  # 40 ms: what a player needs to begin
+LONGEST_PIECE_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups
+log = logging.getLogger("whispergpt")
+
+
+class Seated:
+    """A continuation whose prompt has been read: its choices, and what they have made so far."""
+
+    def __init__(self, job: ContinueJob, prompt: PromptState, started: Started, metrics: Metrics) -> None:
+        self.job, self.prompt, self.metrics = job, prompt, metrics
+        self.started = started
+        self.since = time.monotonic()  # waiting for slots
+        self.waited = self.joined = self.first_frame = 0.0
+        self.choices = [Choice(self, index) for index in range(job.n)]
+        self._open = job.n
+        self._failed = False
+        self._lock = threading.Lock()  # choices of one job may be in different lanes
+
+    def put(self, *events: Started | Piece | Continuation | Failure) -> None:
+        if self.job.ticket is not None:
+            self.job.ticket.put(*events)
+
+    def join(self) -> None:
+        """One of its choices gets a slot."""
+        with self._lock:
+            if not self.joined:
+                self.joined = self.job.started = time.monotonic()
+                self.job.stage = "step"
+                self.waited = self.started.queue_seconds + self.joined - self.since
+                self.metrics.queue_seconds.observe(self.waited)
+
+    def frame(self, now: float) -> None:
+        """A frame was made."""
+        with self._lock:
+            if not self.first_frame:
+                self.first_frame = now
+                self.metrics.first_audio_seconds.observe(now - self.job.arrived)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends all choices: those in slots leave at their next step."""
+        with self._lock:
+            first, self._failed = not self._failed, True
+        self.job.cancelled.set()
+        if first:
+            if isinstance(error, NotFinite):
+                self.metrics.nonfinite.inc()
+                log.error("a likelihood or a sample is not finite")
+            self.put(Failure(error))
+
+    def close(self, *events: Piece) -> None:
+        """A choice has ended; when all have, the answer is ready."""
+        with self._lock:
+            self._open -= 1
+            done = self._open == 0 and not self._failed
+        if not done:
+            self.put(*events)
+            return
+        now = time.monotonic()
+        self.job.stage = "done"
+        result = Continuation(
+            prompt_logprobs=self.started.prompt_logprobs,
+            tokens=[choice.tokens[: choice.made] for choice in self.choices],
+            logprobs=[choice.logprobs[: choice.made] for choice in self.choices],
+            samples=[choice.whole() for choice in self.choices],
+            tail=self.started.tail,
+            finish_reasons=[choice.finish for choice in self.choices],
+            queue_seconds=self.waited,
+            prefill_seconds=self.started.prefill_seconds,
+            first_audio_seconds=self.first_frame - self.job.arrived,
+            loop_seconds=now - self.joined,
+        )
+        self.metrics.real_time_factor.observe(result.made_seconds / max(result.loop_seconds, 1e-9))
+        self.put(*events, result)
+
+
+class Choice:
+    """One row of work: the frames of one continuation."""
+
+    def __init__(self, seated: Seated, index: int) -> None:
+        self.seated, self.index = seated, index
+        frames = seated.job.frames
+        self.streamed = seated.job.streamed
+        self.tokens = np.empty(frames, np.int64)
+        self.logprobs = np.empty(frames, np.float32)
+        # a stream needs no more than the piece in hand
+        self._samples = np.empty((LONGEST_PIECE_FRAMES if self.streamed else frames, HOP_SAMPLES), np.float32)
+        self.made = self._sent = 0
+        self._piece = FIRST_PIECE_FRAMES
+        self.finish: FinishReason = "length"
+
+    def add(self, made: Frames, at: int) -> None:
+        """Take the frame of row ``at``."""
+        place = self.made - self._sent if self.streamed else self.made
+        self.tokens[self.made] = made.codes[at, 0]
+        self.logprobs[self.made] = made.logprobs[at]
+        self._samples[place] = made.samples[at]
+        self.made += 1
+
+    def over(self, now: float) -> bool:
+        """Is it complete, or is its time up?"""
+        if self.made == self.seated.job.frames:
+            return True
+        if now > self.seated.job.deadline:
+            self.finish = "timeout"
+            return True
+        return False
+
+    def piece(self, last: bool) -> list[Piece]:
+        """What is to be sent now: nothing, or one piece."""
+        ready = self.made - self._sent
+        if not self.streamed or ready == 0 or not (last or ready >= self._piece):
+            return []
+        span = slice(self._sent, self.made)
+        samples = self._samples[:ready].reshape(-1).copy()
+        piece = Piece(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
+        self._sent = self.made
+        self._piece = min(2 * self._piece, LONGEST_PIECE_FRAMES)
+        return [piece]
+
+    def whole(self) -> FloatArray:
+        """All its samples, (320 F,); none when they were streamed."""
+        return self._samples[: 0 if self.streamed else self.made].reshape(-1)
+
+
+class Lanes:
+    """The lanes, and the queue of choices in front of them.
+
+    Args:
+        make: makes the slots of one lane; called on the lane's own thread, and again when a step has failed.
+        count: lanes.
+        rows: slots of each.
+        threads: what torch may use inside a step.
+        beat: called by each lane at least once a second while all is well.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], AnySlots],
+        count: int,
+        rows: int,
+        threads: int,
+        metrics: Metrics,
+        beat: Callable[[], None],
+    ) -> None:
+        self._make, self._rows, self._metrics, self._beat = make, rows, metrics, beat
+        self._torch_threads = threads
+        self._changed = threading.Condition()
+        self._waiting: deque[Choice] = deque()
+        self._loads = [0] * count
+        self._stopped = False
+        self.total = count * rows
+        self.threads = [
+            threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in range(count)
+        ]
+        metrics.slots_total.set(self.total)
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads after the step in hand."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def put(self, seated: Seated) -> None:
+        """Its choices wait for slots from now on."""
+        with self._changed:
+            self._waiting.extend(seated.choices)
+            self._changed.notify_all()
+
+    def nudge(self) -> None:
+        """A job was cancelled: choices that wait may be dropped."""
+        with self._changed:
+            self._waiting = deque(choice for choice in self._waiting if not choice.seated.job.cancelled.is_set())
+
+    def _take(self, lane: int, pause: float) -> list[Choice] | None:
+        """Choices for free rows; None when the lanes have stopped. Waits up to ``pause`` when the lane is empty."""
+        with self._changed:
+            if self._stopped:
+                return None
+            if not self._loads[lane] and not self._waiting:
+                self._changed.wait(pause)
+            taken = []
+            while self._waiting and self._loads[lane] < self._rows and self._loads[lane] <= min(self._loads):
+                choice = self._waiting.popleft()
+                if not choice.seated.job.cancelled.is_set():
+                    taken.append(choice)
+                    self._loads[lane] += 1
+            if self._waiting and taken:
+                self._changed.notify_all()  # another lane has fewer rows now
+            self._metrics.slots_used.set(sum(self._loads))
+            return taken
+
+    def _left(self, lane: int, count: int) -> None:
+        with self._changed:
+            self._loads[lane] -= count
+            self._metrics.slots_used.set(sum(self._loads))
+            if self._waiting:
+                self._changed.notify_all()
+
+    def _run(self, lane: int) -> None:
+        torch.set_num_threads(self._torch_threads)
+        slots: AnySlots | None = None
+        rows: dict[int, Choice] = {}
+        while True:
+            self._beat()
+            taken = self._take(lane, 0.5)
+            if taken is None:
+                return
+            try:
+                slots = slots or self._make(self._rows)
+                free = (row for row in range(self._rows) if row not in rows)
+                for choice in taken:
+                    seated, row = choice.seated, next(free)
+                    rows[row] = choice
+                    slots.join(row, seated.prompt, seated.job.options, choice.index)
+                    seated.join()
+                self._step(lane, slots, rows)
+            except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
+                log.exception("a step has failed")
+                for choice in {id(choice): choice for choice in (*rows.values(), *taken)}.values():
+                    choice.seated.fail(error)
+                self._left(lane, self._loads[lane])
+                rows.clear()
+                slots = None
+
+    def _step(self, lane: int, slots: AnySlots, rows: dict[int, Choice]) -> None:
+        gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
+        if len(gone) < len(rows):
+            active = [row for row in rows if row not in gone]
+            begin = time.monotonic()
+            made = slots.step(active)
+            now = time.monotonic()
+            self._metrics.step_seconds.observe(now - begin)
+            self._metrics.batch_size.observe(len(active))
+            self._metrics.generated_tokens.inc(len(active))
+            self._metrics.generated_audio_seconds.inc(len(active) / FRAME_RATE_HZ)
+            gone += self._hand_out(made, active, rows, now)
+        for row in gone:
+            slots.leave(row)
+            del rows[row]
+        if gone:
+            self._left(lane, len(gone))
+
+    @staticmethod
+    def _hand_out(made: Frames, active: Sequence[int], rows: dict[int, Choice], now: float) -> list[int]:
+        """Give each choice its frame; returns the rows that are done."""
+        finite = np.isfinite(made.logprobs) & np.isfinite(made.samples).all(1)
+        done = []
+        for at, row in enumerate(active):
+            choice = rows[row]
+            if not finite[at]:
+                choice.seated.fail(NotFinite())
+                done.append(row)
+                continue
+            choice.add(made, at)
+            choice.seated.frame(now)
+            over = choice.over(now)
+            pieces = choice.piece(over)
+            if over:
+                done.append(row)
+                choice.seated.close(*pieces)
+            elif pieces:
+                choice.seated.put(*pieces)
+        return done

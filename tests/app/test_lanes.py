@@ -1,0 +1,195 @@
+"""The step loop under the real engine: streams equal wholes, rows join and leave, failures stay where they belong."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import app.engine
+from app.engine import Continuation, ContinueJob, NotFinite, Piece, Started
+from app.errors import DeadlinePassed
+from app.lanes import FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES
+from model.sampling import SamplingOptions
+from model.slots import AnySlots, Frames, Slots
+from tests.app.test_engine import until
+
+
+def job(speech: Any, seed: int = 1, frames: int = 60, n: int = 1, seconds: float = 60, **options: Any) -> ContinueJob:
+    now = time.monotonic()
+    return ContinueJob(now, now + seconds, speech, frames, SamplingOptions(seed=seed, **options), n)
+
+
+async def collect(engine: Any, work: ContinueJob) -> list[Any]:
+    return [event async for event in engine.stream(work)]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stream_put_together_is_the_whole(service: Any, speech: Any, n: int) -> None:
+    engine = service.app.state.engine
+    whole = service.wait(engine.submit(job(speech, n=n)))
+    first, *pieces, last = service.wait(collect(engine, job(speech, n=n)))
+    assert isinstance(first, Started) and isinstance(last, Continuation)
+    np.testing.assert_array_equal(first.prompt_logprobs, whole.prompt_logprobs)
+    np.testing.assert_array_equal(first.tail, whole.tail)
+    assert all(isinstance(piece, Piece) for piece in pieces)
+    for choice in range(n):
+        mine = [piece for piece in pieces if piece.choice == choice]
+        assert [piece.first for piece in mine] == np.cumsum([0] + [len(piece.tokens) for piece in mine[:-1]]).tolist()
+        lengths = [len(piece.tokens) for piece in mine]
+        assert lengths[0] == FIRST_PIECE_FRAMES and max(lengths) == LONGEST_PIECE_FRAMES
+        for name in ("tokens", "logprobs", "samples"):
+            joined = np.concatenate([getattr(piece, name) for piece in mine])
+            np.testing.assert_array_equal(joined, getattr(whole, name)[choice])
+        np.testing.assert_array_equal(last.tokens[choice], whole.tokens[choice])
+        assert len(last.samples[choice]) == 0
+    assert last.finish_reasons == ["length"] * n
+    assert last.made_seconds == n * 60 / 75
+
+
+def test_forty_at_once_are_as_alone(serve: Any, speech: Any) -> None:
+    """More than there are slots, of several lengths and options, some of them leaving midway."""
+    service = serve(queue=100)
+    engine = service.app.state.engine
+    kinds = [
+        {"temperature": 1.0}, {"temperature": 0.0}, {"top_k": 30}, {"top_p": 0.9}, {"temperature": 0.7, "top_p": 0.8},
+    ]  # fmt: skip
+
+    def work(index: int) -> ContinueJob:
+        part = speech[: 9_600 + 320 * 7 * (index % 5)]
+        return job(part, index, 20 + 5 * (index % 4), 1 + index % 2, **kinds[index % 5])
+
+    alone = [service.wait(engine.submit(work(index))) for index in range(40)]
+
+    async def together() -> list[Any]:
+        tasks = [asyncio.ensure_future(engine.submit(work(index))) for index in range(40)]
+        leaving = [asyncio.ensure_future(engine.submit(job(speech, 100 + index, 400))) for index in range(8)]
+        for task in leaving:
+            await asyncio.sleep(0.03)
+            task.cancel()
+        made = await asyncio.gather(*tasks)
+        await asyncio.gather(*leaving, return_exceptions=True)
+        return made
+
+    for one, other in zip(service.wait(together()), alone, strict=True):
+        for name in ("tokens", "logprobs", "samples"):
+            for mine, its in zip(getattr(one, name), getattr(other, name), strict=True):
+                np.testing.assert_array_equal(mine, its)
+    until(lambda: service.value("slots_used") == 0)
+    assert service.value("requests_running") == 0
+
+
+def test_two_lanes_share_the_work(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.engine, "lanes_for", lambda bundle, threads: 2)
+    service = serve(slots=4)
+    engine = service.app.state.engine
+    assert engine.lanes.total == 4 and len(engine.lanes.threads) == 2
+
+    async def some() -> list[Any]:
+        return await asyncio.gather(*(engine.submit(job(speech, seed, n=2)) for seed in range(6)))
+
+    together = service.wait(some())
+    for seed, made in enumerate(together):
+        again = service.wait(engine.submit(job(speech, seed, n=2)))
+        for name in ("tokens", "logprobs", "samples"):
+            for mine, its in zip(getattr(made, name), getattr(again, name), strict=True):
+                np.testing.assert_array_equal(mine, its)
+
+
+def test_time_up_returns_what_is_ready(serve: Any, speech: Any) -> None:
+    service = serve()
+    engine = service.app.state.engine
+    made = service.wait(engine.submit(job(speech, frames=100_000, n=2, seconds=0.7)))
+    assert made.finish_reason == "timeout" and made.finish_reasons == ["timeout", "timeout"]
+    for tokens, samples in zip(made.tokens, made.samples, strict=True):
+        assert 0 < len(tokens) < 100_000
+        assert len(samples) == 320 * len(tokens)
+    *_, last = service.wait(collect(engine, job(speech, frames=100_000, seconds=0.7)))
+    assert last.finish_reason == "timeout"
+
+
+def test_time_up_while_waiting_for_a_slot(serve: Any, speech: Any) -> None:
+    service = serve(slots=1)
+    engine = service.app.state.engine
+    long = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
+    until(lambda: service.value("slots_used") == 1)
+    with pytest.raises(DeadlinePassed):
+        service.wait(engine.submit(job(speech, seconds=0.3)))
+    long.cancel()
+    until(lambda: service.value("slots_used") == 0)
+    assert len(service.wait(engine.submit(job(speech))).tokens[0]) == 60
+
+
+def test_leaving_while_waiting_for_a_slot(serve: Any, speech: Any) -> None:
+    service = serve(slots=1)
+    engine = service.app.state.engine
+    long = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
+    until(lambda: service.value("slots_used") == 1)
+    waits = job(speech)
+    waiting = asyncio.run_coroutine_threadsafe(engine.submit(waits), service.loop)
+    until(lambda: waits.stage == "slot")
+    waiting.cancel()
+    until(lambda: not engine.lanes._waiting)
+    assert waits.prompt is None
+    long.cancel()
+    until(lambda: service.value("slots_used") == 0)
+
+
+class Breaking(Slots):
+    """Slots whose step goes wrong for what has seed 13."""
+
+    wrong = "raise"
+
+    def step(self, active: Sequence[int]) -> Frames:
+        made = super().step(active)
+        for at, row in enumerate(active):
+            if self._options[row].seed == 13:
+                if self.wrong == "raise":
+                    raise ZeroDivisionError
+                made.samples[at] = np.nan
+        return made
+
+
+@pytest.mark.parametrize("wrong", ["raise", "nan"])
+def test_a_failing_step_fails_its_rows_and_no_later_ones(
+    serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    def make(bundle: Any, rows: int, codebooks: int | None) -> AnySlots:
+        slots = Breaking(bundle, rows, codebooks)
+        slots.wrong = wrong
+        return slots
+
+    monkeypatch.setattr(app.engine, "slots_for", make)
+    service = serve()
+    engine = service.app.state.engine
+    neighbour = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=300)), service.loop)
+    until(lambda: service.value("slots_used") == 1)
+    with pytest.raises(ZeroDivisionError if wrong == "raise" else NotFinite):
+        service.wait(engine.submit(job(speech, 13, n=2)))
+    if wrong == "nan":  # its neighbour does not notice
+        assert len(neighbour.result(30).tokens[0]) == 300
+        assert service.value("nonfinite_logits_total") == 1
+    else:
+        with pytest.raises(ZeroDivisionError):
+            neighbour.result(30)
+    assert engine.healthy
+    assert len(service.wait(engine.submit(job(speech))).tokens[0]) == 60
+    until(lambda: service.value("slots_used") == 0)
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(serve: Any, speech: Any) -> None:
+    """Frames are made while 50 s are read."""
+    service = serve(threads=1)
+    engine = service.app.state.engine
+    stepping = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
+    until(lambda: service.value("slots_used") == 1)
+    long = job(np.tile(speech, 40), frames=1)
+    reading = asyncio.run_coroutine_threadsafe(engine.submit(long), service.loop)
+    until(lambda: long.stage == "prefill")
+    before = service.value("step_seconds_count")
+    reading.result(30)
+    assert service.value("step_seconds_count") > before + 10
+    stepping.cancel()
+    until(lambda: service.value("slots_used") == 0)
