@@ -83,17 +83,26 @@ def _load(module: torch.nn.Module, path: Path) -> None:
 QUANTISER_STATISTICS = ("cluster_size", "embed_avg", "inited")  # for training only
 
 
+def _parts_sha256(codec: Codec, parts: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_weights(codec, half=True).items()):
+        if name.startswith(parts) and not name.endswith(QUANTISER_STATISTICS):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def tokeniser_sha256(codec: Codec) -> str:
     """SHA-256 of what decides a codec's tokens: the encoder and the codebooks, in float16 as they are stored.
 
     A decoder can be trained further without this changing, so tokens and language models stay valid.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_weights(codec, half=True).items()):
-        if name.startswith(("encoder.", "quantizer.")) and not name.endswith(QUANTISER_STATISTICS):
-            digest.update(name.encode())
-            digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+    return _parts_sha256(codec, ("encoder.", "quantizer."))
+
+
+def decoder_sha256(codec: Codec) -> str:
+    """SHA-256 of what decides how tokens sound: the decoder, in float16 as it is stored."""
+    return _parts_sha256(codec, ("decoder.",))
 
 
 def save_codec(codec: Codec, path: Path, half: bool = True) -> str:

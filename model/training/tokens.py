@@ -6,6 +6,7 @@ from the codes (what the closed loop hears). Made once, resumable, read through 
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, track
 from torch import Tensor
 
+from model.bundle import decoder_sha256
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
@@ -98,15 +100,41 @@ def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
     return sorted(jobs, key=lambda job: job.length)
 
 
-def _samples(corpus: Corpus, job: _Job, settings: TokenSettings, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    samples = corpus.read(job.clip, job.offset, job.length)
+@dataclass(frozen=True)
+class _Take:
+    """What chance decides about a document: its speed, its gain, and the quality that its decoded mel is made at."""
+
+    speed: float
+    gain: float
+    codebooks: int
+
+
+def _take(job: _Job, settings: TokenSettings) -> _Take:
+    rng = job.rng(settings.seed)
+    speed = gain = 1.0
     if settings.augment and job.split == "train":
         speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
         gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
-        if speed != 1.0:
-            samples = np.asarray(soxr.resample(samples, SAMPLE_RATE_HZ * speed, SAMPLE_RATE_HZ), dtype=np.float32)
-        samples = np.clip(samples * np.float32(gain), -1.0, 1.0)
+    counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
+    return _Take(speed, gain, int(rng.choice(counts, p=weights)))
+
+
+def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> npt.NDArray[np.float32]:
+    samples = corpus.read(job.clip, job.offset, job.length)
+    if settings.augment and job.split == "train":
+        take = _take(job, settings)
+        if take.speed != 1.0:
+            rates = SAMPLE_RATE_HZ * take.speed, SAMPLE_RATE_HZ
+            samples = np.asarray(soxr.resample(samples, *rates), dtype=np.float32)
+        samples = np.clip(samples * np.float32(take.gain), -1.0, 1.0)
     return samples
+
+
+def document_samples(corpus: Corpus, settings: TokenSettings) -> Iterator[npt.NDArray[np.float32]]:
+    """The samples, (N,) each, that the documents of a token set were made of, in the order of its documents."""
+    for batch in _batches(_jobs(corpus, settings)):
+        for job in batch:
+            yield _samples(corpus, job, settings)
 
 
 class TokenSet:
@@ -211,6 +239,33 @@ def _in_order(
                 bar.advance(task)
 
 
+@torch.inference_mode()
+def _redecode(corpus: Corpus, codec: Codec, settings: TokenSettings, tokens: TokenSet, device: str) -> None:
+    """Replace the decoded mel of a token set by what ``codec`` makes of its codes; cut off, it begins anew."""
+    mel, path = LogMel().to(device), tokens.folder / "mel_decoded.bin"
+    part = path.with_suffix(".part")
+    jobs = _jobs(corpus, settings)
+    assert len(jobs) == len(tokens.documents), f"{len(jobs)} jobs, {len(tokens.documents)} documents"
+    where = iter(tokens.documents)
+    with part.open("wb") as file:
+        for batch in track(list(_batches(jobs)), description="decoding"):
+            documents = [next(where) for _ in batch]
+            takes = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
+            made: dict[int, npt.NDArray[np.float16]] = {}
+            for count in set(takes):
+                chosen = [index for index, own in enumerate(takes) if own == count]
+                codes = torch.zeros(len(chosen), count, max(documents[i].frames for i in chosen), dtype=torch.int64)
+                for row, index in enumerate(chosen):
+                    own = documents[index]
+                    kept = tokens.codes[own.start : own.start + own.frames, :count]
+                    codes[row, :, : own.frames] = torch.from_numpy(kept.astype(np.int64).T)
+                slices = mel(codec.decode(codes.to(device))).cpu().numpy().astype(np.float16)
+                made |= {index: slices[row, : documents[index].frames] for row, index in enumerate(chosen)}
+            for index in range(len(batch)):
+                file.write(made[index].tobytes())
+    os.replace(part, path)
+
+
 def build_tokens(
     corpus: Corpus,
     codec: Codec,
@@ -222,24 +277,28 @@ def build_tokens(
 ) -> TokenSet:
     """Encode the corpus into ``out``, or go on where a call that was cut off stopped.
 
+    When ``out`` holds the same tokens, but heard by another decoder, only the decoded mel is made anew.
+
     ``workers`` batches are encoded at the same time; on a CPU this scales better than threads within one.
     """
     made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
+    heard = {"decoder_sha256": decoder_sha256(codec)}  # no part of `made_from`: a run may go on with a better decoder
     index = out / "index.json"
-    if index.exists() and json.loads(index.read_text())["made_from"] == made_from:
+    if index.exists() and (known := json.loads(index.read_text()))["made_from"] == made_from:
+        if known.get("decoder_sha256") != heard["decoder_sha256"]:
+            _redecode(corpus, codec.to(device).eval(), settings, TokenSet(out), device)
+            index.write_text(json.dumps(known | heard))
         return TokenSet(out)
     out.mkdir(parents=True, exist_ok=True)
     progress = out / "progress.json"
     documents: list[Document] = []
     done = 0
-    if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from:
+    if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from | heard:
         documents, done = [Document(**document) for document in kept["documents"]], kept["batches"]
 
     def encoded(batch: list[_Job]) -> list[Arrays]:
-        rngs = [job.rng(settings.seed) for job in batch]
-        rows = [_samples(corpus, job, settings, rng) for job, rng in zip(batch, rngs, strict=True)]
-        counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
-        codebooks = [min(int(rng.choice(counts, p=weights)), codec.config.codebooks) for rng in rngs]
+        rows = [_samples(corpus, job, settings) for job in batch]
+        codebooks = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
         return _encode(codec, mel, rows, codebooks, device)
 
     codec.to(device).eval()
@@ -265,8 +324,9 @@ def build_tokens(
             if number % 50 == 49 or number == len(batches) - 1:
                 for file in files.values():
                     file.flush()
-                kept = {"made_from": made_from, "batches": number + 1, "documents": [asdict(d) for d in documents]}
+                described = [asdict(document) for document in documents]
+                kept = {"made_from": made_from | heard, "batches": number + 1, "documents": described}
                 progress.write_text(json.dumps(kept))
-    index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]}))
+    index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]} | heard))
     progress.unlink(missing_ok=True)
     return TokenSet(out)

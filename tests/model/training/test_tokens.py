@@ -14,7 +14,7 @@ from model.constants import HOP_SAMPLES
 from model.mel import LogMel
 from model.training import tokens as tokens_module
 from model.training.data import Corpus
-from model.training.tokens import TokenSet, TokenSettings, build_tokens
+from model.training.tokens import TokenSet, TokenSettings, build_tokens, document_samples
 
 PLAIN = TokenSettings(augment=False)
 NAMES = ("codes", "mel_real", "mel_decoded")
@@ -98,6 +98,36 @@ def test_made_anew_for_another_codec_or_settings(
     made = build_tokens(corpus, codec, out=tmp_path, **arguments)
     assert made.made_from["codec_sha256"] == arguments["codec_sha256"]
     assert len(made.codes) == 26 * 112
+
+
+def test_another_decoder_makes_the_decoded_mel_anew_and_nothing_else(
+    corpus: Corpus, make_codec: Callable[..., Codec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TokenSettings(document_seconds=0.5, seed=3)  # with augmentation
+    one, other = make_codec(), make_codec()
+    with torch.no_grad():
+        for parameter in other.decoder.parameters():
+            parameter.mul_(1.3)
+    before = build_tokens(corpus, one, "hash", settings, tmp_path / "again")
+    codes, real, decoded = contents(tmp_path / "again")
+    fresh = build_tokens(corpus, other, "hash", settings, tmp_path / "fresh")
+    monkeypatch.setattr(other, "quantize", None)  # decoding is enough
+    again = build_tokens(corpus, other, "hash", settings, tmp_path / "again")
+    assert contents(tmp_path / "again")[:2] == [codes, real] and again.documents == before.documents
+    assert contents(tmp_path / "again")[2] != decoded
+    np.testing.assert_allclose(again.mel_decoded, fresh.mel_decoded, rtol=0, atol=1e-2)  # float16
+    assert again.made_from == before.made_from  # runs on these tokens can go on
+    monkeypatch.setattr(other, "decode", None)
+    build_tokens(corpus, other, "hash", settings, tmp_path / "again")  # done is done
+
+
+def test_document_samples_are_what_the_tokens_are_of(corpus: Corpus, codec: Codec, tmp_path: Path) -> None:
+    settings = TokenSettings(document_seconds=0.5, seed=3)
+    made, mel = build_tokens(corpus, codec, "hash", settings, tmp_path), LogMel()
+    for document, samples in zip(made.documents, document_samples(corpus, settings), strict=True):
+        wanted = mel(torch.from_numpy(samples)[None])[0].numpy()
+        rows = slice(document.start, document.start + document.frames)
+        np.testing.assert_allclose(made.mel_real[rows], wanted, rtol=0, atol=5e-3)  # float16
 
 
 def test_takes_differ_and_are_for_training_only(corpus: Corpus, codec: Codec, tmp_path: Path) -> None:
