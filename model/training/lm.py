@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ class LMTraining:
     span_share: float = 0.3  # of the sequences: masked spans
     fine_weight: float = 0.3
     fine_positions: float = 0.25  # of the positions: where the depth decoder is trained
+    start_from: str = ""  # checkpoint of another run on the same codec's tokens, whose weights this one begins with
     bf16: bool = False
 
 
@@ -113,15 +115,11 @@ class Batches:
         size, length = (max(training.batch // 2, 1), 2 * training.length) if long else (training.batch, training.length)
         # no longer than the shortest kind lasts: all rows of a batch have one length
         length = min(length, *(sum(document.frames for document in found) for found in self.documents.values()))
-        music = round(size * training.music_share) if len(self.documents) == 2 else 0
-        kinds = ["music"] * music + ["speech"] * (size - music)
-        if len(self.documents) == 1:
-            kinds = list(self.documents) * size
-        counts = {kind: kinds.count(kind) for kind in self.documents}
-        rows = []
-        for row, kind in enumerate(kinds):
-            rank = kinds[:row].count(kind)
-            rows.append(self._batch_row(*self._row(kind, step * counts[kind] + rank, length), rng))
+        share = training.music_share if len(self.documents) == 2 else float("music" in self.documents)
+        before, after = (math.floor(turn * size * share + 1e-9) for turn in (step, step + 1))  # rows of music so far
+        numbers = [("music", number) for number in range(before, after)]
+        numbers += [("speech", number) for number in range(step * size - before, (step + 1) * size - after)]
+        rows = [self._batch_row(*self._row(kind, number, length), rng) for kind, number in numbers]
         codes, inputs, mel, masked = (np.stack(part) for part in zip(*rows, strict=True))
         return Batch(*(torch.from_numpy(part) for part in (inputs, mel, masked, codes)))
 
@@ -172,6 +170,17 @@ class LMTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = int(state["step"])
+
+    def begin_with(self, checkpoint: Path) -> None:
+        """Take the weights (and the mel statistics, which belong to them) of another run; its optimiser stays behind.
+
+        Raises ValueError when that run learned another codec's tokens.
+        """
+        known = checkpoint.parent / "settings.json"
+        learned = json.loads(known.read_text())["settings"]["tokens"]["codec_sha256"] if known.exists() else None
+        if learned is not None and learned != self.tokens.made_from["codec_sha256"]:
+            raise ValueError(f"{checkpoint} has learned the tokens of another codec")
+        self.model.load_state_dict(torch.load(checkpoint, map_location=self.device, weights_only=True)["model"])
 
     def _losses(self, batch: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse NLL over all positions, and the mean NLL of the fine codes at ``positions`` (P,) of the flat batch."""
@@ -243,15 +252,31 @@ def document_batch(tokens: TokenSet, document: Document, decoded: bool = False) 
 
 
 def train_lm(
-    config: DecoderConfig, training: LMTraining, tokens: TokenSet, out: Path, device: str = "cpu"
+    config: DecoderConfig,
+    training: LMTraining,
+    tokens: TokenSet,
+    out: Path,
+    device: str = "cpu",
+    validate_every: int = 250,
+    validate_frames: int = 40_000,
 ) -> Iterator[int]:
-    """Train, or go on with, the language model of the run in ``out``; yields the number of steps done."""
+    """Train, or go on with, the language model of the run in ``out``; yields the number of steps done.
+
+    Every ``validate_every`` steps it is measured on ``validate_frames`` frames of each kind.
+    """
     settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
     run = Run(out, json.loads(json.dumps(settings)))
     trainer = LMTrainer(config, training, tokens, device)
     state = run.load()
     if state is not None:
         trainer.load(state)
+    elif training.start_from:
+        trainer.begin_with(Path(training.start_from))
     yield from run.steps(
-        trainer.step, training.steps, trainer.train_step, trainer.state, validate=trainer.validate, validate_every=250
+        trainer.step,
+        training.steps,
+        trainer.train_step,
+        trainer.state,
+        validate=partial(trainer.validate, validate_frames),
+        validate_every=validate_every,
     )

@@ -78,6 +78,30 @@ def test_other_settings_are_another_run(tokens: TokenSet, tmp_path: Path) -> Non
         run(tokens, tmp_path / "one", replace(short, seed=1))
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_run_can_begin_with_the_weights_of_another(tokens: TokenSet, tmp_path: Path) -> None:
+    first = run(tokens, tmp_path / "first", replace(TRAINING, steps=3))
+    checkpoint = str(tmp_path / "first" / "checkpoint.pt")
+    still = replace(TRAINING, steps=3, rate=0.0, seed=5, start_from=checkpoint)
+    second = run(tokens, tmp_path / "second", still)
+    assert same(second["model"], first["model"])  # nothing was learned since
+    moving = replace(still, rate=1e-3)
+    whole, cut = run(tokens, tmp_path / "whole", moving), run(tokens, tmp_path / "cut", moving, stop=2)
+    assert not same(whole["model"], first["model"])
+    (tmp_path / "first" / "checkpoint.pt").rename(tmp_path / "away")  # resuming asks for its own checkpoint alone
+    assert same(run(tokens, tmp_path / "cut", moving), whole) and cut["step"] == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_beginning_with_weights_for_other_tokens(
+    tokens: TokenSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tokens, tmp_path / "first", replace(TRAINING, steps=1))
+    monkeypatch.setitem(tokens.made_from, "codec_sha256", "other")
+    with pytest.raises(ValueError, match="another codec"):
+        run(tokens, tmp_path / "second", replace(TRAINING, start_from=str(tmp_path / "first" / "checkpoint.pt")))
+
+
 @pytest.mark.parametrize("preset", ["with mel", "without mel"])
 def test_loss_falls(tokens: TokenSet, preset: str) -> None:
     config = replace(CONFIG, mel=preset == "with mel")
@@ -169,6 +193,25 @@ def test_batches_repeat_and_differ(tokens: TokenSet) -> None:
 def test_long_sequences_come_last(tokens: TokenSet) -> None:
     batches = Batches(tokens, replace(TRAINING, steps=8), DEVIATION)
     assert [tuple(batches(step).inputs.shape) for step in range(8)] == [(4, 64)] * 6 + [(2, 128)] * 2
+
+
+@pytest.mark.parametrize(("size", "share"), [(4, 0.3), (2, 0.3), (1, 0.5), (3, 0.0), (3, 1.0)])
+def test_music_gets_its_share_and_no_window_is_left_out(
+    tokens: TokenSet, monkeypatch: pytest.MonkeyPatch, size: int, share: float
+) -> None:
+    """Also where the share of a batch is no whole number of rows."""
+    halves = [replace(document, kind=("speech", "music")[i % 2]) for i, document in enumerate(tokens.of("train"))]
+    monkeypatch.setattr(tokens, "documents", halves)
+    batches = Batches(tokens, plain(batch=size, steps=100, long_from=2.0, music_share=share), DEVIATION)
+    asked: list[tuple[str, int]] = []
+    window = batches._row
+    monkeypatch.setattr(
+        batches, "_row", lambda kind, number, length: asked.append((kind, number)) or window(kind, number, length)
+    )
+    for step in range(20):
+        assert batches(step).inputs.shape == (size, 64)
+    for kind, wanted in (("music", 20 * size * share), ("speech", 20 * size * (1 - share))):
+        assert [number for name, number in asked if name == kind] == list(range(round(wanted)))
 
 
 def test_a_first_epoch_uses_everything_once(tokens: TokenSet) -> None:
