@@ -23,14 +23,16 @@ from app.cli_options import UserError, console, errors, existing, limit_threads,
 from app.cli_serve import settings_from
 from app.continuation import SEED_BITS, join
 from app.encoders import Format, encode
-from app.errors import AudioTooShort, ServiceError
-from app.scoring import result
+from app.errors import ServiceError
+from app.forms import checked
+from app.schemas import ScoreForm
+from app.scoring import clip_error, result, window_of
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.generate import PromptState, generate, prefill
 from model.sampling import SamplingOptions
+from model.score import Baseline, TooShortError, WindowError, score
 from model.score import MelSource as ScoreMel
-from model.score import TooShortError, score
 from model.slots import slots_for
 
 BundleFolder = Annotated[
@@ -44,6 +46,7 @@ Mel = Literal["decoded", "masked"]
 MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 SUFFIXES: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".opus": "opus", ".mp3": "mp3", ".pcm": "pcm"}
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
+WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
 
 
 def _load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle:
@@ -176,33 +179,35 @@ def continue_command(
     console.print(f"{out}: {made:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token")
 
 
-def _score_here(
-    bundle: Bundle, clips: list[Path], context_frames: int, tokens: bool, mel: ScoreMel
-) -> list[dict[str, Any]]:
+def _score_here(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: ScoreMel) -> list[dict[str, Any]]:
     """One result a clip, an error in its place where it cannot be scored: what the server answers."""
     results: list[dict[str, Any]] = []
+    context, window = frames_for_seconds(form.prompt_seconds), window_of(form)
     for clip in track(clips, description="clips", console=errors, transient=True, disable=len(clips) == 1):
         try:
             samples = _read(clip)
-            scored = score(bundle, torch.from_numpy(samples), context_frames=context_frames, mel=mel)
-        except TooShortError as error:
-            results.append({"filename": clip.name, "error": AudioTooShort(str(error), "file").body(None)})
+            scored = score(bundle, torch.from_numpy(samples), context_frames=context, mel=mel, window=window)
+        except (TooShortError, WindowError) as error:
+            results.append({"filename": clip.name, "error": clip_error(error).body(None)})
             continue
         except ServiceError as error:
             results.append({"filename": clip.name, "error": error.body(None)})
             continue
-        results.append(result(clip.name, scored, "tokens" if tokens else "summary"))
+        results.append(result(clip.name, scored, form))
     return results
 
 
 def _show_scores(results: list[dict[str, Any]]) -> None:
     """A table of what was scored; what was not goes to standard error, a line each."""
-    table = Table("clip", *(Column(name, justify="right") for name in ("seconds", "tokens", *SCORE_FIGURES.values())))
+    local = {key: name for key, name in WINDOW_FIGURES.items() if any(key in one.get("window", {}) for one in results)}
+    shown = {"nll": "nll"} if local else SCORE_FIGURES  # not more than a terminal's 80 columns hold
+    names = ("seconds", "tokens", *shown.values(), *local.values())
+    table = Table("clip", *(Column(name, justify="right") for name in names))
     for one in results:
         if "error" in one:
             errors.print(f"{one['filename']}: {one['error']['message']}", style="red", markup=False, soft_wrap=True)
             continue
-        figures = [f"{one[name]:.3f}" for name in SCORE_FIGURES]
+        figures = [f"{one[name]:.3f}" for name in shown] + [f"{one['window'][name]:.3f}" for name in local]
         table.add_row(escape(one["filename"]), f"{one['seconds']:.2f}", str(one["tokens"]), *figures)
     if table.row_count:
         console.print(table)
@@ -211,6 +216,15 @@ def _show_scores(results: list[dict[str, Any]]) -> None:
 def score_command(
     clips: Annotated[list[Path], typer.Argument(help="Audio files")],
     prompt_seconds: Annotated[float, typer.Option(min=0.0, help="So much of each clip is context, not scored")] = 0.0,
+    window_start: Annotated[
+        float | None, typer.Option(min=0.0, help="Score a window by itself, too: where it starts, seconds")
+    ] = None,
+    window_seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="How long the window is; default: to the clip's end")
+    ] = None,
+    normalise_by: Annotated[
+        Baseline | None, typer.Option(help="Less the window's nll by the unigram, or when read without its past")
+    ] = None,
     detail: Annotated[Literal["summary", "tokens"], typer.Option(help="tokens adds logprobs and codes")] = "summary",
     as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
     mel: Annotated[
@@ -224,12 +238,17 @@ def score_command(
 ) -> None:
     """Tell how likely clips are."""
     existing(clips)
+    fields = {
+        "prompt_seconds": prompt_seconds, "detail": detail, "window_start": window_start,
+        "window_seconds": window_seconds, "normalise_by": normalise_by,
+    }  # fmt: skip
+    form = checked(ScoreForm, {name: str(value) for name, value in fields.items() if value is not None})
     if url is not None:
         with errors.status(f"waiting for {url}"):
-            body = post(url, "/score", clips, {"prompt_seconds": prompt_seconds, "detail": detail}, api_key).json()
+            body = post(url, "/score", clips, fields, api_key).json()
     else:
         loaded = _load(bundle, device, threads)
-        results = _score_here(loaded, clips, frames_for_seconds(prompt_seconds), detail == "tokens", mel)
+        results = _score_here(loaded, clips, form, mel)
         body = {"object": "audio.score", "model": loaded.name, "results": results}
     if as_json:
         print(json.dumps(body))  # noqa: T201

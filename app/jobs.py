@@ -18,7 +18,7 @@ from app.metrics import Metrics
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
 from model.generate import prefill
 from model.sampling import SamplingOptions
-from model.score import CHUNK_FRAMES, Score, score
+from model.score import CHUNK_FRAMES, Score, Window, score
 
 if TYPE_CHECKING:
     from app.engine import Engine
@@ -177,10 +177,11 @@ class ContinueJob(Job):
 
 @dataclass
 class ScoreJob(Job):
-    """Score one clip, (N,) samples at 24 kHz. Raises TooShortError."""
+    """Score one clip, (N,) samples at 24 kHz. Raises TooShortError or WindowError."""
 
     clip: FloatArray | None
     context_frames: int
+    window: Window | None = None
 
     kind = "score"
 
@@ -201,8 +202,8 @@ class ScoreJob(Job):
                     raise DeadlinePassed("the clip could not be scored in time")
                 yield torch.from_numpy(clip[start : start + size])
 
-        result = score(engine.bundle, blocks(), context_frames=self.context_frames)
-        if not torch.isfinite(result.logprobs).all():
+        result = score(engine.bundle, blocks(), context_frames=self.context_frames, window=self.window)
+        if not result.finite:
             raise NotFinite
         count_read(engine.metrics, result.nll, len(result.tokens))
         return result

@@ -1,6 +1,7 @@
 """What POST /score does between its form and its answer."""
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -9,16 +10,50 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
 from app.engine import Engine, ScoreJob
-from app.errors import AudioTooShort, ClientError, DeadlinePassed
+from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.forms import Upload
 from app.schemas import ScoreForm, ScoreResponse
 from app.settings import Settings
 from app.work import deadline, decoded
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
-from model.score import Score, TooShortError
+from model.score import Baseline, Score, TooShortError, Window, WindowError, WindowScore
 
 
-def result(filename: str, score: Score, detail: str) -> dict[str, Any]:
+def window_of(form: ScoreForm) -> Window | None:
+    """The window that a form asks for, in frames; it holds one at least."""
+    if not form.windowed:
+        return None
+    begin = form.prompt_seconds if form.window_start is None else form.window_start
+    start, stop = frames_for_seconds(begin), None
+    if form.window_seconds is not None:
+        stop = max(frames_for_seconds(begin + form.window_seconds), start + 1)
+    return Window(start, stop, alone=form.normalise_by == "alone")
+
+
+def clip_error(error: TooShortError | WindowError) -> ClientError:
+    """What a clip that cannot be scored is answered with."""
+    if isinstance(error, TooShortError):
+        return AudioTooShort(str(error), "file")
+    field = "window_start" if error.edge == "start" else "window_seconds"
+    return InvalidParameter(f"{field}: {error}", field)
+
+
+def window_result(window: WindowScore, by: Baseline | None) -> dict[str, Any]:
+    """The localised score, normalised if asked for."""
+    body: dict[str, Any] = {
+        "start": window.start / FRAME_RATE_HZ,
+        "seconds": len(window.logprobs) / FRAME_RATE_HZ,
+        "tokens": len(window.logprobs),
+        "nll": window.nll,
+        "perplexity": math.exp(window.nll),
+    }
+    if by is not None:
+        baseline = window.baseline_nll(by)
+        body |= {"normalised_by": by, "baseline_nll": baseline, "normalised_nll": window.nll - baseline}
+    return body
+
+
+def result(filename: str, score: Score, form: ScoreForm) -> dict[str, Any]:
     """One clip's part of the answer."""
     body: dict[str, Any] = {
         "filename": filename,
@@ -29,7 +64,9 @@ def result(filename: str, score: Score, detail: str) -> dict[str, Any]:
         "bits_per_second": score.bits_per_second,
         "accuracy": score.accuracy,
     }
-    if detail == "tokens":
+    if score.window is not None:
+        body["window"] = window_result(score.window, form.normalise_by)
+    if form.detail == "tokens":
         body |= {"logprobs": score.logprobs.tolist(), "codes": score.tokens.tolist()}
     return body
 
@@ -47,9 +84,10 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
         raise DeadlinePassed("the clip waited for its turn until its time was up") from None
     try:
         clip = await decoded(request, file, until, settings.max_score_seconds)
-        scored: Score = await engine.submit(ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds)))
-    except TooShortError as error:
-        raise AudioTooShort(str(error), "file") from error
+        job = ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
+        scored: Score = await engine.submit(job)
+    except (TooShortError, WindowError) as error:
+        raise clip_error(error) from error
     finally:
         clips.release()
     return scored
@@ -65,7 +103,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
     for file in upload.files:
         name = (file.filename or "")[:255]
         try:
-            results.append(result(name, await score_file(request, file, upload.form), upload.form.detail))
+            results.append(result(name, await score_file(request, file, upload.form), upload.form))
         except ClientError as error:
             errors.append(error)
             request.app.state.engine.metrics.input_errors.labels(error.code).inc()

@@ -15,7 +15,11 @@ router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
 @router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
 @router.post("/v1/audio/scores", include_in_schema=False)
 async def post_score(request: Request) -> JSONResponse:
-    """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's."""
+    """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's.
+
+    A window (``window_start``, ``window_seconds``) is scored by itself as well, given all of the clip before it;
+    ``normalise_by`` tells how much of its likelihood is owed to that past.
+    """
     state = request.app.state
     with state.engine.reserve():
         async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:

@@ -195,6 +195,25 @@ def test_score_as_json(tmp_path: Path) -> None:
     assert "message" in bad["error"]
 
 
+def test_score_of_a_window() -> None:
+    options = ["--window-start", 1, "--window-seconds", 2, "--normalise-by", "alone"]
+    (one,) = json.loads(run("score", SPEECH, *options, "--json", "--detail", "tokens").stdout)["results"]
+    window = one["window"]
+    assert (window["start"], window["tokens"]) == (1.0, 150)
+    assert window["nll"] == pytest.approx(-np.mean(one["logprobs"][75:225]), abs=1e-5)
+    assert window["normalised_nll"] == pytest.approx(window["nll"] - window["baseline_nll"])
+    table = run("score", SPEECH, *options).output
+    assert "window nll" in table and "normalised" in table
+    assert f"{window['nll']:.3f}" in table and f"{window['normalised_nll']:.3f}" in table
+
+
+def test_score_of_a_window_that_cannot_be() -> None:
+    refused(run("score", SPEECH, "--window-start", 1, "--prompt-seconds", 2), "window_start", "prompt_seconds")
+    result = run("score", SPEECH, "--window-start", 7)
+    assert result.exit_code == 1
+    assert "window_start: the window starts at 7.00 s, and the clip has 6.33 s" in result.stderr
+
+
 def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no audio at all, only words")
@@ -218,13 +237,15 @@ def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path
 
 def test_server_and_command_line_agree_on_scores(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPERGPT_API_KEY", "sesame")
-    options = ["--json", "--detail", "tokens", "--prompt-seconds", 0.5]
+    options = ["--json", "--detail", "tokens", "--prompt-seconds", 0.5, "--window-seconds", 3]
+    options += ["--normalise-by", "alone"]
     here = json.loads(run("score", SPEECH, MUSIC, *options).stdout)["results"]
     there = json.loads(run("score", SPEECH, MUSIC, *options, "--url", server).stdout)["results"]
     for mine, other in zip(here, there, strict=True):
         assert (mine["filename"], mine["codes"]) == (other["filename"], other["codes"])
         assert mine["logprobs"] == pytest.approx(other["logprobs"], abs=1e-6)
         assert mine["nll"] == pytest.approx(other["nll"], abs=1e-6)
+        assert mine["window"] == pytest.approx(other["window"], abs=1e-6)
 
 
 def test_errors_of_a_server_are_told(server: str, tmp_path: Path) -> None:

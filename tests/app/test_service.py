@@ -131,7 +131,10 @@ def test_description_names_every_field(service: Any) -> None:
     }  # fmt: skip
     assert form["required"] == ["file"]
     form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"file", "prompt_seconds", "detail", "response_format", "timeout_seconds"}
+    assert set(form["properties"]) == {
+        "file", "prompt_seconds", "window_start", "window_seconds", "normalise_by", "detail", "response_format",
+        "timeout_seconds",
+    }  # fmt: skip
 
 
 def test_docs_page(service: Any) -> None:

@@ -11,7 +11,18 @@ from model.bundle import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.generate import prefill
 from model.hybrid import shift
-from model.score import MIN_FRAMES, MelSource, Reader, Score, TooShortError, chunks, score
+from model.score import (
+    MIN_FRAMES,
+    MelSource,
+    Reader,
+    Score,
+    TooShortError,
+    Window,
+    WindowError,
+    WindowScore,
+    chunks,
+    score,
+)
 
 TOLERANCE = dict(rtol=0, atol=2e-4)
 
@@ -70,6 +81,85 @@ def test_context_is_read_and_not_scored(bundle: Bundle, clip: Tensor, context: i
     assert len(got.tokens) == 150 - context and got.context_frames == context
     assert torch.equal(got.tokens, everything.tokens[context:])
     torch.testing.assert_close(got.logprobs, everything.logprobs[context:], **TOLERANCE)
+
+
+WINDOWS = [(0, None), (0, 150), (0, 1), (40, 90), (95, None), (149, 150), (100, 151)]  # 151: within the partial frame
+
+
+@torch.inference_mode()
+def alone(bundle: Bundle, samples: Tensor, mel: MelSource, part: slice) -> Tensor:
+    """The plain path: the clip's tokens and slices of some frames, given to the model as a document."""
+    codes = bundle.codec.encode(samples[None])
+    slices = bundle.mel(samples[None] if mel == "real" else bundle.codec.decode(codes))[:, part]
+    target = codes[:, 0, part]
+    tokens, shifted = shift(target, None if mel == "masked" else slices)
+    logits = bundle.decoder.logits(bundle.decoder(tokens, shifted))
+    return logits.log_softmax(-1).gather(-1, target[..., None])[0, :, 0]
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+@pytest.mark.parametrize("mel", ["real", "decoded", "masked"])
+@pytest.mark.parametrize("chunk_frames", [20, 750])
+def test_window(bundle: Bundle, clip: Tensor, mel: MelSource, start: int, stop: int | None, chunk_frames: int) -> None:
+    """Its log-probabilities are the whole clip's; alone, they are those of a document that begins with it."""
+    tokens, logprobs, _ = whole(bundle, clip, mel)
+    part = slice(start, stop)
+    local = score(bundle, clip, mel=mel, window=Window(start, stop, alone=True), chunk_frames=chunk_frames).window
+    assert local is not None and local.alone is not None and local.start == start
+    torch.testing.assert_close(local.logprobs, logprobs[part], **TOLERANCE)
+    torch.testing.assert_close(local.unigram, bundle.decoder.unigram[tokens[part]], **TOLERANCE)
+    torch.testing.assert_close(local.alone, alone(bundle, clip, mel, part), **TOLERANCE)
+    assert local.nll == pytest.approx(-float(logprobs[part].mean()), abs=2e-4)
+    assert local.baseline_nll("alone") == pytest.approx(-float(local.alone.mean()), abs=1e-5)
+    assert local.baseline_nll("unigram") == pytest.approx(-float(local.unigram.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("context", [0, 60])
+def test_window_over_all_that_is_scored(bundle: Bundle, clip: Tensor, context: int) -> None:
+    result = score(bundle, clip, context_frames=context, window=Window(context, alone=True))
+    assert result.window is not None and result.window.alone is not None
+    assert torch.equal(result.window.logprobs, result.logprobs)
+    assert result.window.nll == result.nll
+    same = torch.equal(result.window.alone, result.logprobs)
+    assert same == (context == 0)  # without a past the two are one, to the bit; with one they differ
+
+
+def test_window_is_causal(bundle: Bundle, clip: Tensor) -> None:
+    """What comes after a window, from its last frame's end on, changes none of its numbers, to the bit."""
+    later = clip.clone()
+    later[90 * HOP_SAMPLES :] = torch.randn(len(clip) - 90 * HOP_SAMPLES, generator=torch.Generator().manual_seed(1))
+    scores = [score(bundle, samples, window=Window(40, 90, alone=True)) for samples in (clip, later)]
+    one, other = (result.window for result in scores)
+    assert one is not None and other is not None and one.alone is not None and other.alone is not None
+    assert torch.equal(one.logprobs, other.logprobs) and torch.equal(one.alone, other.alone)
+    assert scores[0].nll != scores[1].nll
+
+
+def test_window_knows_the_past_and_alone_does_not(bundle: Bundle, clip: Tensor) -> None:
+    """Alone, the first token of a window is predicted from BOS, like any document's first token."""
+    local = score(bundle, clip, window=Window(60, 90, alone=True)).window
+    assert local is not None and local.alone is not None
+    assert not torch.allclose(local.logprobs[:10], local.alone[:10], atol=1e-3)
+    first = score(bundle, clip, window=Window(0, 1)).logprobs[0]
+    target = bundle.codec.encode(clip[None])[0, 0]
+    bos = bundle.decoder.logits(bundle.decoder(torch.tensor([[1024]])))[0, 0].log_softmax(-1)
+    assert float(first) == pytest.approx(float(bos[target[0]]), abs=2e-4)
+    assert float(local.alone[0]) == pytest.approx(float(bos[target[60]]), abs=2e-4)
+
+
+@pytest.mark.parametrize(("start", "stop", "edge"), [(150, None, "start"), (0, 152, "stop"), (400, 500, "start")])
+def test_window_outside_of_the_clip(bundle: Bundle, clip: Tensor, start: int, stop: int | None, edge: str) -> None:
+    with pytest.raises(WindowError, match=r"2\.00 s") as caught:
+        score(bundle, clip, window=Window(start, stop, alone=True), chunk_frames=20)
+    assert caught.value.edge == edge
+
+
+def test_finite() -> None:
+    good, bad = torch.zeros(3), torch.tensor([0.0, math.nan, 0.0])
+    flags = torch.ones(3, dtype=torch.bool)
+    assert Score(torch.arange(3), good, flags).finite
+    assert not Score(torch.arange(3), bad, flags).finite
+    assert not Score(torch.arange(3), good, flags, window=WindowScore(0, good, good, bad)).finite
 
 
 @pytest.mark.parametrize("samples", [0, 100, HOP_SAMPLES * MIN_FRAMES - 1])
