@@ -29,6 +29,7 @@ $(SET_UP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PIP) "$(TORCH)"
 	$(PIP) -c constraints.txt -e .
+	$(BIN)/python -m model.compiled
 	@touch $@
 
 $(SET_UP_DEV): $(SET_UP)

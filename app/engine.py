@@ -91,6 +91,7 @@ class Engine:
         ]
 
     def start(self) -> None:
+        """Starts the threads. Not for the event loop: the first start on a machine compiles for a minute."""
         self.lanes.start()
         for thread in self._threads:
             if thread not in self.lanes.threads:

@@ -147,7 +147,7 @@ class Lanes:
     """The lanes, and the queue of choices in front of them.
 
     Args:
-        make: makes the slots of one lane; called on the lane's own thread, and again when a step has failed.
+        make: makes the slots of one lane; called again when a step has failed.
         count: lanes.
         rows: slots of each.
         threads: what torch may use inside a step.
@@ -169,6 +169,7 @@ class Lanes:
         self._waiting: deque[Choice] = deque()
         self._loads = [0] * count
         self._stopped = False
+        self._slots: list[AnySlots] = []
         self.total = count * rows
         self.threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in range(count)
@@ -176,6 +177,8 @@ class Lanes:
         metrics.slots_total.set(self.total)
 
     def start(self) -> None:
+        """Makes the slots, which may take a minute where something must be compiled, and starts the threads."""
+        self._slots = [self._make(self._rows) for _ in self.threads]
         for thread in self.threads:
             thread.start()
 
@@ -223,7 +226,7 @@ class Lanes:
 
     def _run(self, lane: int) -> None:
         torch.set_num_threads(self._torch_threads)
-        slots: AnySlots | None = None
+        slots = self._slots[lane]
         rows: dict[int, Choice] = {}
         while True:
             self._beat()
@@ -231,7 +234,6 @@ class Lanes:
             if taken is None:
                 return
             try:
-                slots = slots or self._make(self._rows)
                 free = (row for row in range(self._rows) if row not in rows)
                 for choice in taken:
                     seated, row = choice.seated, next(free)
@@ -245,7 +247,7 @@ class Lanes:
                     choice.seated.fail(error)
                 self._left(lane, self._loads[lane])
                 rows.clear()
-                slots = None
+                slots = self._make(self._rows)
 
     def _step(self, lane: int, slots: AnySlots, rows: dict[int, Choice]) -> None:
         gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]

@@ -61,7 +61,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.engine = engine
     app.state.clips = asyncio.Semaphore(CLIPS)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
-    engine.start()
+    await asyncio.to_thread(engine.start)
     watcher = asyncio.create_task(watch_loop(metrics))
     log.info("ready: %s on %s", bundle.name, bundle.device)
     try:

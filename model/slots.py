@@ -168,16 +168,30 @@ class Slots:
         return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
 
+def compiles(bundle: Bundle) -> bool:
+    """Is there a compiled step (`model.compiled`) for this bundle on its device?"""
+    from model.compiled.slots import can_compile  # imports this module, and takes a second to import
+
+    return can_compile(bundle)
+
+
 def default_slots(bundle: Bundle) -> int:
-    """Slots that suit the device: every step computes all of them, so no more than are likely to be used."""
-    return 64 if bundle.device.type == "cuda" else 4
+    """Slots that suit the device: what one processor core or one GPU can step in real time, by measurement.
+
+    (Torch computes all of its rows at every step; 4 is the fewest that keep rows independent of each other.)
+    """
+    return 64 if bundle.device.type == "cuda" else 32 if compiles(bundle) else 4
 
 
 def lanes_for(bundle: Bundle, threads: int) -> int:
-    """How many sets of slots may step at the same time: one where torch computes, on one device."""
-    return 1
+    """How many sets of slots may step at the same time: one a core, and one where torch computes."""
+    return threads if compiles(bundle) else 1
 
 
 def slots_for(bundle: Bundle, rows: int, codebooks: int | None = None) -> AnySlots:
     """The fastest slots for a bundle on its device."""
+    if compiles(bundle):
+        from model.compiled.slots import CompiledSlots
+
+        return CompiledSlots(bundle, rows, codebooks)
     return Slots(bundle, rows, codebooks)

@@ -162,7 +162,7 @@ def test_a_failing_step_fails_its_rows_and_no_later_ones(
         return slots
 
     monkeypatch.setattr(app.engine, "slots_for", make)
-    service = serve()
+    service = serve(threads=1)
     engine = service.app.state.engine
     neighbour = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=300)), service.loop)
     until(lambda: service.value("slots_used") == 1)

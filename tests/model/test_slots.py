@@ -1,4 +1,10 @@
-"""Slots: what a row makes does not depend on the others, on its place, or on when it came."""
+"""Slots: what a row makes does not depend on the others, on its place, or on when it came.
+
+Every law is asked of torch's slots and of the compiled ones.
+"""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,10 +12,13 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle, random_bundle
+from model.compiled.slots import CompiledSlots, can_compile
+from model.config import PRESETS
 from model.constants import HOP_SAMPLES
 from model.generate import PromptState, generate, prefill
+from model.hybrid import HybridLM
 from model.sampling import SamplingOptions
-from model.slots import BLOCK, Frames, Slots
+from model.slots import BLOCK, AnySlots, Frames, Slots, slots_for
 from tests.conftest import enliven
 
 OPTIONS = [
@@ -20,6 +29,8 @@ OPTIONS = [
     SamplingOptions(temperature=0.9, top_k=200, top_p=0.95, seed=5),
 ]
 LENGTHS = [7, 30, 47, 48, 100]  # frames; the window of the tiny preset is 48
+KINDS = [Slots, CompiledSlots]
+Kind = type[Slots] | type[CompiledSlots]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +41,16 @@ def prompts(bundle: Bundle, speech_like: Tensor) -> list[PromptState]:
     ]
 
 
-def run_alone(bundle: Bundle, prompt: PromptState, options: SamplingOptions, frames: int, rows: int) -> list[Frames]:
-    slots = Slots(bundle, rows)
+@pytest.fixture(params=KINDS, ids=["torch", "compiled"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+def run_alone(
+    kind: Kind, bundle: Bundle, prompt: PromptState, options: SamplingOptions, frames: int, rows: int
+) -> list[Frames]:
+    slots: AnySlots = kind(bundle, rows)
     slots.join(0, prompt, options)
     return [slots.step([0]) for _ in range(frames)]
 
@@ -42,9 +61,9 @@ def assert_same(one: Frames, index: int, other: Frames, at: int = 0) -> None:
 
 
 @pytest.mark.parametrize("which", range(len(OPTIONS)))
-def test_a_row_makes_what_generate_makes(bundle: Bundle, prompts: list[PromptState], which: int) -> None:
+def test_a_row_makes_what_generate_makes(kind: Kind, bundle: Bundle, prompts: list[PromptState], which: int) -> None:
     """The static shapes are another arithmetic of the same sums: equal tokens, and values within rounding."""
-    alone = run_alone(bundle, prompts[which], OPTIONS[which], 60, 4)
+    alone = run_alone(kind, bundle, prompts[which], OPTIONS[which], 60, 4)
     plain = list(generate(bundle, prompts[which], frames=60, options=OPTIONS[which]))
     for frame, expected in zip(alone, plain, strict=True):
         np.testing.assert_array_equal(frame.codes[0], expected.codes[0].numpy())
@@ -54,11 +73,13 @@ def test_a_row_makes_what_generate_makes(bundle: Bundle, prompts: list[PromptSta
         np.testing.assert_allclose(frame.mel[0], expected.mel[0].numpy(), atol=1e-3)
 
 
-def test_a_thousand_random_mixes_change_no_bit(bundle: Bundle, prompts: list[PromptState]) -> None:
+def test_a_thousand_random_mixes_change_no_bit(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
     """Rows join, pause and leave at random, in random places, for 1,000 steps of a batch."""
-    expected = [run_alone(bundle, prompt, options, 40, 8) for prompt, options in zip(prompts, OPTIONS, strict=True)]
+    expected = [
+        run_alone(kind, bundle, prompt, options, 40, 8) for prompt, options in zip(prompts, OPTIONS, strict=True)
+    ]
     rng = np.random.default_rng(0)
-    slots = Slots(bundle, 8)
+    slots = kind(bundle, 8)
     inside: dict[int, tuple[int, int]] = {}  # row: which prompt, frames made
     compared = 0
     for _ in range(1000):
@@ -83,39 +104,47 @@ def test_a_thousand_random_mixes_change_no_bit(bundle: Bundle, prompts: list[Pro
     assert compared > 4000
 
 
-def test_what_free_rows_hold_changes_nothing(bundle: Bundle, prompts: list[PromptState]) -> None:
-    expected = run_alone(bundle, prompts[1], OPTIONS[4], 10, 4)
-    slots = Slots(bundle, 4)
-    slots.join(2, prompts[1], OPTIONS[4])
+def poison(slots: Any, rows: list[int]) -> None:
+    """NaN in all that these rows hold."""
+    if isinstance(slots, CompiledSlots):
+        state = slots._state
+        for array in (*state.rings, *state.mel_rings, state.histories):
+            array[:, rows] = np.nan
+        for array in (state.slices, state.entries, state.tails):
+            array[rows] = np.nan
+        return
     with torch.inference_mode():
         for ring in (slots._lm.stack, slots._lm.mel):
-            assert ring is not None
-            ring.keys[:, [0, 1, 3]] = torch.nan
-            ring.values[:, [0, 1, 3]] = torch.nan
-        for tensor in slots._codec.tensors:
-            assert tensor is not None
-            tensor[[0, 1, 3]] = torch.nan
+            ring.keys[:, rows] = torch.nan
+            ring.values[:, rows] = torch.nan
+        for tensor in (*slots._codec.tensors, slots._slice, slots._tail):
+            tensor[rows] = torch.nan
+
+
+def test_what_free_rows_hold_changes_nothing(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
+    expected = run_alone(kind, bundle, prompts[1], OPTIONS[4], 10, 4)
+    slots = kind(bundle, 4)
+    slots.join(2, prompts[1], OPTIONS[4])
+    poison(slots, [0, 1, 3])
     for frame in expected:
         assert_same(slots.step([2]), 0, frame)
 
 
-def test_the_place_of_one_that_left_is_as_new(bundle: Bundle, prompts: list[PromptState]) -> None:
-    expected = run_alone(bundle, prompts[0], OPTIONS[0], 10, 4)
-    slots = Slots(bundle, 4)
+def test_the_place_of_one_that_left_is_as_new(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
+    expected = run_alone(kind, bundle, prompts[0], OPTIONS[0], 10, 4)
+    slots = kind(bundle, 4)
     slots.join(1, prompts[4], OPTIONS[2])
     for _ in range(5):
         slots.step([1])
     slots.leave(1)
-    with torch.inference_mode():
-        slots._lm.stack.keys[:, 1] = torch.nan  # as if it had gone wrong before it left
-        slots._lm.stack.values[:, 1] = torch.nan
+    poison(slots, [1])  # as if it had gone wrong before it left
     slots.join(1, prompts[0], OPTIONS[0])
     for frame in expected:
         assert_same(slots.step([1]), 0, frame)
 
 
-def test_choices_of_one_prompt(bundle: Bundle, prompts: list[PromptState]) -> None:
-    slots = Slots(bundle, 4)
+def test_choices_of_one_prompt(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
+    slots = kind(bundle, 4)
     for choice in range(3):
         slots.join(choice, prompts[1], OPTIONS[0], choice)
     codes = np.stack([slots.step([0, 1, 2]).codes for _ in range(20)])
@@ -123,21 +152,25 @@ def test_choices_of_one_prompt(bundle: Bundle, prompts: list[PromptState]) -> No
     np.testing.assert_array_equal(codes, plain)
 
 
-def test_random_numbers_go_on_from_block_to_block(bundle: Bundle, prompts: list[PromptState]) -> None:
+def test_random_numbers_go_on_from_block_to_block(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
     frames = BLOCK + 5
-    alone = run_alone(bundle, prompts[0], OPTIONS[0], frames, 4)
+    alone = run_alone(kind, bundle, prompts[0], OPTIONS[0], frames, 4)
     plain = list(generate(bundle, prompts[0], frames=frames, options=OPTIONS[0]))
     assert [f.codes[0].tolist() for f in alone] == [f.codes[0].tolist() for f in plain]
 
 
 @pytest.mark.parametrize("settings", [{"decoder": "seanet"}, {"decoder": "seanet", "pad_mode": "reflect"}])
-def test_seanet_decoders(make_codec, speech_like: Tensor, settings: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
+def test_seanet_decoders(make_codec: Any, speech_like: Tensor, settings: dict[str, str]) -> None:
+    """These step with torch."""
     bundle = random_bundle("tiny")
     bundle.codec = make_codec(**settings)
     enliven(bundle.codec, speech_like)
+    assert not can_compile(bundle)
+    with pytest.raises(ValueError, match="compiled"):
+        CompiledSlots(bundle, 1)
     prompt = prefill(bundle, speech_like[: 20 * HOP_SAMPLES])
-    alone = run_alone(bundle, prompt, OPTIONS[0], 12, 4)
-    slots = Slots(bundle, 4)
+    alone = run_alone(Slots, bundle, prompt, OPTIONS[0], 12, 4)
+    slots = slots_for(bundle, 4)
     slots.join(3, prefill(bundle, speech_like[: 40 * HOP_SAMPLES]), OPTIONS[1])
     slots.step([3])
     slots.join(1, prompt, OPTIONS[0])
@@ -145,8 +178,24 @@ def test_seanet_decoders(make_codec, speech_like: Tensor, settings: dict[str, st
         assert_same(slots.step([3, 1]), 1, frame)
 
 
-def test_a_prompt_read_otherwise_is_refused(bundle: Bundle, speech_like: Tensor) -> None:
-    slots = Slots(bundle, 1, codebooks=4)
+def test_token_only_models(kind: Kind, bundle: Bundle, speech_like: Tensor) -> None:
+    torch.manual_seed(3)
+    model = HybridLM(replace(PRESETS["tiny"], mel=False)).eval().requires_grad_(False)
+    token_only = replace(bundle, decoder=model)
+    prompt = prefill(token_only, speech_like[: 30 * HOP_SAMPLES])
+    alone = run_alone(kind, token_only, prompt, OPTIONS[0], 20, 4)
+    for frame, expected in zip(alone, generate(token_only, prompt, frames=20, options=OPTIONS[0]), strict=True):
+        np.testing.assert_array_equal(frame.codes[0], expected.codes[0].numpy())
+        np.testing.assert_allclose(frame.logprobs[0], expected.logprobs[0].numpy(), atol=1e-4)
+
+
+def test_a_compiled_step_needs_a_frame_decoder_on_a_cpu(bundle: Bundle) -> None:
+    assert can_compile(bundle)
+    assert isinstance(slots_for(bundle, 1), CompiledSlots)
+
+
+def test_a_prompt_read_otherwise_is_refused(kind: Kind, bundle: Bundle, speech_like: Tensor) -> None:
+    slots = kind(bundle, 1, codebooks=4)
     with pytest.raises(ValueError, match="codebooks"):
         slots.join(0, prefill(bundle, speech_like[:9600]), OPTIONS[0])
     with pytest.raises(ValueError, match="mel"):

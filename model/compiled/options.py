@@ -1,0 +1,28 @@
+"""How everything in this package is compiled."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+# without numpy's error model each division is checked for 0, and no loop that divides becomes vectors
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def compiled(function: F) -> F:
+    """Machine code for a function, kept on disk from one start to the next where a folder can be written.
+
+    (`__pycache__`, or a folder of the user's, or what NUMBA_CACHE_DIR names.) It runs without the GIL.
+    """
+    try:
+        made: F = njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder can be written: compiled anew at each start
+        made = njit(**OPTIONS)(function)
+    return made
+
+
+def inlined(function: F) -> F:
+    """A function that becomes part of those that call it."""
+    made: F = njit(inline="always", **OPTIONS)(function)
+    return made

@@ -1,0 +1,138 @@
+"""`model.slots.Slots` for CPUs: the same interface, one compiled call a step, which releases the GIL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.bundle import Bundle
+from model.codec.codec import FrameDecoder
+from model.compiled.attention import Rings
+from model.compiled.micro import TILE
+from model.compiled.pack import array, packed
+from model.compiled.step import Buffers, Options, State, step
+from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
+from model.generate import PromptState
+from model.sampling import SamplingOptions
+from model.slots import Frames, Numbers
+from model.transformer import KVCache
+
+
+def can_compile(bundle: Bundle) -> bool:
+    """Is there a compiled step for this bundle on its device?"""
+    decoder = bundle.decoder.config
+    widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
+    return (
+        bundle.device.type == "cpu"
+        and isinstance(bundle.codec.decoder, FrameDecoder)
+        and all(width <= TILE for width in widths)  # a head's values fit a tile
+    )
+
+
+class CompiledSlots:
+    """A fixed number of rows of one bundle; the weights are shared by all of its slots."""
+
+    def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None) -> None:
+        """Raises ValueError for a bundle that `can_compile` refuses."""
+        if not can_compile(bundle):
+            raise ValueError("this bundle has no compiled step")
+        self.rows = rows
+        self.codebooks = codebooks or bundle.codec.config.codebooks
+        self._weights = packed(bundle)
+        decoder, codec = bundle.decoder.config, bundle.codec.config
+        self.mel = decoder.mel
+        self._window = window = decoder.window
+        past = codec.frame_kernel - 1
+
+        tiles = -(-window // TILE)
+
+        def rings(layers: int, heads: int, width: int) -> Rings:
+            return Rings(
+                np.zeros((layers, rows, heads, tiles, width, TILE), np.float32),
+                np.zeros((layers, rows, heads, 1, window, TILE), np.float32),
+            )
+
+        self._state = State(
+            tokens=np.zeros(rows, np.int64),
+            slices=np.zeros((rows, MEL_BANDS), np.float32),
+            positions=np.zeros(rows, np.int64),
+            mel_rings=rings(decoder.mel_layers, decoder.mel_heads, decoder.mel_dim // decoder.mel_heads)
+            if decoder.mel
+            else rings(0, 1, 4),
+            rings=rings(decoder.layers, decoder.heads, decoder.dim // decoder.heads),
+            entries=np.zeros((rows, past, LATENT_DIM), np.float32),
+            histories=np.zeros((codec.frame_blocks, rows, past, codec.frame_dim), np.float32),
+            tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
+        )
+        self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows))
+
+        def buffer(width: int) -> npt.NDArray[np.float32]:
+            return np.zeros((rows, -(-width // TILE) * TILE), np.float32)
+
+        widest = self._weights.widest
+        narrow = max(decoder.dim, decoder.mel_dim, decoder.fine_dim, codec.frame_dim, MEL_BANDS)
+        self._buffers = Buffers(
+            x=buffer(narrow), normed=buffer(narrow), wide=buffer(widest), mixed=buffer(narrow),
+            logits=buffer(VOCABULARY), small=buffer(decoder.mel_dim), scores=np.zeros((1, tiles * TILE), np.float32),
+            chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
+            samples=buffer(HOP_SAMPLES),
+        )  # fmt: skip
+        self._numbers: list[Numbers | None] = [None] * rows
+        self.step([])  # compiles, or loads what was compiled before: not when somebody waits for audio
+
+    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
+        """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
+        if prompt.codebooks != self.codebooks or prompt.masked:
+            raise ValueError("the prompt was read for another mel source or number of codebooks")
+        state = self._state
+        state.tokens[row] = int(prompt.token[0, 0])
+        state.slices[row] = array(prompt.slices[0, -1])
+        state.positions[row] = prompt.cache.length
+        self._fill(state.rings, row, prompt.cache.stack)
+        if self.mel:
+            assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
+            self._fill(state.mel_rings, row, prompt.cache.mel)
+        entry, *histories = prompt.codec.tensors
+        assert entry is not None, "a prompt has been decoded"
+        state.entries[row] = array(entry[0].t())
+        for block, history in enumerate(histories):
+            assert history is not None
+            state.histories[block, row] = array(history[0].t())
+        state.tails[row] = array(prompt.tail[0])
+        for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
+            getattr(self._options, name)[row] = value
+        self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
+
+    def _fill(self, rings: Rings, row: int, cache: KVCache) -> None:
+        held = min(cache.length, self._window)
+        for ring in rings:
+            ring[:, row] = 0.0  # slots that hold nothing are computed with, and must not be NaN
+        layers, heads, tiles, width, _ = rings.keys[:, row].shape
+        keys = np.zeros((layers, heads, tiles * TILE, width), np.float32)
+        keys[:, :, :held] = cache.keys[:, 0, :, :held].cpu().numpy()
+        rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
+        rings.values[:, row, :, 0, :held, :width] = cache.values[:, 0, :, :held].cpu().numpy()
+
+    def leave(self, row: int) -> None:
+        """The row is free. What it held stays in place until another joins, and changes nothing."""
+        self._numbers[row] = None
+
+    def step(self, active: Sequence[int]) -> Frames:
+        """Make one frame of each active row; the others' states stay as they are."""
+        count = len(active)
+        uniforms = np.empty((count, self.codebooks))
+        for at, row in enumerate(active):
+            numbers = self._numbers[row]
+            assert numbers is not None, f"row {row} is free"
+            uniforms[at] = numbers.next()
+        codes = np.empty((count, self.codebooks), np.int64)
+        logprobs = np.empty((count, self.codebooks), np.float32)
+        mel = np.empty((count, MEL_BANDS), np.float32)
+        weights: Any = self._weights
+        step(
+            weights.model, weights.fine, weights.decoder, weights.tables, self._state, self._options,
+            np.array(active, np.int64).reshape(count), uniforms, self._buffers, codes, logprobs, mel,
+        )  # fmt: skip
+        samples = self._buffers.samples[:count, :HOP_SAMPLES].copy()
+        return Frames(codes, logprobs[:, 0].copy(), logprobs[:, 1:], samples, mel)
