@@ -1,0 +1,67 @@
+"""Many continuations at once, one a prompt: the closed loop of `model.generate`, with a row a prompt instead of a
+choice."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from benchmarks.common import Subject
+from model.codec.streaming import StreamingDecoder, StreamingEncoder
+from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES
+from model.generate import LoopState, step
+from model.hybrid import shift
+from model.sampling import RowOptions, SamplingOptions, uniforms
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made, a row a prompt: tokens and log-probabilities (B, F), samples (B, 320 F)."""
+
+    tokens: npt.NDArray[np.int64]
+    logprobs: npt.NDArray[np.float32]
+    samples: npt.NDArray[np.float32]
+
+
+def read(subject: Subject, prompts: Tensor) -> LoopState:
+    """The state after prompts (B, N) of one length, whole frames; the slices are the prompts' own, as in serving."""
+    bundle, rows = subject.bundle, len(prompts)
+    decoder, encoder = StreamingDecoder(bundle.codec), StreamingEncoder(bundle.codec)
+    codes, _ = encoder.step(prompts, encoder.start(rows))
+    heard, state = decoder.step(codes[:, : subject.codebooks], decoder.start(rows))
+    slices = bundle.mel(prompts)
+    inputs, mel = shift(codes[:, 0], slices)
+    cache = bundle.decoder.new_cache(rows)
+    bundle.decoder(inputs, None if subject.masked else mel, cache=cache)
+    return LoopState(cache, codes[:, 0, -1:], deque([slices[:, -1:]]), state, heard[:, -MEL_LEFT_SAMPLES:])
+
+
+@torch.inference_mode()
+def continue_all(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str = "") -> Made:
+    """Continue prompts (B, 320 n), each with random numbers of its own: the choice number is the row."""
+    bundle, rows = subject.bundle, len(prompts)
+    assert prompts.shape[1] % HOP_SAMPLES == 0, f"{prompts.shape[1]} samples are not whole frames"
+    numbers = np.stack([uniforms(options.seed, row, 0, frames, subject.codebooks) for row in range(rows)])
+    uniform = torch.from_numpy(numbers)  # (B, F, K)
+    state, decoder = read(subject, prompts), StreamingDecoder(bundle.codec)
+    drawing = RowOptions([options] * rows)
+    made = [
+        step(bundle, decoder, state, drawing, uniform[:, index], subject.masked, index)
+        for index in track(range(frames), description=words or f"{rows} x {frames / FRAME_RATE_HZ:g} s")
+    ]
+    return Made(
+        torch.stack([frame.codes[:, 0] for frame in made], 1).numpy(),
+        torch.stack([frame.logprobs for frame in made], 1).numpy(),
+        torch.cat([frame.samples for frame in made], 1).numpy(),
+    )
+
+
+@torch.inference_mode()
+def coded(subject: Subject, samples: Tensor) -> Tensor:
+    """Samples (B, N) as the codec gives them back, (B, N): the best that a continuation of the subject's can sound."""
+    codec = subject.bundle.codec
+    return torch.cat([codec.decode(codec.encode(row[None])[:, : subject.codebooks]) for row in samples])
