@@ -14,11 +14,12 @@ from torch import Tensor
 
 from model.bundle import Bundle
 from model.codec.streaming import DecoderState, StreamingDecoder
-from model.constants import MEL_LEFT_SAMPLES, frames_in
+from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
 from model.hybrid import LMCache
 from model.sampling import RowOptions, SamplingOptions, draw, uniforms
 from model.score import MIN_FRAMES, Reader, TooShortError, chunks
 
+TAIL_FRAMES = -(-MEL_LEFT_SAMPLES // HOP_SAMPLES)  # that the tail of the decoded prompt reaches into
 LoopMel = Literal["real", "decoded", "masked"]
 
 
@@ -69,16 +70,20 @@ def prefill(
 ) -> PromptState:
     """Read a prompt, (N,) samples at 24 kHz; a trailing part of a frame is left out.
 
-    ``between`` is called after each chunk of 10 s, and may raise to end the reading. Raises TooShortError for fewer
+    ``between`` is called after each chunk of 4 s, and may raise to end the reading. Raises TooShortError for fewer
     than ``MIN_FRAMES`` frames.
     """
     if frames_in(len(samples)) < MIN_FRAMES:
         raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
-    reader = Reader(bundle, "masked" if masked else "real", codebooks, decode=True)
+    memory = StreamingDecoder(bundle.codec).memory
+    reader = Reader(bundle, "masked" if masked else "real", codebooks, decode=memory is None)
     read = []
     for chunk in chunks(samples):
         read.append(reader.read(chunk))
         between()
+    if memory is not None:  # what came before leaves no trace: no need to decode it
+        codes = torch.cat([forced.codes for forced in read], dim=-1)
+        reader.decode_codes(codes[..., -(memory + TAIL_FRAMES) :])
     return PromptState(
         tokens=torch.cat([forced.codes[0, 0] for forced in read]),
         logprobs=torch.cat([forced.logprobs[0] for forced in read]),

@@ -177,6 +177,14 @@ class StreamingDecoder:
         self.books = codec.codebooks().flatten(0, 1)  # (K 1024, 128)
         self.offsets = torch.arange(codec.config.codebooks, device=self.books.device)[:, None] * VOCABULARY
 
+    @property
+    def memory(self) -> int | None:
+        """Frames that reach into the state; None when all of them do (an LSTM forgets nothing for certain)."""
+        if not isinstance(self.decoder, FrameDecoder):
+            return None
+        convolutions = [self.decoder.entry, *(block.depthwise for block in self.decoder.blocks)]
+        return sum(conv.kernel_size[0] - 1 for conv in convolutions)  # type: ignore[union-attr, index, misc]
+
     def start(self, rows: int) -> DecoderState:
         """The state at the start of ``rows`` clips."""
         return StreamState(rows)

@@ -301,7 +301,7 @@ def test_time_up_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
 
 
 def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
-    """Between chunks of 10 s, on the engine's own thread."""
+    """Between chunks of 4 s, on the engine's own thread."""
     engine = serve().app.state.engine
     prompt = np.tile(speech, 30)  # 40 s
     options = SamplingOptions(seed=1)

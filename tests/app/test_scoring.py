@@ -72,7 +72,7 @@ def test_nothing_left_after_the_context(service: Any, clip: bytes) -> None:
 
 
 def test_a_clip_longer_than_a_chunk(service: Any, speech: Any, to_file: Any) -> None:
-    """Chunks of 10 s are no part of the result: the first second scores the same with 11 s after it."""
+    """Chunks of 4 s are no part of the result: the first second scores the same with 11 s after it."""
     long = to_file(speech.tolist() * 9)
     (whole,) = service.post("/score", long, data={"detail": "tokens"}).json()["results"]
     (first,) = service.post("/score", to_file(speech), data={"detail": "tokens"}).json()["results"]

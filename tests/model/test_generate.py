@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle
+from model.codec.streaming import StreamingDecoder
 from model.constants import HOP_SAMPLES
-from model.generate import GeneratedFrame, LoopMel, PromptState, generate, prefill
+from model.generate import TAIL_FRAMES, GeneratedFrame, LoopMel, PromptState, generate, prefill
 from model.hybrid import shift
 from model.sampling import SamplingOptions
 from model.score import MIN_FRAMES, TooShortError
@@ -185,3 +186,17 @@ def test_a_prompt_read_for_something_else(bundle: Bundle, prompt: Tensor) -> Non
     with pytest.raises(ValueError, match="another mel source"):
         made(bundle, prefill(bundle, prompt, codebooks=4), codebooks=8)
     assert made(bundle, prefill(bundle, prompt, codebooks=4), frames=1)[0].codes.shape == (1, 4)
+
+
+def test_only_the_end_of_a_prompt_is_decoded(bundle: Bundle, speech_like: Tensor) -> None:
+    """And the state after it is that of decoding all of it."""
+    samples = speech_like[: 200 * HOP_SAMPLES]
+    prompt = prefill(bundle, samples)
+    decoder = StreamingDecoder(bundle.codec)
+    assert decoder.memory is not None and decoder.memory + TAIL_FRAMES < 200
+    with torch.inference_mode():
+        made, state = decoder.step(bundle.codec.encode(samples[None]), decoder.start(1))
+    torch.testing.assert_close(prompt.tail, made[:, -prompt.tail.shape[1] :], atol=1e-5, rtol=0)
+    for ours, whole in zip(prompt.codec.tensors, state.tensors, strict=True):
+        assert ours is not None and whole is not None
+        torch.testing.assert_close(ours, whole, atol=1e-5, rtol=1e-5)
