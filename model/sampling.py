@@ -71,9 +71,14 @@ def uniforms(seed: int, choice: int, first_frame: int, frames: int, codebooks: i
 
 
 class RowOptions:
-    """The options of a batch, a row each; (B, 1) tensors, and what none of the rows asks for is skipped."""
+    """The options of a batch, a row each; (B, 1) tensors, and what none of the rows asks for is skipped.
 
-    def __init__(self, options: Sequence[SamplingOptions], device: torch.device | None = None) -> None:
+    ``skip=False`` computes all of it always, with the same results: for a CUDA graph, whose operations are fixed.
+    """
+
+    def __init__(
+        self, options: Sequence[SamplingOptions], device: torch.device | None = None, skip: bool = True
+    ) -> None:
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device)[:, None]
 
@@ -81,9 +86,14 @@ class RowOptions:
         self.greedy = column([one.temperature == 0.0 for one in options], torch.bool)
         self.top_k = column([one.top_k for one in options], torch.int64)
         self.top_p = column([one.top_p for one in options], torch.float64)
-        self.some_greedy = any(one.temperature == 0.0 for one in options)
-        self.some_top_k = any(one.top_k > 0 for one in options)
-        self.some_top_p = any(one.top_p < 1.0 for one in options)
+        self.some_greedy = not skip or any(one.temperature == 0.0 for one in options)
+        self.some_top_k = not skip or any(one.top_k > 0 for one in options)
+        self.some_top_p = not skip or any(one.top_p < 1.0 for one in options)
+
+    def copy_(self, other: "RowOptions") -> None:
+        """Take over the values of another, in place."""
+        for name in ("temperature", "greedy", "top_k", "top_p"):
+            getattr(self, name).copy_(getattr(other, name), non_blocking=True)
 
 
 def probabilities(logits: Tensor, options: SamplingOptions | RowOptions) -> Tensor:

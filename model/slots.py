@@ -73,13 +73,17 @@ def padded(rows: int, device: torch.device) -> int:
 class Slots:
     """A fixed number of rows, on a CPU or a GPU, for any bundle.
 
+    All state stays where it is in memory: a step reads and writes the same tensors every time. On a GPU its operations
+    are recorded once, as a CUDA graph, and launched together.
+
     Args:
         bundle: the model; its weights are shared.
         rows: slots.
         codebooks: codes a frame; the codec's number by default. Prompts must have been read for the same number.
+        fixed: compute what a graph would, whatever the rows ask for. On a GPU always so.
     """
 
-    def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None, fixed: bool = False) -> None:
         self.bundle, self.rows = bundle, rows
         self.codebooks = codebooks or bundle.codec.config.codebooks
         self.width = padded(rows, bundle.device)
@@ -91,9 +95,18 @@ class Slots:
             self._token = torch.zeros(self.width, 1, dtype=torch.int64, device=device)
             self._slice = torch.zeros(self.width, 1, MEL_BANDS, device=device)
             self._tail = torch.zeros(self.width, MEL_LEFT_SAMPLES, device=device)
+            self._uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, device=device)
+            self._going = torch.zeros(self.width, dtype=torch.bool, device=device)
+        pinned = device.type == "cuda"
+        self._host_uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, pin_memory=pinned)
+        self._host_going = torch.zeros(self.width, dtype=torch.bool, pin_memory=pinned)
+        self._fixed = fixed or device.type == "cuda"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._made: tuple[Tensor, ...] = ()  # what a graph fills
+        self._host_made: tuple[Tensor, ...] = ()
         self._numbers: list[Numbers | None] = [None] * self.width
         self._options = [SamplingOptions()] * self.width
-        self._drawing = RowOptions(self._options, device)
+        self._drawing = RowOptions(self._options, device, skip=not self._fixed)
         self._lengths = [0] * self.width  # positions seen, on the host: the CPU attends to no more slots than needed
 
     def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
@@ -108,39 +121,67 @@ class Slots:
             self._tail[row] = prompt.tail[0]
         self._lengths[row] = prompt.cache.length
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
+        self._ask(row, options)
+
+    def _ask(self, row: int, options: SamplingOptions) -> None:
         self._options[row] = options
-        self._drawing = RowOptions(self._options, self.bundle.device)
+        asked = RowOptions(self._options, None if self._fixed else self.bundle.device, skip=not self._fixed)
+        if self._fixed:
+            self._drawing.copy_(asked)
+        else:
+            self._drawing = asked
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""
         self._numbers[row] = None
-        self._options[row] = SamplingOptions()
-        self._drawing = RowOptions(self._options, self.bundle.device)
+        self._ask(row, SamplingOptions())
         self._lengths[row] = 0
 
     def step(self, active: Sequence[int]) -> Frames:
         """Make one frame of each active row; the others' states stay as they are."""
-        device = self.bundle.device
-        uniform = np.zeros((self.width, self.codebooks))
+        self._host_going.zero_()
         for row in active:
             numbers = self._numbers[row]
             assert numbers is not None, f"row {row} is free"
-            uniform[row] = numbers.next()
-        going = torch.zeros(self.width, dtype=torch.bool)
-        going[list(active)] = True
-        if device.type == "cpu":
+            self._host_uniform[row] = torch.from_numpy(numbers.next())
+            self._host_going[row] = True
+        if self.bundle.device.type == "cpu" and active:
             longest = 1 + max(self._lengths[row] for row in active)
             self._lm.reach(-(-longest // REACH_MULTIPLE) * REACH_MULTIPLE)
         with torch.inference_mode():
-            made = self._step(torch.from_numpy(uniform).to(device), going.to(device))
-            codes, logprobs, fine, samples, mel = (part.cpu().numpy()[list(active)] for part in made)
+            self._uniform.copy_(self._host_uniform, non_blocking=True)
+            self._going.copy_(self._host_going, non_blocking=True)
+            made = self._step() if self.bundle.device.type != "cuda" else self._launch()
+            codes, logprobs, fine, samples, mel = (part.numpy()[list(active)] for part in made)
         for row in active:
             self._lengths[row] += 1
         return Frames(codes, logprobs, fine, samples, mel)
 
-    def _step(self, uniform: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """uniform (R, K) float64, going (R,) bool -> codes, log-probabilities, those of the fine codes, samples, mel"""
-        model = self.bundle.decoder
+    def _launch(self) -> tuple[Tensor, ...]:
+        """`_step` on a GPU, as a graph that is recorded at the first step; its results on the host."""
+        if self._graph is None:
+            warm = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            warm.wait_stream(torch.cuda.current_stream())
+            going = self._going.clone()
+            with torch.cuda.stream(warm):  # libraries allocate at their first use, which no graph may record
+                self._going.zero_()  # no row moves on
+                for _ in range(3):
+                    self._step()
+                self._going.copy_(going)
+            torch.cuda.current_stream().wait_stream(warm)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others read prompts meanwhile
+                self._made = self._step()
+            self._host_made = tuple(torch.empty_like(part, device="cpu", pin_memory=True) for part in self._made)
+        self._graph.replay()
+        for host, part in zip(self._host_made, self._made, strict=True):
+            host.copy_(part, non_blocking=True)
+        torch.cuda.current_stream().synchronize()  # once a step, for all rows
+        return self._host_made
+
+    def _step(self) -> tuple[Tensor, ...]:
+        """One step in place -> codes (R, K), log-probabilities (R,), those of the fine codes, samples, mel"""
+        model, uniform, going = self.bundle.decoder, self._uniform, self._going
         hidden = model(self._token, self._slice, cache=self._lm)[:, 0]  # (R, dim)
         self._lm.advance(going)
         code, logprob = self._drawn(model.logits(hidden), uniform[:, 0])
@@ -153,12 +194,12 @@ class Slots:
             fine_logprobs.append(fine_logprob)
         frame = torch.stack(codes, dim=1)  # (R, K)
         samples, after = self._decoder.step(frame[..., None], self._codec)
-        self._codec = after.kept(self._codec, going)
+        self._codec.move_on(after, going)
         mel = self.bundle.mel(samples, self._tail)  # (R, 1, 64)
         tail = torch.cat([self._tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
-        self._tail = torch.where(going[:, None], tail, self._tail)
-        self._token = torch.where(going[:, None], code[:, None], self._token)
-        self._slice = torch.where(going[:, None, None], mel, self._slice)
+        self._tail.copy_(torch.where(going[:, None], tail, self._tail))
+        self._token.copy_(torch.where(going[:, None], code[:, None], self._token))
+        self._slice.copy_(torch.where(going[:, None, None], mel, self._slice))
         fines = torch.stack(fine_logprobs, 1) if fine_logprobs else logprob.new_zeros(self.width, 0)
         return frame, logprob, fines, samples, mel[:, 0]
 

@@ -56,14 +56,12 @@ class StreamState:
             mine.select(dim, row).copy_(its.select(dim, 0))
         return base
 
-    def kept(self, before: "StreamState", active: Tensor) -> "StreamState":
-        """This state where ``active`` (B,) bool, and the one before it elsewhere."""
-        tensors: list[Tensor | None] = []
-        for new, old, dim in zip(self.tensors, before.tensors, self.row_dims, strict=True):
+    def move_on(self, after: "StreamState", active: Tensor) -> None:
+        """Take over the rows of a later state where ``active`` (B,) bool, in place."""
+        for old, new, dim in zip(self.tensors, after.tensors, self.row_dims, strict=True):
             assert new is not None and old is not None
             shape = [-1 if axis == dim else 1 for axis in range(new.dim())]
-            tensors.append(torch.where(active.view(shape), new, old))
-        return StreamState(self.rows, tensors, list(self.row_dims), self.frames)
+            old.copy_(torch.where(active.view(shape), new, old))
 
 
 DecoderState = StreamState

@@ -194,6 +194,36 @@ def test_a_compiled_step_needs_a_frame_decoder_on_a_cpu(bundle: Bundle) -> None:
     assert isinstance(slots_for(bundle, 1), CompiledSlots)
 
 
+def test_what_a_graph_computes_is_the_same(bundle: Bundle, prompts: list[PromptState]) -> None:
+    """On a GPU every step does all that rows may ask for; here the same operations, one by one."""
+    plain, fixed = Slots(bundle, 8), Slots(bundle, 8, fixed=True)
+    for slots in (plain, fixed):
+        for row, (prompt, options) in enumerate(zip(prompts, OPTIONS, strict=True)):
+            slots.join(row, prompt, options)
+    for step in range(30):
+        active = [row for row in range(5) if (row + step) % 4]
+        one, other = plain.step(active), fixed.step(active)
+        for at in range(len(active)):
+            assert_same(one, at, other, at)
+
+
+@pytest.mark.cuda
+def test_a_graph_on_a_gpu_makes_what_generate_makes(speech_like: Tensor) -> None:
+    bundle = random_bundle("tiny")
+    enliven(bundle.codec, speech_like)
+    bundle.to("cuda")
+    prompt = prefill(bundle, speech_like[: 30 * HOP_SAMPLES])
+    alone = run_alone(Slots, bundle, prompt, OPTIONS[4], 60, 8)
+    mixed = Slots(bundle, 8)
+    for row in range(8):
+        mixed.join(row, prompt, OPTIONS[4 if row == 3 else row % 4])
+    plain = generate(bundle, prompt, frames=60, options=OPTIONS[4])
+    for frame, expected in zip(alone, plain, strict=True):
+        assert_same(mixed.step(range(8)), 3, frame)
+        np.testing.assert_array_equal(frame.codes[0], expected.codes[0].cpu().numpy())
+        np.testing.assert_allclose(frame.samples[0], expected.samples[0].cpu().numpy(), atol=1e-4)
+
+
 def test_a_prompt_read_otherwise_is_refused(kind: Kind, bundle: Bundle, speech_like: Tensor) -> None:
     slots = kind(bundle, 1, codebooks=4)
     with pytest.raises(ValueError, match="codebooks"):
