@@ -1,4 +1,4 @@
-"""The command line: `whisper-gpt serve | continue | score | train | eval | config`."""
+"""The command line: `whisper-gpt serve | continue | score | train | eval | bench | config`."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 from app import __version__
 from app.cli_audio import continue_command, score_command
+from app.cli_bench import bench_command
 from app.cli_options import FriendlyGroup, console
 from app.cli_serve import config, serve_command
 from app.cli_train import eval_command, train
@@ -21,6 +22,7 @@ cli.command("continue")(continue_command)
 cli.command("score")(score_command)
 cli.add_typer(train, name="train")
 cli.command("eval")(eval_command)
+cli.command("bench")(bench_command)
 cli.add_typer(config, name="config")
 
 
