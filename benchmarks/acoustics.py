@@ -88,4 +88,4 @@ def frechet(one: npt.NDArray[np.floating], other: npt.NDArray[np.floating], shri
     (mean_a, a), (mean_b, b) = moments(one, shrink), moments(other, shrink)
     half = root(a)
     cross = np.trace(root(half @ b @ half))
-    return float(np.square(mean_a - mean_b).sum() + np.trace(a) + np.trace(b) - 2 * cross)
+    return max(0.0, float(np.square(mean_a - mean_b).sum() + np.trace(a) + np.trace(b) - 2 * cross))

@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SPEECH = ROOT.parent / "shared" / "data" / "speech" / "test"  # any folder of SPEAKER-CHAPTER-NUMBER files will do
 MASKED = ":masked"
 DEFAULT = ROOT / "weights" / "default"
-MODELS = (f"hybrid-4m={DEFAULT}", f"hybrid-4m, mel masked={DEFAULT}{MASKED}")
+TABLE = ROOT / "runs" / "table" / "runs"  # of benchmarks/table.py: matched trainings, much shorter than the bundle's
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,17 @@ def from_run(folder: Path, codec_of: Bundle) -> Bundle:
     preset = "hybrid-4m" if model.config.mel else "gpt-s"
     model.eval().requires_grad_(False)
     return Bundle(codec_of.codec, model, folder.name, preset, made_by={"training": training})
+
+
+def default_models(bundle: Path, runs: Path = TABLE) -> list[str]:
+    """The bundle with and without mel; the table's token-only model and its hybrid, where both have been trained."""
+    matched = {name: runs / f"{name}-seed0" for name in ("hybrid-4m", "gpt-s")}
+    trained = all((folder / "result.json").exists() for folder in matched.values())
+    return [
+        f"hybrid-4m={bundle}",
+        f"hybrid-4m, mel masked={bundle}{MASKED}",
+        *(f"{name} of the table={folder}" for name, folder in matched.items() if trained),
+    ]
 
 
 def load_subjects(given: Sequence[str], default: Path) -> list[Subject]:

@@ -22,11 +22,11 @@ from torch import Tensor
 from benchmarks import consistency_pairs as made
 from benchmarks.common import (
     DEFAULT,
-    MODELS,
     RESULTS,
     SPEECH,
     Subject,
     clips_in,
+    default_models,
     load_subjects,
     logprobs,
     rounded,
@@ -37,7 +37,7 @@ from model.training.evaluate import bootstrap
 
 WINDOW_FRAMES = 75  # 1 s after the joint; set before anything was measured
 SCORES = ("whole", "window", "window - unigram", "window - alone")
-BATCH = 8  # pairs encoded at a time
+BATCH = 2  # pairs encoded at a time: larger tensors cost more in fresh memory than they save
 
 
 @torch.inference_mode()
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "consistency.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    subjects = load_subjects(arguments.model or MODELS, arguments.bundle)
+    subjects = load_subjects(arguments.model or default_models(arguments.bundle), arguments.bundle)
     clips = [(name, speaker, samples.double().numpy()) for name, speaker, samples in clips_in(arguments.clips)]
     pairs = list(made.pairs(clips, arguments.bases, arguments.seed))
     conditions = {

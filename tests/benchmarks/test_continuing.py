@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.common import Subject, by_speaker, clips_in, from_run, load_subjects, logprobs, rounded
+from benchmarks.common import Subject, by_speaker, clips_in, default_models, from_run, load_subjects, logprobs, rounded
 from benchmarks.continuing import coded, continue_all
 from model.bundle import Bundle, BundleError, save_bundle, tokeniser_sha256
 from model.constants import HOP_SAMPLES
@@ -91,6 +91,21 @@ def test_subjects_from_bundles_and_runs(bundle: Bundle, run: Path, tmp_path: Pat
     assert (three.mel, three.codebooks, three.bundle.preset) == ("masked", 1, "gpt-s")  # its fine codes are untrained
     assert three.bundle.codec is one.bundle.codec
     assert three.described()["made_by"]["training"]["steps"] == 1
+
+
+def test_default_models(tmp_path: Path) -> None:
+    """The table's models stand beside the bundle's only when both have been trained."""
+    bundle = tmp_path / "bundle"
+    own = [f"hybrid-4m={bundle}", f"hybrid-4m, mel masked={bundle}:masked"]
+    for name in ("hybrid-4m-seed0", "gpt-s-seed0"):
+        assert default_models(bundle, tmp_path) == own
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text("{}")
+    assert default_models(bundle, tmp_path) == [
+        *own,
+        f"hybrid-4m of the table={tmp_path / 'hybrid-4m-seed0'}",
+        f"gpt-s of the table={tmp_path / 'gpt-s-seed0'}",
+    ]
 
 
 def test_run_of_another_codec(bundle: Bundle, run: Path) -> None:
