@@ -5,7 +5,8 @@ registers and adds one k after the other with a fused multiply-add, so an output
 order: a library's product picks another order for another number of rows. Weights that fit float16 stay float16 in
 memory and are widened on the way (exact), which halves the bytes that a step must read.
 
-The kernels are written as LLVM vectors, since numba cannot keep a tile in registers by itself.
+The kernels are written as LLVM vectors, since numba cannot keep a tile in registers by itself. What they hold at a time
+depends on the processor; the bits do not.
 """
 
 from typing import Any
@@ -15,16 +16,23 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from model.compiled.options import compiled
 
 TILE = 64  # outputs of a tile
-LANES = 16  # of a vector; LLVM splits it where registers are narrower
 ROWS = 4  # of a block, at most
+# What a kernel holds of a tile at a time, for blocks of 1 to 4 rows: (lanes of a vector, vectors); the rest of the tile
+# follows. With 32 registers of 16 lanes all of it fits; to widen 8 lanes at a time is half as fast again where little
+# else is done (Zen 4). With 16 registers (AVX2) more would spill: 57 GFLOP/s instead of 104 at 4 rows.
+MANY_REGISTERS = ((8, 8), (8, 8), (16, 4), (16, 4))
+FEW_REGISTERS = ((8, 8), (8, 4), (8, 2), (8, 2))
 
-_vector = ir.VectorType(ir.FloatType(), LANES)
-_halves = ir.VectorType(ir.HalfType(), LANES)
+_triple, _, _features = cpu_target.target_context.codegen().magic_tuple()
+HELD = MANY_REGISTERS if "+avx512f" in _features else FEW_REGISTERS
+# processors of x86 before 2012 cannot widen float16, and LLVM would call a function that is not there
+WIDENS_HALVES = "+f16c" in _features or _triple.startswith(("aarch64", "arm64"))
 
 
 def is_half(weight: npt.NDArray[np.float32]) -> bool:
@@ -48,6 +56,9 @@ def pack(weight: npt.NDArray[np.float32], half: bool) -> npt.NDArray[Any]:
 
 def _block(rows: int) -> Any:
     """A kernel for a block of so many rows: y[row : row + rows, 64 tile : 64 (tile + 1)] += x @ w[tile]."""
+    lanes, vectors = HELD[rows - 1]
+    vector, halves = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.HalfType(), lanes)
+    i32 = ir.IntType(32)
 
     @intrinsic  # type: ignore[untyped-decorator]
     def kernel(typing_context: Any, x: Any, w: Any, y: Any, row: Any, tile: Any) -> Any:
@@ -63,7 +74,7 @@ def _block(rows: int) -> Any:
             inputs = builder.extract_value(values[1].shape, 1)
             first, which = arguments[3:]
             fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(_vector, [_vector] * 3), f"llvm.fma.v{LANES}f32"
+                builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{lanes}f32"
             )
 
             def number(value: int) -> Any:
@@ -72,38 +83,43 @@ def _block(rows: int) -> Any:
             def at(data: Any, index: Any, kind: Any) -> Any:
                 return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
 
-            places, sums = [], []
-            for r in range(rows):
-                start = builder.add(
-                    builder.mul(builder.add(first, number(r)), y_width), builder.mul(which, number(TILE))
-                )
-                for v in range(TILE // LANES):
-                    place = at(y_data, builder.add(start, number(v * LANES)), _vector)
-                    total = cgutils.alloca_once(builder, _vector)
-                    builder.store(builder.load(place, align=4), total)
-                    places.append(place)
-                    sums.append(total)
-            x_starts = [builder.mul(builder.add(first, number(r)), x_width) for r in range(rows)]
-            w_start = builder.mul(which, builder.mul(inputs, number(TILE)))
-            with cgutils.for_range(builder, inputs, intp=inputs.type) as loop:
-                line = builder.add(w_start, builder.mul(loop.index, number(TILE)))
-                weights = []
-                for v in range(TILE // LANES):
-                    place = at(w_data, builder.add(line, number(v * LANES)), _halves if half else _vector)
-                    loaded = builder.load(place, align=2 if half else 4)
-                    weights.append(builder.fpext(loaded, _vector) if half else loaded)
+            def widened(index: Any) -> Any:
+                loaded = builder.load(at(w_data, index, halves if half else vector), align=2 if half else 4)
+                return builder.fpext(loaded, vector) if half else loaded
+
+            def splat(value: Any) -> Any:
+                nothing = ir.Constant(vector, ir.Undefined)
+                one = builder.insert_element(nothing, value, ir.Constant(i32, 0))
+                return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
+
+            block = [builder.add(first, number(r)) for r in range(rows)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in range(vectors)] for _ in range(rows)]
+            with cgutils.for_range(builder, number(TILE // (lanes * vectors)), intp=inputs.type) as part:
+                column = builder.mul(part.index, number(lanes * vectors))
+                output = builder.add(builder.mul(which, number(TILE)), column)
+                places = [
+                    [
+                        at(y_data, builder.add(builder.add(builder.mul(r, y_width), output), number(v * lanes)), vector)
+                        for v in range(vectors)
+                    ]
+                    for r in block
+                ]
                 for r in range(rows):
-                    one = builder.load(builder.gep(x_data, [builder.add(x_starts[r], loop.index)]))
-                    splat = builder.shuffle_vector(
-                        builder.insert_element(ir.Constant(_vector, ir.Undefined), one, ir.Constant(ir.IntType(32), 0)),
-                        ir.Constant(_vector, ir.Undefined),
-                        ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES),
-                    )
-                    for v in range(TILE // LANES):
-                        total = sums[r * (TILE // LANES) + v]
-                        builder.store(builder.call(fma, [weights[v], splat, builder.load(total)]), total)
-            for place, total in zip(places, sums, strict=True):
-                builder.store(builder.load(total), place, align=4)
+                    for v in range(vectors):
+                        builder.store(builder.load(places[r][v], align=4), sums[r][v])
+                start = builder.add(builder.mul(which, builder.mul(inputs, number(TILE))), column)
+                with cgutils.for_range(builder, inputs, intp=inputs.type) as loop:
+                    line = builder.add(start, builder.mul(loop.index, number(TILE)))
+                    weights = [widened(builder.add(line, number(v * lanes))) for v in range(vectors)]
+                    for r in range(rows):
+                        index = builder.add(builder.mul(block[r], x_width), loop.index)
+                        one = splat(builder.load(builder.gep(x_data, [index])))
+                        for v in range(vectors):
+                            added = builder.call(fma, [weights[v], one, builder.load(sums[r][v])])
+                            builder.store(added, sums[r][v])
+                for r in range(rows):
+                    for v in range(vectors):
+                        builder.store(builder.load(sums[r][v]), places[r][v], align=4)
             return context.get_dummy_value()
 
         return types.void(x, w, y, types.intp, types.intp), generate

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.bundle import Bundle
 from model.codec.codec import Codec, ConvNeXtBlock, FrameDecoder
 from model.compiled.attention import StackWeights
-from model.compiled.micro import is_half, pack
+from model.compiled.micro import WIDENS_HALVES, is_half, pack
 from model.compiled.sound import DecoderWeights, MelTables
 from model.compiled.step import FineWeights, MelWeights, ModelWeights
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES
@@ -169,7 +169,7 @@ def packed(bundle: Bundle) -> Packed:
         return known[1]
     assert isinstance(bundle.codec.decoder, FrameDecoder)
     matrices = [p for module in (bundle.decoder, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
-    half = all(is_half(array(matrix)) for matrix in matrices)
+    half = WIDENS_HALVES and all(is_half(array(matrix)) for matrix in matrices)
 
     def packer(weight: Array) -> npt.NDArray[Any]:
         return pack(weight, half)

@@ -1,11 +1,18 @@
 """Products: right, and the same for every row, to the bit."""
 
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.compiled.micro import TILE, add_product, is_half, pack
+from model.compiled.micro import TILE, WIDENS_HALVES, add_product, is_half, pack
 
 
 def matrices(inputs: int, outputs: int, rows: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -59,3 +66,32 @@ def test_what_is_no_half() -> None:
     assert not is_half(np.array([[1 / 3]], np.float32))
     assert not is_half(np.array([[1e6]], np.float32))  # beyond float16: infinite there
     assert is_half(np.array([[0.5, -65504.0, 0.0]], np.float32))
+
+
+def digest(half: bool) -> str:
+    """Of products of 1 to 4 rows."""
+    found = hashlib.sha256()
+    for rows in range(1, 5):
+        weight, x = matrices(96, 192, rows, half=True)
+        y = np.zeros((rows, 192), np.float32)
+        add_product(x, pack(weight, half), y, rows)
+        found.update(y.tobytes())
+    return found.hexdigest()
+
+
+AVX2 = "+64bit,+avx,+avx2,+bmi,+bmi2,+cmov,+cx16,+cx8,+f16c,+fma,+fxsr,+lzcnt,+mmx,+movbe,+popcnt,+sse,+sse2,+sse3,"
+PROCESSORS = [pytest.param("generic", "", id="generic")]
+if platform.machine() == "x86_64":
+    PROCESSORS.append(pytest.param("haswell", AVX2 + "+sse4.1,+sse4.2,+ssse3,+xsave", id="avx2"))
+
+
+@pytest.mark.parametrize(("name", "features"), PROCESSORS)
+def test_every_processor_makes_the_same_bits(name: str, features: str, tmp_path: Path) -> None:
+    """Fewer or no vector registers; on a `generic` x86 nothing that fuses, and nothing that widens float16."""
+    code = "from tests.model.compiled import test_micro as t; print(t.WIDENS_HALVES, t.digest(t.WIDENS_HALVES))"
+    environment = dict(os.environ, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    halves, found = run.stdout.split()
+    if name == "haswell":
+        assert halves == "True"
+    assert found == digest(WIDENS_HALVES) == digest(False)
