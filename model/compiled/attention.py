@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from model.compiled.functions import ONE, ZERO, exp, f32, gelu, rms_norm
+from model.compiled.functions import ONE, ZERO, copy, exp, f32, gelu, rms_norm
 from model.compiled.micro import TILE, add_product, add_row
 from model.compiled.options import compiled
 from model.transformer import ROPE_BASE
@@ -108,7 +108,7 @@ def stack_step(
                 for i in range(width):
                     values[0, slot, i] = wide[a, v + i]
                 _attend(query, keys, values, held, scores, out)
-                mixed[a, head * width : (head + 1) * width] = out[0, :width]
+                copy(out[0], mixed[a, head * width :], width)
         add_product(mixed, weights.out[layer], x, count)
         rms_norm(x, weights.feed_norm[layer], normed, count)
         wide[:count] = ZERO

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from model.compiled.functions import EXP_MIN, ZERO, exp, f32, total
+from model.compiled.functions import EXP_MIN, ZERO, copy, exp, f32, total
 from model.compiled.options import compiled
 
 MINUS_INFINITY = f32(-np.inf)
@@ -30,7 +30,7 @@ def _peak(logits: Any, count: int) -> Any:
 def _kth(chances: Any, k: int, work: Any) -> Any:
     """The k-th largest of chances (V,), by quickselect in ``work`` (V,)."""
     count = chances.shape[0]
-    work[:count] = chances
+    copy(chances, work, count)
     low, high, place = 0, count - 1, k - 1
     while low < high:
         pivot = work[(low + high) // 2]
@@ -65,8 +65,7 @@ def _keep_top_p(chances: Any, top_p: float, work: Any) -> None:
     for i in range(count):
         whole += chances[i]
     wanted = top_p * whole
-    for i in range(count):
-        work[i] = chances[i]
+    copy(chances, work, count)
     held, above = count, 0.0  # candidates are work[:held]; `above` is what all larger ones hold
     while True:
         pivot = work[held // 2]

@@ -84,6 +84,14 @@ def erf(x: Any) -> Any:
 
 
 @compiled
+def copy(source: Any, target: Any, count: int) -> None:
+    """The first ``count`` values of one array into another (an assignment to a slice takes 10 times as long to compile:
+    it can fail, and words its error)."""
+    for i in range(count):
+        target[i] = source[i]
+
+
+@compiled
 def gelu(x: Any, width: int, rows: int) -> None:
     """x (R, W) -> x Phi(x), in place, the first ``width`` values of the first ``rows`` rows."""
     for row in range(rows):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from model.compiled.functions import ZERO, exp, f32, gelu, layer_norm
+from model.compiled.functions import ZERO, copy, exp, f32, gelu, layer_norm
 from model.compiled.micro import add_product
 from model.compiled.options import compiled
 from model.constants import HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
@@ -51,7 +51,7 @@ def decode(
         for t in range(past):
             for c in range(latent):
                 entries[row, t, c] = window[(t + 1) * latent + c]
-        x[a, : weights.entry_bias.shape[0]] = weights.entry_bias
+        copy(weights.entry_bias, x[a], dim)
     add_product(wide, weights.entry, x, count)
     for block in range(blocks):
         taps, bias = weights.depthwise[block], weights.depthwise_bias[block]
@@ -70,11 +70,11 @@ def decode(
         layer_norm(normed, weights.norm[block], weights.norm_bias[block], normed, count)
         hidden = weights.expand_bias.shape[1]
         for a in range(count):
-            wide[a, :hidden] = weights.expand_bias[block]
+            copy(weights.expand_bias[block], wide[a], hidden)
         add_product(normed, weights.expand[block], wide, count)
         gelu(wide, hidden, count)
         for a in range(count):
-            normed[a, : weights.contract_bias.shape[1]] = weights.contract_bias[block]
+            copy(weights.contract_bias[block], normed[a], dim)
         add_product(wide, weights.contract[block], normed, count)
         scale = weights.scale[block]
         for a in range(count):
@@ -82,7 +82,7 @@ def decode(
                 x[a, c] += scale[c] * normed[a, c]
     layer_norm(x, weights.last_norm, weights.last_norm_bias, normed, count)
     for a in range(count):
-        samples[a, : weights.head_bias.shape[0]] = weights.head_bias
+        copy(weights.head_bias, samples[a], HOP_SAMPLES)
     add_product(normed, weights.head, samples, count)
     for a in range(count):
         gain = weights.gain_bias
@@ -137,9 +137,9 @@ def hear(samples: Any, tables: Any, tails: Any, rows: Any, mel: Any) -> None:
     bins = np.empty(HALF_WINDOW + 1, np.float32)
     for a in range(rows.shape[0]):
         tail = tails[rows[a]]
-        window[:MEL_LEFT_SAMPLES] = tail
-        window[MEL_LEFT_SAMPLES:] = samples[a, :HOP_SAMPLES]
-        tail[:] = window[HOP_SAMPLES:]
+        copy(tail, window, MEL_LEFT_SAMPLES)
+        copy(samples[a], window[MEL_LEFT_SAMPLES:], HOP_SAMPLES)
+        copy(window[HOP_SAMPLES:], tail, MEL_LEFT_SAMPLES)
         magnitudes(window, tables, real, imaginary, bins)
         for band in range(MEL_BANDS):
             energy = ZERO

@@ -7,7 +7,7 @@ import numpy as np
 
 from model.compiled.attention import stack_step
 from model.compiled.draw import draw
-from model.compiled.functions import ZERO, gelu, rms_norm
+from model.compiled.functions import ZERO, copy, gelu, rms_norm
 from model.compiled.micro import add_product
 from model.compiled.options import compiled
 from model.compiled.sound import decode, hear
@@ -30,7 +30,7 @@ def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> N
     x, small = buffers.x, buffers.small
     width = model.embedding.shape[1]
     for a in range(count):
-        x[a, :width] = model.embedding[state.tokens[rows[a]]]
+        copy(model.embedding[state.tokens[rows[a]]], x[a], width)
     if not model.uses_mel:
         return
     mel = model.mel
@@ -40,7 +40,7 @@ def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> N
         for band in range(MEL_BANDS):
             buffers.normed[a, band] = (state.slices[rows[a], band] - mel.mean[band]) / mel.deviation[band]
         small[a] = ZERO
-        small[a, :dim] = mel.entry_bias
+        copy(mel.entry_bias, small[a], dim)
     add_product(buffers.normed, mel.entry, small, count)
     stack_step(
         small, mel.stack, state.mel_rings, rows, positions, model.window, buffers.normed, buffers.wide, buffers.mixed,
@@ -50,7 +50,7 @@ def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> N
     buffers.mixed[:count] = ZERO
     add_product(buffers.normed, mel.out, buffers.mixed, count)
     for a in range(count):
-        x[a, width : width + features] = buffers.mixed[a, :features]
+        copy(buffers.mixed[a], x[a, width:], features)
 
 
 @compiled
@@ -91,7 +91,7 @@ def choose(fine: Any, options: Any, rows: Any, uniforms: Any, buffers: Any, code
             add_product(normed, fine.expands[book - 1], wide, count)
             gelu(wide, 2 * dim, count)
             for a in range(count):
-                buffers.mixed[a] = sums[a]
+                copy(sums[a], buffers.mixed[a], dim)
             add_product(wide, fine.contracts[book - 1], buffers.mixed, count)
             rms_norm(buffers.mixed, fine.head_norms[book - 1], normed, count)
             buffers.logits[:count] = ZERO
@@ -122,5 +122,5 @@ def step(
     for a in range(rows.shape[0]):
         row = rows[a]
         state.tokens[row] = codes[a, 0]
-        state.slices[row] = mel[a]
+        copy(mel[a], state.slices[row], MEL_BANDS)
         state.positions[row] += 1
