@@ -12,9 +12,18 @@ from fastapi.responses import JSONResponse, Response
 from app.audio_io import Samples, limit
 from app.encoders import MEDIA_TYPES, encode
 from app.engine import Continuation, ContinueJob, Engine
-from app.errors import AudioTooLong, AudioTooShort, InvalidParameter
+from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
 from app.forms import Upload
-from app.schemas import AudioBody, Choice, ContinueForm, ContinueResponse, PromptBody, Timings
+from app.schemas import (
+    AudioBody,
+    Choice,
+    ChoiceFigures,
+    ContinueForm,
+    ContinueResponse,
+    Figures,
+    PromptBody,
+    Timings,
+)  # fmt: skip
 from app.settings import Settings
 from app.work import deadline, decoded
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ, frames_for_seconds, frames_in
@@ -26,39 +35,42 @@ SEED_BITS = 48  # exact in JavaScript's numbers, so that a seed survives a brows
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A continuation with what the response needs beside it."""
+class Order:
+    """A request to continue, checked and decoded."""
 
     form: ContinueForm
-    seed: int
-    prompt: Samples
-    made: Continuation
-    arrived: float
+    job: ContinueJob
+    own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
 
-    def audio(self, index: int) -> Samples:
-        """The samples of a choice, the prompt's own in front when asked for."""
-        samples: Samples = self.made.samples[index]
-        return join(self.prompt, self.made.tail, samples) if self.form.include_prompt else limit(samples)
-
-    def nll(self, index: int) -> float:
-        return -float(self.made.logprobs[index].astype(np.float64).mean())
+    def stage(self) -> str:
+        """What the request waits for, for the count of those who leave."""
+        return "send" if self.job.stage == "done" else self.job.stage
 
 
-def join(prompt: Samples, tail: Samples, made: Samples) -> Samples:
-    """The prompt's own whole frames and then what was made, limited.
+def mean_nll(logprobs: np.ndarray) -> float:
+    """Minus the mean of (T,) log-probabilities, nats a token."""
+    return -float(logprobs.astype(np.float64).mean())
 
-    The last 10 ms of the prompt fade into the codec's version of them, which the made samples go on from.
+
+def opening(prompt: Samples, tail: Samples) -> Samples:
+    """The prompt's own whole frames, as they stand in front of what is made.
+
+    Their last 10 ms fade into the codec's version of them (``tail``), which the made samples go on from.
     """
     own = prompt[: frames_in(len(prompt)) * HOP_SAMPLES].copy()
     fade = (0.5 - 0.5 * np.cos(np.pi * (np.arange(JOINT_SAMPLES) + 0.5) / JOINT_SAMPLES)).astype(np.float32)
     own[-JOINT_SAMPLES:] = own[-JOINT_SAMPLES:] * (1 - fade) + limit(tail[-JOINT_SAMPLES:]) * fade
-    return np.concatenate([own, limit(made)])
+    return own
 
 
-async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answer:
-    """Decode the prompt and have it continued. Raises ServiceError."""
+def join(prompt: Samples, tail: Samples, made: Samples) -> Samples:
+    """The prompt's own whole frames and then what was made, limited."""
+    return np.concatenate([opening(prompt, tail), limit(made)])
+
+
+async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
+    """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
-    engine: Engine = request.app.state.engine
     form = upload.form
     if len(upload.files) != 1:
         raise InvalidParameter("file: send one file", "file")
@@ -73,40 +85,46 @@ async def continue_audio(request: Request, upload: Upload[ContinueForm]) -> Answ
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
     job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
+    return Order(form, job, prompt if form.include_prompt else prompt[:0])
+
+
+def too_short() -> ServiceError:
+    """What the model's TooShortError is called outside."""
+    return AudioTooShort(f"a prompt needs {MIN_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ:.2f} s or more", "file")
+
+
+async def continued(request: Request, order: Order) -> Continuation:
+    """The whole continuation. Raises ServiceError."""
+    engine: Engine = request.app.state.engine
     try:
-        made = await engine.submit(job)
+        made: Continuation = await engine.submit(order.job)
+        return made
     except TooShortError as error:
-        shortest = MIN_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ
-        raise AudioTooShort(f"a prompt needs {shortest:.2f} s or more", "file") from error
-    return Answer(form, seed, prompt, made, arrived)
+        raise too_short() from error
 
 
-def response(request: Request, answer: Answer) -> Response:
-    """The answer as JSON, or as bare audio with its numbers in headers. Not for the event loop: it encodes audio."""
-    made, seed, engine = answer.made, answer.seed, request.app.state.engine
-    prompt_nll = -float(made.prompt_logprobs.astype(np.float64).mean())
-    name = f"cont-{request.state.request_id}"
-    if answer.form.response_format != "json":
-        headers = {
-            "x-whispergpt-id": name,
-            "x-whispergpt-seed": str(seed),
-            "x-whispergpt-nll": f"{answer.nll(0):.6f}",
-            "x-whispergpt-prompt-nll": f"{prompt_nll:.6f}",
-            "x-whispergpt-tokens": str(len(made.tokens[0])),
-            "x-whispergpt-finish-reason": made.finish_reason,
-            "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
-        }
-        form = answer.form.audio_format
-        return Response(encode(answer.audio(0), form), media_type=MEDIA_TYPES[form], headers=headers)
+def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict[str, str]:
+    """What bare audio cannot tell, as far as it is known when the first byte is sent."""
+    return {
+        "x-whispergpt-id": f"cont-{request.state.request_id}",
+        "x-whispergpt-seed": str(order.job.options.seed),
+        "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
+        "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
+        "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
+    }
+
+
+def figures(request: Request, order: Order, made: Continuation, first_audio_seconds: float) -> Figures:
+    """The numbers of an answer: all of it but the audio."""
+    frames = len(made.prompt_logprobs)
+    own_frames = frames if order.form.include_prompt else 0
     choices = []
     for index in range(len(made.tokens)):
-        audio = answer.audio(index)
-        nll = answer.nll(index)
+        nll = mean_nll(made.logprobs[index])
         choices.append(
-            Choice(
+            ChoiceFigures(
                 index=index,
-                audio=AudioBody(format="wav", data=base64.b64encode(encode(audio, "wav")).decode()),
-                seconds=len(audio) / SAMPLE_RATE_HZ,
+                seconds=(own_frames + len(made.tokens[index])) / FRAME_RATE_HZ,
                 tokens=made.tokens[index].tolist(),
                 logprobs=made.logprobs[index].tolist(),
                 nll=nll,
@@ -114,25 +132,47 @@ def response(request: Request, answer: Answer) -> Response:
                 finish_reason=made.finish_reasons[index],
             )
         )
-    frames = len(made.prompt_logprobs)
-    body = ContinueResponse(
-        id=name,
+    return Figures(
+        id=f"cont-{request.state.request_id}",
         created=int(time.time()),
-        model=engine.bundle.name,
-        seed=seed,
+        model=request.app.state.engine.bundle.name,
+        seed=order.job.options.seed,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,
-        prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=prompt_nll),
+        prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),
         choices=choices,
         timings=Timings(
             queue_seconds=made.queue_seconds,
             prefill_seconds=made.prefill_seconds,
-            first_audio_seconds=made.first_audio_seconds,
-            total_seconds=time.monotonic() - answer.arrived,
+            first_audio_seconds=first_audio_seconds,
+            total_seconds=time.monotonic() - order.job.arrived,
             real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
         ),
     )
-    return JSONResponse(body.model_dump())
+
+
+def response(request: Request, order: Order, made: Continuation) -> Response:
+    """The answer as JSON, or as bare audio with its numbers in headers. Not for the event loop: it encodes audio."""
+
+    def audio(index: int) -> Samples:
+        samples: Samples = made.samples[index]
+        return join(order.own, made.tail, samples) if order.form.include_prompt else limit(samples)
+
+    form = order.form.response_format
+    if form == "json":
+        numbers = figures(request, order, made, made.first_audio_seconds)
+        choices = []
+        for choice in numbers.choices:
+            data = base64.b64encode(encode(audio(choice.index), "wav")).decode()
+            choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
+        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}), choices=choices)
+        return JSONResponse(body.model_dump())
+    told = headers(request, order, made.prompt_logprobs) | {
+        "x-whispergpt-nll": f"{mean_nll(made.logprobs[0]):.6f}",
+        "x-whispergpt-tokens": str(len(made.tokens[0])),
+        "x-whispergpt-finish-reason": made.finish_reason,
+    }
+    return Response(encode(audio(0), form), media_type=MEDIA_TYPES[form], headers=told)
 
 
 assert JOINT_SAMPLES <= MEL_LEFT_SAMPLES and JOINT_SAMPLES <= MIN_FRAMES * HOP_SAMPLES

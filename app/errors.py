@@ -125,10 +125,17 @@ async def _client_gone(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(None, 499)  # nginx's status for it; only logs and metrics see it
 
 
-def unexpected(request: Request, error: Exception) -> JSONResponse:
-    """The answer to a bug: logged whole, told without a traceback."""
+def told(request: Request, error: Exception) -> ServiceError:
+    """An exception as it may be told. A bug is logged whole, and told without a traceback."""
+    if isinstance(error, ServiceError):
+        return error
     log.error("request %s failed", getattr(request.state, "request_id", None), exc_info=error)
-    return answer(request, ServiceError("something went wrong here; the log has the details under the request id"))
+    return ServiceError("something went wrong here; the log has the details under the request id")
+
+
+def unexpected(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a bug."""
+    return answer(request, told(request, error))
 
 
 def install(app: FastAPI) -> None:

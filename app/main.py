@@ -22,6 +22,7 @@ LAG_SECONDS = 0.25
 CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
 DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
 ENCODERS = 2  # answers written at the same time
+UNREAD = 32  # streams that are made, have no place any more and wait for slow readers, each with all its samples
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
@@ -59,7 +60,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
     engine = Engine(bundle, metrics, settings.queue, settings.threads, settings.slots, settings.codebooks)
     app.state.engine = engine
-    app.state.clips = asyncio.Semaphore(CLIPS)
+    app.state.clips, app.state.unread = asyncio.Semaphore(CLIPS), asyncio.Semaphore(UNREAD)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     await asyncio.to_thread(engine.start)
     watcher = asyncio.create_task(watch_loop(metrics))

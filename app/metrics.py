@@ -52,6 +52,10 @@ class Metrics:
         self.first_audio_seconds = histogram(
             "time_to_first_audio_seconds", "From arrival to the first made frame", FIRST_AUDIO_BUCKETS
         )
+        self.first_sent_seconds = histogram(
+            "first_audio_sent_seconds", "From arrival to the first made audio handed to a stream's socket",
+            FIRST_AUDIO_BUCKETS,
+        )  # fmt: skip
         self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a lane", STEP_BUCKETS)
         self.batch_size = histogram("batch_size", "Rows of a step", ROW_BUCKETS)
         self.real_time_factor = histogram(
@@ -63,6 +67,7 @@ class Metrics:
         self.generated_tokens = counter("generated_tokens", "Coarse tokens made")
         self.rejected = counter("rejected", "Requests turned away before work", "reason")
         self.disconnects = counter("client_disconnects", "Clients that left before their answer", "stage")
+        self.broken = counter("streams_broken", "Streams that ended in an error after their first byte", "reason")
         self.input_errors = counter("input_errors", "Inputs that could not be used", "reason")
         self.nonfinite = counter("nonfinite_logits", "Answers withheld because a likelihood was not finite")
         self.token_nll = histogram("token_nll", "Mean negative log-likelihood of a clip, nats a token", NLL_BUCKETS)
@@ -78,7 +83,10 @@ def outcome_of(status: int) -> str:
 
 
 class RequestMiddleware:
-    """Gives each request an id, takes it over from the client, returns it; counts and times the request."""
+    """Gives each request an id, takes it over from the client, returns it; counts and times the request.
+
+    A stream that did not end as its status promised says so in the request's state, as ``outcome``.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -110,5 +118,5 @@ class RequestMiddleware:
                 raise  # too late for another answer: the server cuts the connection
             await unexpected(Request(scope), error)(scope, receive, send_named)
         finally:
-            self.metrics.requests.labels(route, outcome_of(status)).inc()
+            self.metrics.requests.labels(route, state.get("outcome", outcome_of(status))).inc()
             self.metrics.request_seconds.labels(route).observe(time.monotonic() - started)

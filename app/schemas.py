@@ -1,10 +1,10 @@
 """Requests and responses, as docs/api.md has them. Field names, units and ranges are a contract."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.encoders import Format
 from model.sampling import MAX_SEED
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
@@ -51,23 +51,20 @@ class ContinueForm(Form):
     response_format: Annotated[
         Literal["json", "wav", "flac", "opus", "mp3", "pcm"], Field(description="json, or the bare audio")
     ] = "json"
-    stream: Annotated[bool, Field(description="not in this version")] = False
+    stream: Annotated[bool, Field(description="send it while it is made; json then comes as server-sent events")] = (
+        False
+    )
     timeout_seconds: Annotated[float | None, Field(gt=0, description="what is ready by then is returned")] = None
 
     @model_validator(mode="after")
     def _check(self) -> "ContinueForm":
-        if self.stream:
-            raise ValueError("stream: streaming is not offered by this version; leave it out or send false")
+        if self.stream and self.response_format == "flac":
+            raise ValueError("stream: flac is whole only; stream json, wav, pcm, opus or mp3")
         if self.prompt_end is not None and self.prompt_end <= self.prompt_start:
             raise ValueError("prompt_end: must lie after prompt_start")
         if self.n > 1 and self.response_format != "json":
             raise ValueError("n: a bare audio answer holds one continuation; use json for more")
         return self
-
-    @property
-    def audio_format(self) -> Format:
-        """The format of the audio in the answer; within JSON it is WAV."""
-        return "wav" if self.response_format == "json" else self.response_format
 
 
 class ScoreForm(Form):
@@ -149,15 +146,20 @@ class AudioBody(BaseModel):
     data: str = Field(description="base64")
 
 
-class Choice(BaseModel):
+class ChoiceFigures(BaseModel):
+    """A choice without its audio."""
+
     index: int
-    audio: AudioBody
     seconds: float = Field(description="of the audio, the prompt included when asked for")
     tokens: list[int] = Field(description="coarse tokens, 75 a second")
     logprobs: list[float] = Field(description="natural logarithms, before temperature, top_k and top_p")
     nll: float = Field(description="minus the mean of logprobs, nats a token")
     perplexity: float
     finish_reason: Literal["length", "timeout", "cancelled"]
+
+
+class Choice(ChoiceFigures):
+    audio: AudioBody
 
 
 class PromptBody(BaseModel):
@@ -174,7 +176,22 @@ class Timings(BaseModel):
     real_time_factor: float = Field(description="seconds of audio made in a second of the closed loop")
 
 
-class ContinueResponse(BaseModel):
+class Figures(BaseModel):
+    """An answer without its audio: what `audio.done` ends a stream with."""
+
+    id: str
+    object: Literal["audio.continuation"] = "audio.continuation"
+    created: int
+    model: str
+    seed: int
+    sample_rate: int
+    frame_rate: int
+    prompt: PromptBody
+    choices: Sequence[ChoiceFigures]
+    timings: Timings
+
+
+class ContinueResponse(Figures):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
@@ -192,16 +209,17 @@ class ContinueResponse(BaseModel):
             }
         }
     )  # fmt: skip
-    id: str
-    object: Literal["audio.continuation"] = "audio.continuation"
-    created: int
-    model: str
-    seed: int
-    sample_rate: int
-    frame_rate: int
-    prompt: PromptBody
-    choices: list[Choice]
-    timings: Timings
+
+    choices: Sequence[Choice]
+
+
+class Delta(BaseModel):
+    """The data of `audio.delta`: the next frames of one choice, or a part of the prompt, which has no tokens here."""
+
+    index: int = Field(description="of the choice")
+    audio: str = Field(description="base64 of s16le, 24 kHz, mono")
+    tokens: list[int]
+    logprobs: list[float]
 
 
 class WindowResult(BaseModel):

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T], stage: str) -> T:
-    """The result of ``work``, which is cancelled when the client leaves. Raises ClientGone then.
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T], stage: str | Callable[[], str]) -> T:
+    """The result of ``work``, which is cancelled when the client leaves. Raises ClientGone then, with the stage.
 
     A plain handler runs to its end after the client has gone, and the slot with it.
     """
@@ -33,7 +33,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], stage: str
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone(stage)
+            raise ClientGone(stage if isinstance(stage, str) else stage())
         return task.result()
     finally:
         for one in (task, watch):

@@ -148,6 +148,19 @@ def test_sound_file_holds_prompt_and_continuation(folder: Path, port: int) -> No
     assert np.abs(samples[: rate * 7] - prompt[: rate * 7]).max() < 1e-3, "the prompt's own samples"
 
 
+def test_stream_is_a_sound_file(folder: Path, port: int) -> None:
+    run(*block_with("curl", "-o streamed.opus"), folder, port)
+    check_audible(*soundfile.read(folder / "streamed.opus", dtype="float32"), 3.0)
+    whole = ["curl", "-sS", "-F", "file=@examples/speech.flac", "-F", "seconds=3", "-F", "seed=7"]
+    run(
+        "sh",
+        shlex.join([*whole, "-F", "response_format=opus", "localhost:8000/continue", "-o", "whole.opus"]),
+        folder,
+        port,
+    )
+    assert (folder / "streamed.opus").read_bytes() == (folder / "whole.opus").read_bytes()
+
+
 def test_scores(folder: Path, port: int) -> None:
     body = json.loads(run(*block_with("curl", "/score"), folder, port))
     assert body["object"] == "audio.score"
@@ -170,7 +183,7 @@ def test_command_line(folder: Path, port: int) -> None:
 
 
 def test_every_block_is_tested() -> None:
-    assert len(BLOCKS) == 5, "a new block of the README needs a test here"
+    assert len(BLOCKS) == 6, "a new block of the README needs a test here"
 
 
 def test_figures_stand_between_their_markers() -> None:

@@ -1,20 +1,28 @@
 """POST /continue."""
 
+from contextlib import AsyncExitStack
+
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
-from app import forms, work
+from app import forms
 from app.auth import require_key
-from app.continuation import continue_audio, response
+from app.continuation import continued, ordered, response
 from app.encoders import MEDIA_TYPES
 from app.schemas import ContinueForm, ContinueResponse, multipart
+from app.streaming import StreamedResponse, opened
+from app.work import unless_gone
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
+EVENTS = {
+    "schema": {"type": "string", "description": "stream=true: audio.delta, ..., audio.done; or audio.error"},
+    "example": 'event: audio.delta\ndata: {"index": 0, "audio": "AAD//w==", "tokens": [17], "logprobs": [-3.1]}\n\n',
+}
 ANSWERS = {
     "description": "The continuation: JSON, or bare audio",
     "model": ContinueResponse,
-    "content": dict.fromkeys(MEDIA_TYPES.values(), AUDIO),
+    "content": dict.fromkeys(MEDIA_TYPES.values(), AUDIO) | {"text/event-stream": EVENTS},
 }
 
 
@@ -23,7 +31,11 @@ ANSWERS = {
 async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
     state = request.app.state
-    with state.engine.reserve():
+    async with AsyncExitStack() as place:
+        place.enter_context(state.engine.reserve())
         async with forms.read(request, ContinueForm, state.settings, max_files=2) as upload:
-            answer = await work.unless_gone(request, continue_audio(request, upload), "generate")
-        return await to_thread.run_sync(response, request, answer, limiter=state.encoders)
+            order = await unless_gone(request, ordered(request, upload), "decode")
+        if order.form.stream:
+            return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
+        made = await unless_gone(request, continued(request, order), order.stage)
+        return await to_thread.run_sync(response, request, order, made, limiter=state.encoders)

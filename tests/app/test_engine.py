@@ -144,8 +144,8 @@ def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
         visitor.leave()
         assert engine.taken == 0
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
-    stage = "generate" if path == "/continue" else "score"
-    assert service.value("client_disconnects_total", stage=stage) == 1
+    stages = ("decode", "queue") if path == "/continue" else ("score",)  # it may still be at its file
+    assert sum(service.value("client_disconnects_total", stage=stage) for stage in stages) == 1
     assert service.value("requests_total", route=path, outcome="disconnected") == 1
     assert service.value("queue_seconds_count") == 3  # two gates and the good one: it never got its turn
 

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from model.bundle import random_bundle, save_bundle
@@ -55,6 +57,12 @@ class Server:
     def until(self, name: str, at_least: float) -> None:
         end = time.monotonic() + 15
         while self.metric(name) < at_least:
+            assert time.monotonic() < end, self.output()
+            time.sleep(0.02)
+
+    def until_free(self) -> None:
+        end = time.monotonic() + 15
+        while self.metric("requests_waiting") or self.metric("requests_running"):
             assert time.monotonic() < end, self.output()
             time.sleep(0.02)
 
@@ -112,11 +120,11 @@ def test_leaving_in_the_middle_of_the_upload(server: Server, clip: bytes) -> Non
 
 
 def test_leaving_in_the_middle_of_the_work(server: Server, clip: bytes) -> None:
-    before = server.metric('client_disconnects_total{stage="generate"}')
+    before = server.metric('client_disconnects_total{stage="step"}')
     with server.connect() as client:
         client.sendall(server.form("/continue", clip, seconds="900"))
-        server.until("requests_running", 1)
-    server.until('client_disconnects_total{stage="generate"}', before + 1)
+        server.until("slots_used", 1)
+    server.until('client_disconnects_total{stage="step"}', before + 1)
     server.works(clip)
 
 
@@ -182,6 +190,114 @@ def test_a_term_signal_cuts_what_takes_too_long(folder: Path, clip: bytes) -> No
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(20)
             assert time.monotonic() - started < 10
+    finally:
+        server.close()
+
+
+def taken(client: socket.socket, until: bytes = b"") -> bytes:
+    """What comes: to the end of the connection, or until these bytes end it."""
+    content = bytearray()
+    while (not until or not content.endswith(until)) and (block := client.recv(65_536)):
+        content += block
+    return bytes(content)
+
+
+def is_free(server: Server, clip: bytes) -> None:
+    """The server's only place; it is given back a moment after the client has left."""
+    server.until_free()
+    server.works(clip)
+
+
+@pytest.mark.parametrize("form", ["json", "wav", "pcm", "opus", "mp3"])
+def test_a_stream_comes_in_chunks_and_has_an_end(server: Server, clip: bytes, form: str) -> None:
+    fields = {"seconds": "1", "seed": "3", "response_format": form}
+    with server.connect() as client:
+        client.sendall(server.form("/continue", clip, stream="true", **fields))
+        answer = taken(client, until=b"\r\n0\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    assert len(re.findall(rb"(?:^|\r\n)[0-9a-f]+\r\n", body)) > 5
+    files = {"file": ("a", clip)}
+    stream = server.client.post("/continue", files=files, data=fields | {"stream": "true"}).content
+    whole = server.client.post("/continue", files=files, data=fields)
+    if form == "json":
+        done = json.loads(stream.rpartition(b"data: ")[2])["choices"][0]
+        assert done["logprobs"] == whole.json()["choices"][0]["logprobs"]
+    else:
+        skip = 44 if form == "wav" else 0
+        assert stream[skip:] == whole.content[skip:]
+    is_free(server, clip)
+
+
+@pytest.mark.parametrize("form", ["json", "wav", "opus"])
+def test_leaving_a_stream(server: Server, clip: bytes, form: str) -> None:
+    before = server.metric('client_disconnects_total{stage="step"}')
+    with server.connect() as client:
+        client.sendall(server.form("/continue", clip, seconds="900", stream="true", response_format=form))
+        assert b" 200 " in client.recv(4_096).splitlines()[0]
+        client.recv(4_096)
+    server.until('client_disconnects_total{stage="step"}', before + 1)
+    is_free(server, clip)
+
+
+@pytest.fixture(scope="module")
+def long_clip(to_file: Any) -> bytes:
+    """55 s: with it in front, four choices are 14 MB of events, more than sockets hold."""
+    return bytes(to_file((0.2 * np.sin(np.arange(55 * 24_000) * 0.05)).astype(np.float32), form="FLAC"))
+
+
+@contextmanager
+def not_reading(server: Server, clip: bytes) -> Iterator[socket.socket]:
+    """A client that has asked for a long stream, all of which is made while it reads nothing."""
+    made = server.metric("generated_tokens_total")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(server.form("/continue", clip, seconds="0.6", n="4", stream="true", include_prompt="true"))
+        server.until("generated_tokens_total", made + 4 * 45)
+        yield client
+
+
+def test_a_client_that_does_not_read(server: Server, clip: bytes, long_clip: bytes) -> None:
+    """The only place serves the next one; what waited is still whole."""
+    with not_reading(server, long_clip) as client:
+        is_free(server, clip)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**20)
+        answer = taken(client, until=b"\r\n0\r\n\r\n")
+    assert answer.count(b"event: audio.done") == 1
+    tokens = [json.loads(line[6:])["tokens"] for line in answer.split(b"\n") if line.startswith(b'data: {"index"')]
+    assert sum(map(len, tokens)) == 4 * 45
+
+
+def test_leaving_what_was_not_read(server: Server, clip: bytes, long_clip: bytes) -> None:
+    left = 'client_disconnects_total{stage="send"}'
+    before = server.metric(left)
+    with not_reading(server, long_clip):
+        is_free(server, clip)
+    server.until(left, before + 1)
+    is_free(server, clip)
+
+
+@pytest.mark.parametrize("form", ["json", "pcm"])
+def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form: str) -> None:
+    """Bare audio has no room for a word: there the end of the body is missing."""
+    server = Server(folder, "--drain-seconds", "1", "--max-seconds", "1000")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip, seconds="900", stream="true", response_format=form))
+            answer = client.recv(4_096)
+            server.process.send_signal(signal.SIGTERM)
+            answer += taken(client)
+        server.process.wait(20)
+        if form == "json":
+            name, data = answer.replace(b"\r\n0\r\n\r\n", b"").strip().rsplit(b"\n", 2)[-2:]
+            assert name.endswith(b"event: audio.error")
+            assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "draining"
+        else:
+            assert not answer.endswith(b"0\r\n\r\n")
+            assert len(answer) > 10_000
+        assert "broke: draining" in server.output()
     finally:
         server.close()
 
