@@ -6,6 +6,7 @@ import json
 import math
 import secrets
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,11 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from app.audio_io import Samples, decode, limit
-from app.cli_client import post
+from app.cli_client import post, post_stream
 from app.cli_options import UserError, console, errors, existing, limit_threads, pick_device
 from app.cli_serve import settings_from
-from app.continuation import SEED_BITS, join
-from app.encoders import Format, encode
+from app.cli_stream import STDOUT, stream_format, write_stream
+from app.continuation import SEED_BITS, join, opening
+from app.encoders import Format, encode, parts
 from app.errors import ServiceError
 from app.forms import checked
 from app.schemas import ScoreForm
@@ -121,6 +123,21 @@ def _continue_here(
     }
 
 
+def _stream_here(
+    bundle: Bundle,
+    prompt: torch.Tensor,
+    frames: int,
+    options: SamplingOptions,
+    codebooks: int | None,
+    mel: Mel,
+    include_prompt: bool,
+) -> Iterator[Samples]:
+    """Reads the prompt; then its own samples, when asked for, and those of the continuation as they are made."""
+    state = prefill(bundle, prompt, codebooks=codebooks, masked=mel == "masked")
+    own = [opening(prompt.numpy(), state.tail[0].cpu().numpy())] if include_prompt else []
+    return chain(own, (limit(samples) for _, _, samples in _frames(bundle, state, frames, options, mel)))
+
+
 def _write(body: dict[str, Any], out: Path) -> None:
     """The answer as the file's name asks: the JSON as it is, or the sound of its only choice."""
     if out.suffix.lower() == ".json":
@@ -142,6 +159,9 @@ def continue_command(
     prompt_start: Annotated[float, typer.Option(min=0.0, help="Where the prompt starts in the file, seconds")] = 0.0,
     prompt_end: Annotated[float | None, typer.Option(min=0.0, help="Where it ends; default: with the file")] = None,
     include_prompt: Annotated[bool, typer.Option("--include-prompt", help="Write the prompt in front")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Write while it is made: .wav, .opus, .mp3, .pcm, or - for PCM to a player")
+    ] = False,
     codebooks: Annotated[int | None, typer.Option(min=1, max=8, help="Quality: 2, 4 or 8; not with --url")] = None,
     mel: Annotated[
         Mel, typer.Option(help="Mel of made frames: of the decoded audio, or none; not with --url")
@@ -154,25 +174,41 @@ def continue_command(
 ) -> None:
     """Continue a clip."""
     existing([clip])
-    if out.suffix.lower() not in (*SUFFIXES, ".json"):
+    stream = stream or out == STDOUT
+    if stream:
+        stream_format(out)
+    elif out.suffix.lower() not in (*SUFFIXES, ".json"):
         raise UserError(f"{out}: the name must end in {', '.join(SUFFIXES)} or .json")
     if not out.absolute().parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist")
     if top_p == 0.0:
         raise UserError("--top-p must be above 0")
     seed = secrets.randbits(SEED_BITS) if seed is None else seed
-    if url is not None:
-        fields = {
-            "seconds": seconds, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
-            "prompt_start": prompt_start or None, "prompt_end": prompt_end, "include_prompt": include_prompt,
-        }  # fmt: skip
-        with errors.status(f"waiting for {url}"):
-            body = post(url, "/continue", [clip], fields, api_key).json()
-    else:
+    fields = {
+        "seconds": seconds, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed,
+        "prompt_start": prompt_start or None, "prompt_end": prompt_end, "include_prompt": include_prompt,
+    }  # fmt: skip
+
+    def here() -> tuple[Bundle, torch.Tensor, int, SamplingOptions, int | None, Mel, bool]:
         prompt = torch.from_numpy(_read(clip, prompt_start, prompt_end))
         options = SamplingOptions(temperature, top_k, top_p, seed)
         loaded = _load(bundle, device, threads)
-        body = _continue_here(loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt)
+        return loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt
+
+    if stream:
+        form = stream_format(out)
+        if url is None:
+            write_stream(parts(form, _stream_here(*here())), out)
+        else:
+            asked = fields | {"stream": True, "response_format": form}
+            write_stream(post_stream(url, "/continue", [clip], asked, api_key), out)
+        errors.print(f"{out}: written while it was made, seed {seed}", markup=False, soft_wrap=True)
+        return
+    if url is None:
+        body = _continue_here(*here())
+    else:
+        with errors.status(f"waiting for {url}"):
+            body = post(url, "/continue", [clip], fields, api_key).json()
     _write(body, out)
     choice = body["choices"][0]
     made = len(choice["tokens"]) / FRAME_RATE_HZ

@@ -4,6 +4,8 @@ import base64
 import json
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -169,6 +171,77 @@ def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
     refused(run("continue", SPEECH, "-o", out, "--bundle", tmp_path), "no bundle in")
     refused(run("continue", SPEECH, "-o", out, "--url", "http://127.0.0.1:9"), "no answer from")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "pcm", "opus", "mp3"])
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_a_streamed_file_is_the_whole_one(server: str, tmp_path: Path, suffix: str, remote: bool) -> None:
+    """To the byte, the sizes of a WAV included: a file can be mended when it is finished."""
+    options = ["--seconds", 0.5, "--seed", 5, "--include-prompt", "--prompt-end", 2]
+    whole, streamed = tmp_path / f"whole.{suffix}", tmp_path / f"streamed.{suffix}"
+    assert run("continue", SPEECH, "-o", whole, *options).exit_code == 0
+    if remote:
+        options += ["--url", server, "--api-key", "sesame"]
+    result = run("continue", SPEECH, "-o", streamed, "--stream", *options)
+    assert result.exit_code == 0, result.output
+    assert "seed 5" in result.stderr
+    assert streamed.read_bytes() == whole.read_bytes()
+
+
+def test_standard_output_gets_bare_pcm(server: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.pcm"
+    options = ["--seconds", 0.5, "--seed", 5]
+    assert run("continue", SPEECH, "-o", out, *options).exit_code == 0
+    for more in ([], ["--url", server, "--api-key", "sesame"]):
+        result = run("continue", SPEECH, "-o", "-", *options, *more)
+        assert result.exit_code == 0, result.output
+        assert result.stdout_bytes == out.read_bytes()
+
+
+def test_a_player_that_was_closed_ends_the_command(bundle: Path) -> None:
+    command = [sys.executable, "-m", "app.cli", "continue", str(SPEECH), "-o", "-", "--seconds", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert len(running.stdout.read(6_400)) == 6_400
+        running.stdout.close()
+        assert running.wait(60) == 1
+        assert b"Traceback" not in running.stderr.read()
+
+
+def test_what_cannot_be_streamed_leaves_no_file(server: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    for suffix in ("flac", "json"):
+        refused(run("continue", SPEECH, "-o", tmp_path / f"out.{suffix}", "--stream"), ".wav, .pcm, .opus, .mp3")
+    out = tmp_path / "out.wav"
+    refused(run("continue", text, "-o", out, "--stream"), "audio file")
+    remote = ["--stream", "--url", server, "--api-key", "sesame"]
+    refused(run("continue", text, "-o", out, *remote), "415 unsupported_format")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "frames")
+    assert not out.exists()
+
+
+def test_a_stream_that_breaks_off_is_told(tmp_path: Path) -> None:
+    """A server that ends the connection in the middle of a chunked body, as ours does for bare audio."""
+    out = tmp_path / "out.pcm"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    def answer() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(65_536)
+            client.sendall(head + b"4\r\nabcd\r\n")
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65_536):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        refused(run("continue", SPEECH, "-o", out, "--stream", "--url", url), "broke off")
+        thread.join(10)
+    assert out.read_bytes() == b"abcd"
 
 
 # score
