@@ -65,6 +65,22 @@ def test_whole_answers(server: str) -> None:
     assert found["conditions"]["model"]["preset"] == "tiny" and "sesame" not in json.dumps(found)
 
 
+@pytest.mark.parametrize("form", ["json", "pcm"])
+def test_streams(server: str, form: str) -> None:
+    found = measured(server, "--stream", "--response-format", form, "--requests", 4, "--concurrency", 2, "--seconds", 1)
+    figures = found["figures"]
+    assert found["answered"] == found["streams"] == 4 and not found["errors"]
+    assert 0 < figures["first_audio_seconds"]["p50"] < figures["total_seconds"]["p50"]
+    assert figures["buffer_needed_seconds"]["p50"] >= 0
+    assert found["audio_seconds_a_second"] == pytest.approx(4 / found["seconds"])
+    assert (figures["queue_seconds"] is None) == (form == "pcm")
+
+
+def test_the_table_tells_of_streams_that_ran_dry(server: str) -> None:
+    result = run(server, "--stream", "--requests", 1, "--seconds", 0.5, "--buffer", 5, *KEY)
+    assert "0 of 1 streams ran dry while playing with 5 s held back" in result.stdout, result.output
+
+
 def test_files_take_turns(server: str, tmp_path: Path, clip: bytes) -> None:
     second = tmp_path / "second.flac"
     second.write_bytes(clip)
