@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from model.bundle import Bundle
-from model.codec.streaming import DecoderState, EncoderState, StreamingDecoder, StreamingEncoder
+from model.codec.streaming import DecoderState, EncoderState, StreamingDecoder
+from model.compiled.encoder import encoder_for
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES
 from model.hybrid import BOS, LMCache
 
@@ -159,7 +160,7 @@ class Reader(Document):
     ) -> None:
         super().__init__(bundle, mel)
         self.codebooks = codebooks or bundle.codec.config.codebooks
-        self.encoder = StreamingEncoder(bundle.codec)
+        self.encoder = encoder_for(bundle.codec)
         self.encoder_state: EncoderState = self.encoder.start(1)
         self.decoder = StreamingDecoder(bundle.codec)
         self.decoder_state: DecoderState = self.decoder.start(1)

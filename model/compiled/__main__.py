@@ -1,4 +1,4 @@
-"""``python -m model.compiled``: compile the step for the default bundle now rather than at the first start."""
+"""``python -m model.compiled``: compile for the default bundle now rather than at the first start."""
 
 import logging
 import time
@@ -10,4 +10,4 @@ from model.compiled.slots import CompiledSlots
 begin = time.monotonic()
 CompiledSlots(load_bundle(Path(__file__).parents[2] / "weights" / "default"), 1)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-logging.info("the step is compiled for this processor (%.1f s)", time.monotonic() - begin)
+logging.info("compiled for this processor (%.1f s)", time.monotonic() - begin)

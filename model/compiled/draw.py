@@ -13,7 +13,7 @@ LANES = 16
 
 
 @compiled
-def _peak(logits: Any, count: int) -> Any:
+def largest(logits: Any, count: int) -> Any:
     """The largest of the first ``count`` logits; NaN when one of them is."""
     peaks = np.full(LANES, MINUS_INFINITY)
     for start in range(0, count, LANES):
@@ -113,7 +113,7 @@ def draw(
     logits: (V or more,); chances, work: buffers (V,). Temperature 0 is greedy; top_k 0 and top_p 1 are off. A row with
     a NaN gives token 0 and a NaN.
     """
-    peak = _peak(logits, vocabulary)
+    peak = largest(logits, vocabulary)
     for i in range(vocabulary):
         chances[i] = exp(logits[i] - peak)
     normal = math.log(total(chances, vocabulary))

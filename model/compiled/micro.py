@@ -22,7 +22,8 @@ from numba.extending import intrinsic
 from model.compiled.options import compiled
 
 TILE = 64  # outputs of a tile
-ROWS = 4  # of a block, at most
+NARROW = 16  # outputs of a tile of a matrix with few outputs and many rows (the encoder's at high rates)
+ROWS, NARROW_ROWS = 4, 8  # of a block, at most
 # What a kernel holds of a tile at a time, for blocks of 1 to 4 rows: (lanes of a vector, vectors); the rest of the tile
 # follows. With 32 registers of 16 lanes all of it fits; to widen 8 lanes at a time is half as fast again where little
 # else is done (Zen 4). With 16 registers (AVX2) more would spill: 57 GFLOP/s instead of 104 at 4 rows.
@@ -31,6 +32,7 @@ FEW_REGISTERS = ((8, 8), (8, 4), (8, 2), (8, 2))
 
 _triple, _, _features = cpu_target.target_context.codegen().magic_tuple()
 HELD = MANY_REGISTERS if "+avx512f" in _features else FEW_REGISTERS
+NARROW_HELD = (16, 1) if "+avx512f" in _features else (8, 1)
 # processors of x86 before 2012 cannot widen float16, and LLVM would call a function that is not there
 WIDENS_HALVES = "+f16c" in _features or _triple.startswith(("aarch64", "arm64"))
 
@@ -41,22 +43,22 @@ def is_half(weight: npt.NDArray[np.float32]) -> bool:
         return bool(np.array_equal(weight.astype(np.float16).astype(np.float32), weight))
 
 
-def pack(weight: npt.NDArray[np.float32], half: bool) -> npt.NDArray[Any]:
-    """A matrix (N, K) as tiles (ceil(N / 64), K, 64), with zeros for outputs that are not there.
+def pack(weight: npt.NDArray[np.float32], half: bool, tile: int = TILE) -> npt.NDArray[Any]:
+    """A matrix (N, K) as tiles (ceil(N / tile), K, tile), with zeros for outputs that are not there.
 
     ``half``: as uint16 that holds float16, exact where `is_half`; else float32.
     """
     outputs, inputs = weight.shape
-    tiles = -(-outputs // TILE)
-    padded = np.zeros((tiles * TILE, inputs), np.float32)
+    tiles = -(-outputs // tile)
+    padded = np.zeros((tiles * tile, inputs), np.float32)
     padded[:outputs] = weight
-    packed = np.ascontiguousarray(padded.reshape(tiles, TILE, inputs).transpose(0, 2, 1))
+    packed = np.ascontiguousarray(padded.reshape(tiles, tile, inputs).transpose(0, 2, 1))
     return packed.astype(np.float16).view(np.uint16) if half else packed
 
 
-def _block(rows: int) -> Any:
-    """A kernel for a block of so many rows: y[row : row + rows, 64 tile : 64 (tile + 1)] += x @ w[tile]."""
-    lanes, vectors = HELD[rows - 1]
+def _block(rows: int, width: int, held: tuple[int, int]) -> Any:
+    """A kernel for a block of so many rows: y[row : row + rows, width tile : width (tile + 1)] += x @ w[tile]."""
+    lanes, vectors = held
     vector, halves = ir.VectorType(ir.FloatType(), lanes), ir.VectorType(ir.HalfType(), lanes)
     i32 = ir.IntType(32)
 
@@ -94,9 +96,9 @@ def _block(rows: int) -> Any:
 
             block = [builder.add(first, number(r)) for r in range(rows)]
             sums = [[cgutils.alloca_once(builder, vector) for _ in range(vectors)] for _ in range(rows)]
-            with cgutils.for_range(builder, number(TILE // (lanes * vectors)), intp=inputs.type) as part:
+            with cgutils.for_range(builder, number(width // (lanes * vectors)), intp=inputs.type) as part:
                 column = builder.mul(part.index, number(lanes * vectors))
-                output = builder.add(builder.mul(which, number(TILE)), column)
+                output = builder.add(builder.mul(which, number(width)), column)
                 places = [
                     [
                         at(y_data, builder.add(builder.add(builder.mul(r, y_width), output), number(v * lanes)), vector)
@@ -107,9 +109,9 @@ def _block(rows: int) -> Any:
                 for r in range(rows):
                     for v in range(vectors):
                         builder.store(builder.load(places[r][v], align=4), sums[r][v])
-                start = builder.add(builder.mul(which, builder.mul(inputs, number(TILE))), column)
+                start = builder.add(builder.mul(which, builder.mul(inputs, number(width))), column)
                 with cgutils.for_range(builder, inputs, intp=inputs.type) as loop:
-                    line = builder.add(start, builder.mul(loop.index, number(TILE)))
+                    line = builder.add(start, builder.mul(loop.index, number(width)))
                     weights = [widened(builder.add(line, number(v * lanes))) for v in range(vectors)]
                     for r in range(rows):
                         index = builder.add(builder.mul(block[r], x_width), loop.index)
@@ -127,7 +129,8 @@ def _block(rows: int) -> Any:
     return kernel
 
 
-_one, _two, _three, _four = (_block(rows) for rows in range(1, ROWS + 1))
+_one, _two, _three, _four = (_block(rows, TILE, HELD[rows - 1]) for rows in range(1, ROWS + 1))
+_narrow_one, _narrow_eight = (_block(rows, NARROW, NARROW_HELD) for rows in (1, NARROW_ROWS))
 
 
 @compiled
@@ -151,3 +154,16 @@ def add_product(x: Any, w: Any, y: Any, rows: int) -> None:
             _two(x, w, y, row, tile)
         elif rows - row == 1:
             _one(x, w, y, row, tile)
+
+
+@compiled
+def add_narrow(x: Any, w: Any, y: Any, rows: int) -> None:
+    """`add_product` for tiles of 16 outputs."""
+    for tile in range(w.shape[0]):
+        row = 0
+        while row + NARROW_ROWS <= rows:
+            _narrow_eight(x, w, y, row, tile)
+            row += NARROW_ROWS
+        while row < rows:
+            _narrow_one(x, w, y, row, tile)
+            row += 1

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from model.bundle import Bundle
 from model.codec.codec import FrameDecoder
 from model.compiled.attention import Rings
+from model.compiled.encoder import encoder_for
 from model.compiled.micro import TILE
 from model.compiled.pack import array, packed
 from model.compiled.step import Buffers, Options, State, step
@@ -79,7 +80,9 @@ class CompiledSlots:
             samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
         self._numbers: list[Numbers | None] = [None] * rows
-        self.step([])  # compiles, or loads what was compiled before: not when somebody waits for audio
+        # compile, or load what was compiled before: not when somebody waits for audio
+        self.step([])
+        encoder_for(bundle.codec)
 
     def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
         """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
