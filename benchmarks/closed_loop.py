@@ -1,73 +1,91 @@
-"""How fast the closed loop runs: seconds of audio made in a second, one stream, one thread, at 2, 4 and 8 codebooks.
+"""How fast one stream's closed loop runs on one core, at 2, 4 and 8 codebooks, and how long a prompt takes to read.
 
-    python benchmarks/closed_loop.py --bundle weights/default --out benchmarks/results/closed_loop.json
+    python -m benchmarks.closed_loop                 # about 1 minute
 
-The settings take turns within one process, because a shared machine is noisy; medians over the turns are reported.
+The engine's step (`model.slots.slots_for`) and, for comparison, `model.generate`: the same loop in plain torch, for
+research. They take turns in one process.
 """
 
 import argparse
-import json
-import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from model.bundle import load_bundle
+from benchmarks.baselines import PROMPT_SECONDS, a_prompt
+from benchmarks.common import DEFAULT, RESULTS
+from benchmarks.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, write
+from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.generate import generate, prefill
 from model.sampling import SamplingOptions
-from model.score import score
-from model.training.loop import machine
+from model.slots import slots_for
 
-PROMPT_SECONDS = 3
-FRAMES = 150
+CODEBOOKS = (2, 4, 8)
+
+
+def a_frame(total: Clocks, frames: int) -> Clocks:
+    return total[0] / frames, total[1] / frames
+
+
+def stepped(bundle: Bundle, frames: int, codebooks: int) -> Clocks:
+    """A frame of the engine's step."""
+    slots = slots_for(bundle, 1, codebooks)
+    slots.join(0, prefill(bundle, a_prompt(), codebooks=codebooks), SamplingOptions(seed=1))
+    slots.step([0])
+    begin = clocks()
+    for _ in range(frames):
+        slots.step([0])
+    return a_frame(since(begin), frames)
+
+
+def in_torch(bundle: Bundle, frames: int, codebooks: int) -> Clocks:
+    """A frame of `model.generate`."""
+    prompt = prefill(bundle, a_prompt(), codebooks=codebooks)
+    made = generate(bundle, prompt, frames=frames + 1, options=SamplingOptions(seed=1), codebooks=codebooks)
+    next(made)
+    begin = clocks()
+    for _ in made:
+        pass
+    return a_frame(since(begin), frames)
+
+
+def read(bundle: Bundle, seconds: float) -> Clocks:
+    """A prompt of so many seconds."""
+    samples = a_prompt().repeat(round(seconds / PROMPT_SECONDS) + 1)[: round(seconds * SAMPLE_RATE_HZ)]
+    begin = clocks()
+    prefill(bundle, samples)
+    return since(begin)
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("weights/default"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/closed_loop.json"))
+    parser.add_argument("--bundle", type=Path, default=DEFAULT)
+    parser.add_argument("--out", type=Path, default=RESULTS / "closed_loop.json")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=375)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     bundle = load_bundle(arguments.bundle)
-    prompt = torch.randn(PROMPT_SECONDS * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(0)) * 0.05
-    clip = torch.randn(30 * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(1)) * 0.05
-    rows: dict[str, list[float]] = {}
-    for turn in range(arguments.turns + 1):
-        for codebooks in (2, 4, 8):
-            start = time.perf_counter()
-            state = prefill(bundle, prompt, codebooks=codebooks)
-            read = time.perf_counter()
-            made = generate(bundle, state, frames=FRAMES, options=SamplingOptions(seed=turn), codebooks=codebooks)
-            next(made)
-            first = time.perf_counter()
-            for _ in made:
-                pass
-            ended = time.perf_counter()
-            if turn:  # the first turn warms up
-                rows.setdefault(f"{codebooks} codebooks: times real time", []).append(
-                    (FRAMES - 1) / FRAME_RATE_HZ / (ended - first)
-                )
-                rows.setdefault(f"{codebooks} codebooks: ms a frame", []).append((ended - first) / (FRAMES - 1) * 1e3)
-                rows.setdefault(f"prefill of {PROMPT_SECONDS} s: ms", []).append((read - start) * 1e3)
-        start = time.perf_counter()
-        score(bundle, clip)
-        if turn:
-            rows.setdefault("score: times real time", []).append(30 / (time.perf_counter() - start))
-    figures = {
-        name: {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        for name, values in rows.items()
-    }
-    conditions = machine() | {"threads": arguments.threads, "turns": arguments.turns, "bundle": bundle.name}
-    print(json.dumps(conditions))
-    for name, figure in figures.items():
-        print(f"{name:32} {figure['median']:8.2f}  ({figure['low']:.2f} to {figure['high']:.2f})")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"conditions": conditions, "figures": figures}, indent=1) + "\n")
+    made_on = conditions() | {
+        "bundle": bundle.name, "turns": arguments.turns, "frames": arguments.frames, "prompt_seconds": PROMPT_SECONDS
+    }  # fmt: skip
+    console.print(made_on)
+    few = max(1, arguments.frames // 5)
+    ways = {f"step, {books} codebooks": partial(stepped, bundle, arguments.frames, books) for books in CODEBOOKS}
+    ways |= {f"torch, {books} codebooks": partial(in_torch, bundle, few, books) for books in CODEBOOKS}
+    ways |= {f"prompt of {seconds} s": partial(read, bundle, seconds) for seconds in (3, 10)}
+    found = {name: Figure.of(times, 1e3) for name, times in in_turns(ways, arguments.turns).items()}
+    speeds = {}
+    for name, figure in found.items():
+        line = f"{name:22} {figure.wall['median']:8.2f} ms ({figure.processor['median']:.2f} of processor)"
+        if "codebooks" in name:
+            speeds[name] = 1e3 / FRAME_RATE_HZ / figure.wall["median"]
+            line += f", {speeds[name]:.1f} x real time"
+        print(line)
+    body = {"milliseconds": {name: figure.to_dict() for name, figure in found.items()}, "times_real_time": speeds}
+    write(arguments.out, made_on, body)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Write the tables of README.md and of the model card from benchmarks/results/*.json, so that no figure is typed.
 
-python benchmarks/tables.py            # rewrites what stands between the `figures` markers
-python benchmarks/tables.py --check    # exit code 1 when a table does not match its JSON
+python -m benchmarks.tables            # rewrites what stands between the `figures` markers
+python -m benchmarks.tables --check    # exit code 1 when a table does not match its JSON
 """
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.speed_tables import speed
+
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 FILES = (ROOT / "README.md", ROOT / "weights" / "default" / "MODEL_CARD.md")
 AUDIO = {
@@ -48,25 +48,14 @@ def evaluation(title: str, report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def speed(report: dict[str, Any]) -> list[str]:
-    """The table of the closed loop."""
-    conditions = report["conditions"]
-    where = f"CPU, {conditions['threads']} thread, torch {conditions['torch']}"
-    lines = [f"**Speed** ({where}; median of {conditions['turns']} turns, lowest and highest in brackets)", ""]
-    lines += ["| what | figure |", "|---|---|"]
-    for name, figure in report["figures"].items():
-        lines.append(f"| {name} | {figure['median']:.2f} ({figure['low']:.2f} to {figure['high']:.2f}) |")
-    return lines
-
-
-def tables() -> str:
-    """All tables whose JSON is there."""
+def tables(with_speed: bool) -> str:
+    """All tables whose JSON is there; those of speed belong to the README alone."""
     lines: list[str] = []
     for file, title in AUDIO.items():
         if (RESULTS / file).exists():
             lines += evaluation(title, json.loads((RESULTS / file).read_text()))
-    if (RESULTS / "closed_loop.json").exists():
-        lines += speed(json.loads((RESULTS / "closed_loop.json").read_text()))
+    if with_speed:
+        lines += speed()
     return "\n".join(lines).rstrip()
 
 
@@ -76,9 +65,9 @@ def main() -> int:
     for path in FILES:
         text = path.read_text()
         before, rest = text.split(BEGIN, 1)
-        wanted = f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END, 1)[1]}"
+        wanted = f"{before}{BEGIN}\n{tables(path.name == 'README.md')}\n{END}{rest.split(END, 1)[1]}"
         if wanted != text and check:
-            print(f"{path.relative_to(ROOT)} does not match benchmarks/results; run python benchmarks/tables.py")
+            print(f"{path.relative_to(ROOT)} does not match benchmarks/results; run python -m benchmarks.tables")
             stale += 1
         elif wanted != text:
             path.write_text(wanted)
