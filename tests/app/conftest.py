@@ -29,8 +29,8 @@ class Service:
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60)
 
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+    def wait(self, work: Coroutine[Any, Any, T], seconds: float = 60) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.wait(self.client.get(path, **options))
@@ -55,7 +55,7 @@ def serving(bundle: Bundle, **settings: Any) -> Iterator[Service]:
     service = Service(app, loop)
     span = app.router.lifespan_context(app)
     try:
-        service.wait(span.__aenter__())
+        service.wait(span.__aenter__(), 300)  # the first start compiles the step
         try:
             yield service
         finally:

@@ -71,22 +71,25 @@ def test_a_duration_ends_the_arrivals() -> None:
 
 
 def test_slow_answers_delay_no_arrival_and_count_from_the_schedule() -> None:
-    """One request at a time, 0.1 s each, 50 a second: request i is answered 0.1 (i + 1) s after the start."""
-    turn = asyncio.Lock()
+    """No answer comes before the last request has: a client that waited for answers would never send it."""
+    inside, all_in = 0, asyncio.Event()
 
     async def slow(request: Request) -> Response:
-        async with turn:
-            await asyncio.sleep(0.1)
+        nonlocal inside
+        inside += 1
+        if inside == 10:
+            all_in.set()
+        await all_in.wait()
         return JSONResponse(whole())
 
     report = asked(slow, rate=50.0, arrivals="constant", requests=10)
     by_index = sorted(report.outcomes, key=lambda one: one.index)
     assert [one.scheduled for one in by_index] == pytest.approx([i / 50 for i in range(10)])
-    assert all(one.sent - one.scheduled < 0.08 for one in by_index), "an arrival waited for an answer"
+    last = by_index[-1]
     for one in by_index:
         assert one.error is None
-        assert one.total == pytest.approx(0.1 * (one.index + 1) - 0.02 * one.index, abs=0.15)
-    assert by_index[-1].total > 0.7
+        assert one.sent >= one.scheduled
+        assert one.scheduled + one.total >= last.scheduled  # from the schedule to an answer after the last arrival
 
 
 def test_a_client_that_is_late_itself_is_charged() -> None:

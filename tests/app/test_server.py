@@ -36,7 +36,7 @@ class Server:
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300  # the first start compiles the step
         while True:
             try:
                 assert self.client.get("/readyz").status_code == 200

@@ -47,7 +47,7 @@ def test_request_id_is_made(service: Any, given: str | None) -> None:
 
 
 def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
-    service = serve()
+    service = serve(threads=1)  # one lane: both choices are rows of the same steps
     service.post("/continue", clip, data={"seconds": "0.4", "n": "2"})
     service.post("/score", clip, b"")
     service.post("/continue", b"text, and no audio at all", headers={"x-request-id": "x"})
