@@ -2,8 +2,7 @@
 
 The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means, dead codes
 restarted from current residuals, codebooks dropped at random so that each one has work, reconstruction losses from the
-first step, and, on request, the `encodec` package's MS-STFT discriminator later on. (Its release on PyPI, 0.1.1, has
-no loss balancer: hinge and feature losses have fixed weights here.)
+first step, and, on request, a discriminator later on (`model.training.adversary`).
 """
 
 import json
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 
 from model.codec.codec import CausalConv, Codec, CodecConfig, FrameDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
-from model.encodec_import import import_encodec
 from model.mel import LogMel
+from model.training.adversary import Adversary, AdversaryKind, make_discriminator
 from model.training.data import Clip, Corpus
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss
@@ -57,6 +56,9 @@ class CodecTraining:
     freeze_encoder_from: int = -1  # step from which only the decoder learns; -1 = never
     adversarial_from: int = -1  # step from which the discriminator takes part; -1 = never
     adversarial_rate: float = 3e-4
+    adversarial_share: float = 0.5  # norm of the adversarial gradient at the samples, of that of the distances
+    feature_weight: float = 3.0  # of the features' distance, beside the hinge loss
+    adversary: AdversaryKind = "package"  # or `light`, for a CPU
     bf16: bool = False  # encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32
 
 
@@ -204,10 +206,10 @@ class CodecTrainer:
         self.spectral = SpectralLoss().to(device)
         self.envelope = EnvelopeLoss().to(device)
         self.step = 0
-        self.discriminator: nn.Module | None = None
-        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
-            self._make_discriminator()
+            judge = make_discriminator(training.adversary).to(device)
+            self.adversary = Adversary(judge, training.adversarial_rate, training.feature_weight, training.bf16)
         self.mel = LogMel().to(device)
         self.mel_head = nn.Linear(LATENT_DIM, MEL_BANDS).to(device)  # for training only: not part of the codec
         self.codec.to(device)
@@ -239,34 +241,22 @@ class CodecTrainer:
     def _expected(self) -> float:
         return self.training.batch * self.training.seconds * SAMPLE_RATE_HZ / HOP_SAMPLES / VOCABULARY
 
-    def _make_discriminator(self) -> None:
-        encodec = import_encodec()
-        from encodec.msstftd import MultiScaleSTFTDiscriminator  # after the stand-in
-
-        assert encodec is not None
-        self.discriminator = MultiScaleSTFTDiscriminator(filters=32).to(self.device)
-        self.discriminator_optimizer = torch.optim.AdamW(
-            self.discriminator.parameters(), lr=self.training.adversarial_rate, betas=(0.5, 0.9)
-        )
-
     def state(self) -> State:
         state: State = {
             "codec": self.codec.state_dict(),
             "mel_head": self.mel_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            state["discriminator"] = self.discriminator.state_dict()
-            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        if self.adversary is not None:
+            state["adversary"] = self.adversary.state()
         return state
 
     def load(self, state: State) -> None:
         self.codec.load_state_dict(state["codec"])
         self.mel_head.load_state_dict(state["mel_head"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.discriminator is not None and "discriminator" in state and self.discriminator_optimizer is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.adversary is not None and "adversary" in state:
+            self.adversary.load(state["adversary"])
         self.step = int(state["step"])
 
     def _reconstruct(self, samples: Tensor, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
@@ -314,52 +304,34 @@ class CodecTrainer:
             self.fit_quantizer(step_rng(training.seed, 2**30 + step))
         self.codec.train()
         made, regular = self._reconstruct(samples, rng, step)
-        log_mel, convergence = self.spectral(made, samples)
+        heard = made.detach().requires_grad_()  # the gradient at the samples is made first, then goes through the model
+        log_mel, convergence = self.spectral(heard, samples)
         level = samples.square().mean(1, keepdim=True).sqrt() + 0.01
-        waveform = ((made - samples).abs() / level).mean()
-        loss = log_mel + convergence + training.waveform_weight * waveform + regular
-        envelope = loss.new_zeros(())
+        waveform = ((heard - samples).abs() / level).mean()
+        distance = log_mel + convergence + training.waveform_weight * waveform
+        envelope = distance.new_zeros(())
         if training.envelope_weight > 0:
-            envelope = self.envelope(made, samples)
-            loss = loss + training.envelope_weight * envelope
+            envelope = self.envelope(heard, samples)
+            distance = distance + training.envelope_weight * envelope
         figures = {
-            "loss": loss,
+            "loss": distance + regular,
             "envelope": envelope,
             "log_mel": log_mel,
             "convergence": convergence,
             "waveform": waveform,
             "regular": regular,
         }
-        if self.discriminator is not None and step >= training.adversarial_from:
-            adversarial, features, judged = self._adversarial(made, samples)
-            loss = loss + adversarial / 3 + features
-            figures |= {"adversarial": adversarial, "features": features, "discriminator": judged}
+        (gradient,) = torch.autograd.grad(distance, heard)
+        if self.adversary is not None and step >= training.adversarial_from:
+            judged = self.adversary.round(made, samples)
+            gradient = gradient + judged.scaled(gradient, training.adversarial_share)
+            figures |= judged.figures()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss: Tensor = (made * gradient).sum() + regular
+        loss.backward()  # type: ignore[no-untyped-call]  # the sum's gradient at the samples is the one just made
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
-
-    def _adversarial(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hinge losses of the discriminator (which takes its step here) and of the codec, and feature matching."""
-        assert self.discriminator is not None and self.discriminator_optimizer is not None
-        fake_logits, _ = self.discriminator(made.detach()[:, None])
-        real_logits, _ = self.discriminator(real[:, None])
-        judged = torch.stack(
-            [F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real_logits, fake_logits, strict=True)]
-        ).mean()
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        judged.backward()  # type: ignore[no-untyped-call]
-        self.discriminator_optimizer.step()
-        fake_logits, fake_features = self.discriminator(made[:, None])
-        with torch.no_grad():
-            _, real_features = self.discriminator(real[:, None])
-        adversarial = torch.stack([F.relu(1 - f).mean() for f in fake_logits]).mean()
-        pairs = [
-            (f, r) for fs, rs in zip(fake_features, real_features, strict=True) for f, r in zip(fs, rs, strict=True)
-        ]
-        features = torch.stack([(f - r).abs().mean() / r.abs().mean().clamp_min(1e-4) for f, r in pairs]).mean()
-        return adversarial, features, judged
 
     @torch.no_grad()
     def validate(self, batches: int = 4) -> dict[str, float]:

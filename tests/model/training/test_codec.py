@@ -30,6 +30,7 @@ from model.training.codec import (
 )
 from model.training.data import Corpus
 from model.training.loop import Run, step_rng
+from model.training.losses import LoudnessLoss
 
 CONFIG = CodecConfig(n_filters=2, frame_dim=16, frame_blocks=2, lstm_layers=1, codebooks=2)
 TRAINING = CodecTraining(steps=60, batch=2, seconds=0.5, warmup=5, rate=3e-3, kmeans_at=())
@@ -161,14 +162,15 @@ def test_the_codec_of_a_frozen_encoder_keeps_its_tokens(corpus: Corpus, start: P
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")  # the package uses torch's older weight norm
-def test_an_adversarial_step_moves_both(corpus: Corpus, start: Path, tmp_path: Path) -> None:
-    training = replace(TRAINING, adversarial_from=1)
+@pytest.mark.parametrize("kind", ["package", "light"])
+def test_an_adversarial_step_moves_both(kind: Any, corpus: Corpus, start: Path, tmp_path: Path) -> None:
+    training = replace(TRAINING, adversarial_from=1, adversary=kind)
     trainer = started(corpus, start, training)
-    assert trainer.discriminator is not None
+    assert trainer.adversary is not None
 
     def snapshot() -> tuple[Tensor, Tensor]:
-        assert trainer.discriminator is not None
-        parts = trainer.codec.parameters(), trainer.discriminator.parameters()
+        assert trainer.adversary is not None
+        parts = trainer.codec.parameters(), trainer.adversary.discriminator.parameters()
         first, second = (torch.cat([p.detach().flatten() for p in part]) for part in parts)
         return first, second
 
@@ -331,4 +333,15 @@ def test_envelope_loss_hears_words_and_not_their_level(pair: tuple[Tensor, Tenso
     assert loss(real, real) == pytest.approx(0.0, abs=0.05)  # its floor weighs on very quiet bands
     assert loss(-0.5 * real, real) == pytest.approx(float(loss(real, real)), abs=0.05)
     assert loss(other, real) > 0.3
+    assert torch.isfinite(loss(torch.zeros_like(real), torch.zeros_like(real)))
+
+
+def test_loudness_loss_minds_added_sound_more_than_missing_sound(pair: tuple[Tensor, Tensor]) -> None:
+    loss, (real, other) = LoudnessLoss(), pair
+    assert loss(real, real) == pytest.approx(0.001, abs=1e-4)  # the root's floor
+    assert loss(real * 10, real * 10) == pytest.approx(float(loss(real, real)), abs=1e-4)
+    assert loss(other * 0.1, real * 0.1) == pytest.approx(float(loss(other, real)), rel=1e-3)  # only levels differ
+    hiss = 0.2 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
+    assert loss(real + hiss, real) > 1.3 * loss(real, real + hiss)
+    assert loss(real + 0.1 * hiss, real) < 0.5 * loss(real + hiss, real)
     assert torch.isfinite(loss(torch.zeros_like(real), torch.zeros_like(real)))
