@@ -23,6 +23,7 @@ from model.score import MelSource, score
 from model.training.data import DataError, find_files, read_audio, render_midi
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
+from model.training.pitch import pitch_match
 
 RESAMPLES = 2000
 CODEBOOK_STEPS = (1, 2, 4, 8)
@@ -67,32 +68,69 @@ def intelligibility(made: Tensor, real: Tensor) -> dict[str, float]:
     return figures
 
 
+def codebook_figures(counts: npt.NDArray[np.int64], resamples: int = 200, seed: int = 0) -> list[dict[str, Any]]:
+    """How codebooks are used: counts (clips, K, 1024) -> for each, entropy in nats with its interval, and codes used.
+
+    The interval is the basic bootstrap's, over clips: a resample holds fewer different clips, so its entropy lies
+    below the sample's, and percentiles would be off by twice that.
+    """
+    clips, books, _ = counts.shape
+
+    def entropies(total: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        share = total / total.sum(-1, keepdims=True)
+        out: npt.NDArray[np.float64] = -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(-1)
+        return out
+
+    total = counts.sum(0)
+    own = entropies(total)
+    rng = np.random.default_rng(seed)
+    resampled = np.stack(
+        [
+            entropies(np.einsum("c,ckv->kv", rng.multinomial(clips, np.full(clips, 1 / clips)), counts))
+            for _ in range(resamples)
+        ]
+    )
+    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
+    return [
+        {
+            "entropy": {"mean": own[k], "low": float(2 * own[k] - high[k]), "high": float(2 * own[k] - low[k])},
+            "codes_used": int((total[k] > 0).sum()),
+        }
+        for k in range(books)
+    ]
+
+
 @torch.inference_mode()
 def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR; each book's entropy."""
+    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR, pitch; each book's entropy.
+
+    "pitch" is the share of the real clip's voiced frames whose pitch the decoded one has within 50 cents.
+    """
     spectral, codec = SpectralLoss(), bundle.codec
     rows: dict[int, dict[str, list[float]]] = {}
-    counts = torch.zeros(codec.config.codebooks, VOCABULARY)
-    for _, samples in track(clips, description="codec"):
+    counts = np.zeros((len(clips), codec.config.codebooks, VOCABULARY), dtype=np.int64)
+    for clip, (_, samples) in enumerate(track(clips, description="codec")):
         codes = codec.encode(samples[None])
         real = samples[: codes.shape[-1] * HOP_SAMPLES]
-        for book in range(len(counts)):
-            counts[book] += torch.bincount(codes[0, book], minlength=VOCABULARY)
+        for book, own in enumerate(codes[0]):
+            counts[clip, book] = np.bincount(own.numpy(), minlength=VOCABULARY)
         for count in (c for c in CODEBOOK_STEPS if c <= codec.config.codebooks):
             made = codec.decode(codes[:, :count])[0]
             figures = {"log_mel": float(spectral(made[None], real[None])[0]), "si_sdr": si_sdr(made, real)}
+            if (match := pitch_match(made, real)) is not None:
+                figures["pitch"] = match
             for name, value in (figures | intelligibility(made, real)).items():
                 rows.setdefault(count, {}).setdefault(name, []).append(value)
-    share = counts / counts.sum(1, keepdim=True)
-    entropy = -(share * share.clamp_min(1e-12).log()).sum(1)
+    per_codebook = codebook_figures(counts)
     return {
         "codebooks": {
             str(count): {name: bootstrap(values) | {"clips": len(values)} for name, values in figures.items()}
             for count, figures in rows.items()
         },
-        "entropy_nats": [round(float(x), 3) for x in entropy],
-        "codes_used": [int(x) for x in (counts > 0).sum(1)],
-        "frames": int(counts[0].sum()),
+        "per_codebook": {str(book + 1): figures for book, figures in enumerate(per_codebook)},
+        "entropy_nats": [round(float(figures["entropy"]["mean"]), 3) for figures in per_codebook],
+        "codes_used": [figures["codes_used"] for figures in per_codebook],
+        "frames": int(counts[:, 0].sum()),
     }
 
 
