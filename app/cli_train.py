@@ -16,6 +16,7 @@ from model.codec.codec import CodecConfig
 from model.config import PRESETS
 from model.training.codec import CodecTraining, train_codec
 from model.training.data import Corpus, build_corpus
+from model.training.decoder import DecoderTraining, train_decoder
 from model.training.evaluate import evaluate
 from model.training.export import export_bundle, export_codec, find_codec
 from model.training.lm import LMTraining, train_lm
@@ -75,6 +76,27 @@ def codec_command(
     limit_threads(threads)
     audio = _corpus(folders, corpus, workers, music)
     take(train_codec(config, training, audio, out, pick_device(device)), out)
+    console.print(f"codec: {export_codec(out)}")
+
+
+@train.command("decoder")
+@dataclass_options
+def decoder_command(
+    folders: Folders,
+    training: DecoderTraining,
+    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle whose encoder and codebooks stay")],
+    out: Out = Path("runs/decoder"),
+    corpus: CorpusFolder = Path("runs/corpus"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+    music: Music = False,
+) -> None:
+    """Train a codec's decoder alone, adversarially: the tokens stay as they are."""
+    limit_threads(threads)
+    found, _ = find_codec(codec)
+    audio = _corpus(folders, corpus, workers, music)
+    take(train_decoder(found, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
 
 

@@ -30,6 +30,8 @@ from app.settings import Settings
 from model.bundle import load_bundle, random_bundle, save_bundle
 from model.constants import SAMPLE_RATE_HZ
 from model.training.codec import CodecTraining
+from model.training.decoder import DecoderTraining
+from model.training.export import find_codec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPEECH, MUSIC = EXAMPLES / "speech.flac", EXAMPLES / "music.flac"
@@ -88,7 +90,10 @@ def refused(result: Result, *parts: str) -> None:
         assert part in lines[0]
 
 
-@pytest.mark.parametrize("command", ["serve", "continue", "score", "train codec", "train lm", "eval", "config show"])
+COMMANDS = ("serve", "continue", "score", "train codec", "train decoder", "train lm", "eval", "config show")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of(command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0, result.output
@@ -347,7 +352,13 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     assert first.exit_code == 0, first.output
     assert (tmp_path / "codec" / "codec.safetensors").exists()
     refused(run(*codec, "--steps", 3), "other settings", "training")
-    language = ["train", "lm", folder, "--codec", "codec", "--preset", "tiny", "--out", "lm", "--bundle", "made"]
+    before, tokeniser = (tmp_path / "codec" / "codec.safetensors").read_bytes(), find_codec(tmp_path / "codec")[1]
+    decoder = ["train", "decoder", folder, "--codec", "codec", "--out", "decoder", "--threads", 1, "--batch", 2]
+    alone = run(*decoder, "--steps", 3, "--adversarial-from", 1, "--music-share", 0)
+    assert alone.exit_code == 0, alone.output
+    assert (tmp_path / "decoder" / "codec.safetensors").read_bytes() != before
+    assert find_codec(tmp_path / "decoder")[1] == tokeniser
+    language = ["train", "lm", folder, "--codec", "decoder", "--preset", "tiny", "--out", "lm", "--bundle", "made"]
     second = run(*language, "--steps", 2, "--batch", 2, "--length", 64, "--threads", 1, "--licence", "CC0-1.0")
     assert second.exit_code == 0, second.output
     made = load_bundle(tmp_path / "made")
@@ -406,9 +417,10 @@ def test_dataclass_fields_become_options() -> None:
 
 
 def test_every_training_setting_is_an_option() -> None:
-    shown = run("train", "codec", "--help").output
-    for name in CodecTraining.__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in shown
+    for command, settings in (("codec", CodecTraining), ("decoder", DecoderTraining)):
+        shown = run("train", command, "--help").output
+        for name in settings.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')}" in shown, name
 
 
 # config
