@@ -1,0 +1,129 @@
+"""Write the tables of docs/codec.md from benchmarks/results/*.json, so that no figure is typed.
+
+python -m benchmarks.codec_tables            # rewrites what stands between the markers
+python -m benchmarks.codec_tables --check    # exit code 1 when a table does not match its JSON
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.evaluation_tables import Report, interval, table
+
+PAGE = ROOT / "docs" / "codec.md"
+KINDS = {"speech": "Speech", "music": "Piano"}
+
+
+def codec(report: Report) -> list[str]:
+    """Sound by codebooks, use of the codebooks, and pitch locked to the frame rate."""
+    lines = []
+    names = {"stoi": 3, "pesq": 3, "log_mel": 3, "si_sdr": 1, "pitch": 3}
+    for kind, title in KINDS.items():
+        one = report[kind]
+        used = {name: digits for name, digits in names.items() if kind == "speech" or name != "pitch"}
+        heads = {
+            "stoi": "STOI",
+            "pesq": "PESQ (wide band)",
+            "log_mel": "log-mel distance, nats",
+            "si_sdr": "SI-SDR, dB",
+        }
+        sounds = dict(one["codebooks"]) | {"latents, not quantised": one["latents"]}
+        rows = [
+            [count, *(interval(figures.get(name), digits) for name, digits in used.items())]
+            for count, figures in sounds.items()
+        ]
+        head = ["codebooks", *(heads.get(name, "pitch right") for name in used)]
+        lines += [f"**{title}** ({one['clips']} clips, {one['frames']:,} frames)", "", *table(head, rows)]
+        books = one["per_codebook"]
+        rows = [
+            ["entropy, nats", *(interval(book["entropy"]) for book in books.values())],
+            ["codes used, of 1024", *(str(book["codes_used"]) for book in books.values())],
+        ]
+        lines += table(["codebook", *books], rows)
+    lock = report["speech"]["locked"]
+    lines += [
+        "Voiced frames of speech with a pitch within 25 cents of a multiple of 75 Hz: "
+        f"{interval(lock['decoded'], 3)} of the decoded ones, {interval(lock['real'], 3)} of the real ones.",
+        "",
+    ]
+    return lines
+
+
+def token_probe(report: Report) -> list[str]:
+    """What the probes read off the tokens."""
+    speech, music, found = report["speech"], report["music"], report["speech"]["pitch"]
+    rows = [
+        ["samples below 1.2 kHz, R2", f"{speech['waveform_r2']:.3f}", f"{music['waveform_r2']:.3f}"],
+        ["log-mel slice, R2", f"{speech['mel_r2']:.3f}", f"{music['mel_r2']:.3f}"],
+        ["pitch within 50 cents", f"{found['within_50_cents']:.3f}", "-"],
+        ["the same, always guessing the median pitch", f"{found['within_50_cents_of_the_median']:.3f}", "-"],
+    ]
+    return [
+        *table(["asked of 9 frames of tokens", "speech", "piano"], rows),
+        f"Validation speakers and pieces: {speech['valid_frames']:,} frames of speech, {found['voiced_frames']:,} "
+        f"of them voiced, and {music['valid_frames']:,} of piano; probes trained on {speech['train_frames']:,} and "
+        f"{music['train_frames']:,} frames. Median error of the pitch: {found['median_cents']:.0f} cents.",
+        "",
+    ]
+
+
+def fine_codes(report: Report) -> list[str]:
+    """Likelihood of the fine codes by codebook, and how drawn ones sound."""
+    lines = []
+    for kind, title in KINDS.items():
+        one = report[kind]
+        books = one["nll_per_codebook"]
+        rows = [
+            ["depth decoder's NLL, nats", *(interval(book["nll"]) for book in books.values())],
+            ["entropy of the codes, nats", *(f"{book['entropy']:.2f}" for book in books.values())],
+        ]
+        lines += [f"**{title}** ({one['clips']} clips, {one['seconds']:.0f} s)", "", *table(["codebook", *books], rows)]
+        names = {"log_mel": 3, "stoi": 3, "pesq": 3}
+        rows = []
+        for name, figures in one["sound"].items():
+            count, variant = name.split("/")
+            cells = []
+            for figure, digits in names.items():
+                cells.append(interval(figures.get(figure), digits))
+                cells.append(interval(figures.get(f"{figure}_beside_true"), digits, "+"))
+            rows.append([count, variant, *cells])
+        heads = ["codebooks", "fine codes", "log-mel", "beside true", "STOI", "beside true", "PESQ", "beside true"]
+        lines += table(heads, rows)
+    return lines
+
+
+PARTS: dict[str, Callable[[Report], list[str]]] = {
+    "codec": codec,
+    "token_probe": token_probe,
+    "fine_codes": fine_codes,
+}
+
+
+def rewritten(text: str) -> str:
+    """The page with every part that has a JSON made anew."""
+    for name, part in PARTS.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        path = RESULTS / f"{name}.json"
+        if begin in text and path.exists():
+            before, rest = text.split(begin, 1)
+            lines = "\n".join(part(json.loads(path.read_text()))).rstrip()
+            text = f"{before}{begin}\n{lines}\n{end}{rest.split(end, 1)[1]}"
+    return text
+
+
+def main() -> int:
+    """Rewrite, or compare."""
+    text = PAGE.read_text()
+    wanted = rewritten(text)
+    if wanted == text:
+        return 0
+    if "--check" in sys.argv[1:]:
+        print(f"{PAGE.relative_to(ROOT)} does not match benchmarks/results; run python -m benchmarks.codec_tables")
+        return 1
+    PAGE.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the depth decoder's fine codes are worth: their likelihood, and how they sound beside the true ones.
+
+    python -m benchmarks.fine_codes --speech FOLDER --music FOLDER --out benchmarks/results/fine_codes.json
+
+The stack is teacher-forced with the clip's own coarse codes and real mel, so that every frame is aligned with the clip.
+Only codebooks 2 to n are drawn anew, frame by frame, by the depth decoder; the codec decodes the true coarse codes with
+the drawn fine ones. Beside it stand the same clip with its true fine codes, and with fine codes drawn at random from
+codes of other frames of the same codebook (a control: fine codes that know nothing).
+Differences are paired by clip, with 95 % bootstrap intervals over clips.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.bundle import Bundle, load_bundle
+from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.hybrid import shift
+from model.mel import LogMel
+from model.sampling import SamplingOptions, draw, uniforms
+from model.training.evaluate import bootstrap, intelligibility, load_clips
+from model.training.loop import machine
+from model.training.losses import SpectralLoss
+
+COUNTS = (2, 4, 8)
+TEMPERATURES = (1.0, 0.7, 0.0)
+SPECTRAL = SpectralLoss()
+
+
+def drawn_codes(bundle: Bundle, hidden: Tensor, codes: Tensor, temperature: float, seed: int) -> Tensor:
+    """Fine codes drawn frame by frame: hidden (T, dim), codes (T, K) -> (T, K), the coarse ones as they were."""
+    fine, options = bundle.decoder.fine, SamplingOptions(temperature=temperature, seed=seed)
+    numbers = torch.from_numpy(uniforms(seed, 0, 0, *codes.shape))
+    made, total = [codes[:, 0]], fine.start(hidden)
+    for book in range(1, codes.shape[1]):
+        total = fine.add(total, book - 1, made[-1])
+        made.append(draw(fine.logits(total, book), options, numbers[:, book]))
+    return torch.stack(made, 1)
+
+
+def shuffled_codes(codes: Tensor, seed: int) -> Tensor:
+    """Each fine codebook's codes (T, K) put in another order: right by their counts, and in no frame."""
+    rng = np.random.default_rng(seed)
+    orders = [torch.arange(len(codes))]
+    orders += [torch.from_numpy(rng.permutation(len(codes))) for _ in range(codes.shape[1] - 1)]
+    return torch.stack([codes[order, book] for book, order in enumerate(orders)], 1)
+
+
+def sound(made: Tensor, real: Tensor) -> dict[str, float]:
+    """Log-mel distance (nats), STOI and wide-band PESQ of (N,) beside (N,)."""
+    return {"log_mel": float(SPECTRAL(made[None], real[None])[0])} | intelligibility(made, real)
+
+
+def figures_of(bundle: Bundle, samples: Tensor, seed: int) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
+    """One clip (N,): figures by "COUNT/VARIANT"; NLL (K - 1,) of the true fine codes, nats; codes (T, K)."""
+    codes = bundle.codec.encode(samples[None])[0].T  # (T, K)
+    real = samples[: len(codes) * HOP_SAMPLES]
+    tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.decoder.config.mel else None)
+    hidden = bundle.decoder(tokens, slices)[0]
+    logprobs = bundle.decoder.fine(hidden, codes).log_softmax(-1)
+    nll = -logprobs.gather(-1, codes[:, 1:, None])[..., 0].mean(0)
+    variants = {"true": codes, "shuffled": shuffled_codes(codes, seed)}
+    variants |= {f"drawn at {t:g}": drawn_codes(bundle, hidden, codes, t, seed) for t in TEMPERATURES}
+    figures = {"1/true": sound(bundle.codec.decode(codes[None, :, :1].transpose(1, 2))[0], real)}
+    for count in (c for c in COUNTS if c <= codes.shape[1]):
+        for name, own in variants.items():
+            figures[f"{count}/{name}"] = sound(bundle.codec.decode(own[None, :, :count].transpose(1, 2))[0], real)
+    return figures, nll, codes
+
+
+def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Means over clips, and the paired difference from the true codes of as many codebooks."""
+    out: dict[str, Any] = {}
+    for name in rows[0]:
+        true = f"{name.split('/')[0]}/true"
+        entry: dict[str, Any] = {}
+        for figure in ("log_mel", "stoi", "pesq"):
+            pairs = [
+                (row[name][figure], row[true][figure]) for row in rows if figure in row[name] and figure in row[true]
+            ]
+            if not pairs:
+                continue
+            own, others = np.array(pairs).T
+            entry[figure] = bootstrap(own) | {"clips": len(pairs)}
+            if name != true:
+                entry[f"{figure}_beside_true"] = bootstrap(own - others)
+        out[name] = entry
+    return out
+
+
+@torch.inference_mode()
+def measure(bundle: Bundle, clips: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    """All figures on some clips."""
+    rows, likelihoods, all_codes = [], [], []
+    for seed, (name, samples) in enumerate(clips):
+        figures, nll, codes = figures_of(bundle, samples, seed)
+        rows.append(figures)
+        likelihoods.append(nll.numpy())
+        all_codes.append(codes)
+        print(f"{seed + 1}/{len(clips)} {name}", flush=True)
+    frames = [len(codes) for codes in all_codes]
+    codes = torch.cat(all_codes)
+    per_book = {}
+    for book in range(1, codes.shape[1]):
+        share = torch.bincount(codes[:, book]).double() / len(codes)
+        entropy = float(-(share[share > 0] * share[share > 0].log()).sum())
+        nll = bootstrap(np.array([row[book - 1] for row in likelihoods]), frames)
+        per_book[str(book + 1)] = {"nll": nll, "entropy": round(entropy, 4)}
+    return {
+        "clips": len(clips),
+        "seconds": round(len(codes) * HOP_SAMPLES / SAMPLE_RATE_HZ, 1),
+        "nll_per_codebook": per_book,
+        "sound": summary(rows),
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, default=Path("weights/default"))
+    parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--music", type=Path, required=True)
+    parser.add_argument("--max-seconds", type=float, default=10.0)
+    parser.add_argument("--limit", type=int, default=None, help="clips of each kind")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fine_codes.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bundle = load_bundle(arguments.bundle)
+    report: dict[str, Any] = {"bundle": bundle.name, "hashes": bundle.hashes, "temperatures": TEMPERATURES}
+    for kind in ("speech", "music"):
+        clips = load_clips([getattr(arguments, kind)], arguments.limit, arguments.max_seconds)
+        report[kind] = measure(bundle, clips)
+    report["conditions"] = machine() | {"max_seconds": arguments.max_seconds, "mel": "real"}
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
