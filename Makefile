@@ -1,4 +1,4 @@
-# make install | serve | test | test-slow | lint | format | clean
+# make install | serve | test | test-slow | lint | format | table | clean
 # Every target is idempotent, and works in a fresh clone with nothing but Python 3.11 or later.
 #
 # On Linux, PyPI's torch brings several GB of CUDA. For a machine without a GPU:
@@ -10,6 +10,9 @@ PIP_FLAGS ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTEST_FLAGS ?=
+SPEECH ?= ../shared/data/speech
+MUSIC ?= ../shared/data/music/midi
+TABLE_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 SET_UP := $(VENV)/.installed
 SET_UP_DEV := $(VENV)/.installed-dev
 
-.PHONY: install serve test test-slow lint format clean
+.PHONY: install serve test test-slow lint format table clean
 
 install: $(SET_UP)
 
@@ -54,6 +57,12 @@ test-slow: $(SET_UP_DEV)
 format: $(SET_UP_DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The paper's table (docs/table.md): folders with train and test inside; goes on where it stopped. On a GPU:
+#   make table TABLE_FLAGS="--device cuda"
+table: $(SET_UP_DEV)
+	$(BIN)/python -m benchmarks.table --speech $(SPEECH) --music $(MUSIC) $(TABLE_FLAGS)
+	$(BIN)/python -m benchmarks.table_report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

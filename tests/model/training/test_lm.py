@@ -14,9 +14,9 @@ from torch import Tensor
 
 from model.codec.codec import Codec
 from model.config import PRESETS
-from model.hybrid import BOS
+from model.hybrid import BOS, HybridLM
 from model.training.data import Corpus
-from model.training.lm import Batches, LMTrainer, LMTraining, Stream, document_batch, train_lm
+from model.training.lm import Batches, LMTrainer, LMTraining, Stream, document_batch, initialise, train_lm
 from model.training.loop import Run
 from model.training.tokens import TokenSet, TokenSettings, build_tokens
 
@@ -114,6 +114,24 @@ def test_loss_falls(tokens: TokenSet, preset: str) -> None:
     valid = trainer.validate()
     assert valid.keys() == {"valid_speech", "valid_speech_fine", "valid_speech_unigram"}
     assert valid["valid_speech"] < np.log(1024)
+
+
+@pytest.mark.parametrize("preset", ["hybrid-4m", "gpt-s"])
+def test_a_training_begins_with_signals_of_unit_size(preset: str) -> None:
+    """Keys tell tokens apart, features of the mel are as large as embeddings, and the first guess is uniform."""
+    torch.manual_seed(0)
+    model = HybridLM(PRESETS[preset])
+    initialise(model)
+    tokens = torch.randint(0, 1024, (2, 100))
+    with torch.no_grad():
+        embedded = model.embedding(tokens)
+        keys = model.stack.blocks[0].attention.qkv(model.stack.blocks[0].attention_norm(torch.randn(2, 100, 256)))
+        logits = model.logits(model(tokens, torch.randn(2, 100, 64)))
+        assert 0.9 < float(embedded.std()) < 1.1 and 0.9 < float(keys.std()) < 1.1
+        if model.mel is not None:
+            features = model.mel(torch.randn(2, 100, 64), torch.zeros(2, 100, dtype=torch.bool))
+            assert 0.7 < float(features.std()) < 1.4
+    assert float(logits.logsumexp(-1).mean()) == pytest.approx(np.log(1024), abs=0.2)
 
 
 def test_statistics_are_in_the_model(tokens: TokenSet) -> None:
