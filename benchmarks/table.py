@@ -52,7 +52,7 @@ ROWS = (
     Row("hybrid-4m, shuffled mel", "hybrid-4m", "shuffled", SMALL_RATES),
     Row("hybrid-4m, leaky mel", "hybrid-4m", "leaky", SMALL_RATES),
     Row("hybrid-4m, decoded mel", "hybrid-4m", "decoded", SMALL_RATES),
-    Row("gpt-l", "gpt-l", "real", (1e-3, 2e-3), repeats=False),
+    Row("gpt-l", "gpt-l", "real", (1e-3,), repeats=False),
 )
 
 
@@ -124,10 +124,12 @@ class Table:
         """Train and measure once, on the test clips only when asked to; what was done is read from the run's folder."""
         plan = self.plan
         name = f"{row.name.replace(',', '').replace(' ', '-')}-rate{rate:g}-seed{seed}"
-        out = self.work / "runs" / name
-        result = out / "result.json"
         training = plan.training(rate, seed)
         tokens = Variant(self.work / "tokens", row.mel)
+        if row.mel == "decoded":  # another decoder is another row
+            name += f"-by-{tokens.decoder[:8]}"
+        out = self.work / "runs" / name
+        result = out / "result.json"
         settings = {"config": asdict(PRESETS[row.preset]), "training": asdict(training), "tokens": tokens.made_from}
         log = Run(out, json.loads(json.dumps(settings)))  # refuses what was made with other settings, finished or not
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}

@@ -5,6 +5,7 @@ not in `model/`, so that nothing that is trained for use can come upon it.
 """
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def build_leaky(corpus: Corpus, settings: TokenSettings, tokens: TokenSet) -> No
     path = tokens.folder / "mel_leaky.bin"
     if path.exists() and path.stat().st_size == len(tokens.codes) * MEL_BANDS * 2:
         return
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".part{os.getpid()}")  # a second process may be at it: both write the same, each its own
     with part.open("wb") as file:
         pairs = zip(tokens.documents, document_samples(corpus, settings), strict=True)
         for document, samples in track(pairs, total=len(tokens.documents), description="leaky mel"):
@@ -123,6 +124,7 @@ class Variant(TokenSet):
             shape = (len(self.codes), MEL_BANDS)
             self.mel_real = np.memmap(folder / "mel_leaky.bin", dtype=np.float16, mode="r", shape=shape)
         self.made_from = self.made_from | described
+        self.decoder: str = json.loads((folder / "index.json").read_text())["decoder_sha256"]
 
 
 def shortened(corpus: Corpus, seconds: float) -> Corpus:

@@ -243,7 +243,7 @@ def _in_order(
 def _redecode(corpus: Corpus, codec: Codec, settings: TokenSettings, tokens: TokenSet, device: str) -> None:
     """Replace the decoded mel of a token set by what ``codec`` makes of its codes; cut off, it begins anew."""
     mel, path = LogMel().to(device), tokens.folder / "mel_decoded.bin"
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".part{os.getpid()}")
     jobs = _jobs(corpus, settings)
     assert len(jobs) == len(tokens.documents), f"{len(jobs)} jobs, {len(tokens.documents)} documents"
     where = iter(tokens.documents)
