@@ -40,7 +40,8 @@ __all__ = ["Cancelled", "Continuation", "ContinueJob", "Engine", "Job", "NotFini
 
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 30.0  # a heartbeat older than this means a stuck engine: one chunk of scoring takes far less
-SCORING_NICENESS = 10  # of the scoring threads: whoever waits for audio comes first
+# of the threads that read prompts, so that those who listen already hear no gap; and of those that score clips
+NICENESS = {"read": 5, "score": 10}
 log = logging.getLogger("whispergpt")
 
 
@@ -70,7 +71,13 @@ class Engine:
         slots = slots or default_slots(bundle)
         count = min(lanes_for(bundle, threads), slots)
         self.lanes = Lanes(
-            lambda rows: slots_for(bundle, rows, self.codebooks), count, -(-slots // count), 1, metrics, self._alive
+            lambda rows: slots_for(bundle, rows, self.codebooks),
+            count,
+            -(-slots // count),
+            1,
+            metrics,
+            self._alive,
+            self._reads,
         )
         self.places, self.taken = self.lanes.total + waiting, 0  # of the event loop alone: no lock
         self.draining = False
@@ -82,6 +89,7 @@ class Engine:
         }
         self._beats: dict[int, float] = {}  # of each thread
         self._computing = 0  # jobs that a thread has begun and that have not ended
+        self._reading = 0  # prompts that a thread reads
         self._lock = threading.Lock()  # of the count, and of each job's `begun`
         self._recent_seconds = 1.0  # what a request took of late, for Retry-After
         self._threads = self.lanes.threads + [
@@ -115,6 +123,10 @@ class Engine:
         """The threads live, and their heartbeats are fresh."""
         now = time.monotonic()
         return all(t.is_alive() and now - self._beats.get(t.ident or 0, 0.0) < STALE_SECONDS for t in self._threads)
+
+    def _reads(self) -> bool:
+        """Is a prompt being read, or waiting for it?"""
+        return self._reading > 0 or not self._queues["read"].empty()
 
     def _alive(self) -> None:
         self._beats[threading.get_ident()] = time.monotonic()
@@ -230,9 +242,8 @@ class Engine:
 
     def _work(self, kind: str) -> None:
         torch.set_num_threads(1)  # a thread a core does it: the matrices are small, and two threads a product wait
-        if kind == "score":
-            with suppress(OSError, AttributeError):  # of this thread alone; not everywhere
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SCORING_NICENESS)
+        with suppress(OSError, AttributeError):  # of this thread alone; not everywhere
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[kind])
         while True:
             self._alive()
             try:
@@ -242,6 +253,16 @@ class Engine:
             if job is None:
                 return
             self._run(job)
+
+    @contextmanager
+    def _counted(self, job: Job) -> Iterator[None]:
+        with self._lock:
+            self._reading += job.kind == "read"
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading -= job.kind == "read"
 
     def _run(self, job: Job) -> None:
         with self._lock:
@@ -255,7 +276,8 @@ class Engine:
             job.started = time.monotonic()
             self.metrics.queue_seconds.observe(job.started - job.submitted)
         try:
-            result = job.run(self)
+            with self._counted(job):
+                result = job.run(self)
         except NotFinite as error:
             self.metrics.nonfinite.inc()
             log.error("a likelihood or a sample is not finite")

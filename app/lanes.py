@@ -21,6 +21,8 @@ from model.slots import AnySlots, Frames
 
 FIRST_PIECE_FRAMES = 3  # 40 ms: what a player needs to begin
 LONGEST_PIECE_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups
+AHEAD_SECONDS = 0.5  # of audio that a listener has in hand: who has more can wait for those who have less
+PAUSE_SECONDS = 0.005
 log = logging.getLogger("whispergpt")
 
 
@@ -117,6 +119,12 @@ class Choice:
         self._samples[place] = made.samples[at]
         self.made += 1
 
+    def ahead(self, now: float) -> bool:
+        """Would somebody who listens since the first frame have audio in hand for a while?"""
+        if self.made == 0 or now > self.seated.job.deadline:
+            return False
+        return self.made / FRAME_RATE_HZ - (now - self.seated.first_frame) > AHEAD_SECONDS
+
     def over(self, now: float) -> bool:
         """Is it complete, or is its time up?"""
         if self.made == self.seated.job.frames:
@@ -152,6 +160,7 @@ class Lanes:
         rows: slots of each.
         threads: what torch may use inside a step.
         beat: called by each lane at least once a second while all is well.
+        busy: does anybody wait for a prompt to be read? Then streams do not run far ahead of their listeners.
     """
 
     def __init__(
@@ -162,8 +171,9 @@ class Lanes:
         threads: int,
         metrics: Metrics,
         beat: Callable[[], None],
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._make, self._rows, self._metrics, self._beat = make, rows, metrics, beat
+        self._make, self._rows, self._metrics, self._beat, self._busy = make, rows, metrics, beat, busy
         self._torch_threads = threads
         self._changed = threading.Condition()
         self._waiting: deque[Choice] = deque()
@@ -251,9 +261,9 @@ class Lanes:
 
     def _step(self, lane: int, slots: AnySlots, rows: dict[int, Choice]) -> None:
         gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
-        if len(gone) < len(rows):
-            active = [row for row in rows if row not in gone]
-            begin = time.monotonic()
+        begin = time.monotonic()
+        active = self._due([row for row in rows if row not in gone], rows, begin)
+        if active:
             made = slots.step(active)
             now = time.monotonic()
             self._metrics.step_seconds.observe(now - begin)
@@ -266,6 +276,17 @@ class Lanes:
             del rows[row]
         if gone:
             self._left(lane, len(gone))
+
+    def _due(self, active: list[int], rows: dict[int, Choice], now: float) -> list[int]:
+        """The rows to step now: all, unless some wait for audio, or for a prompt, while others have some in hand."""
+        due = [row for row in active if not rows[row].ahead(now)]
+        if due or not active:
+            return due
+        if self._busy():
+            with self._changed:
+                self._changed.wait(PAUSE_SECONDS)
+            return []
+        return active
 
     @staticmethod
     def _hand_out(made: Frames, active: Sequence[int], rows: dict[int, Choice], now: float) -> list[int]:

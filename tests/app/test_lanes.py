@@ -11,7 +11,7 @@ import pytest
 import app.engine
 from app.engine import Continuation, ContinueJob, NotFinite, Piece, Started
 from app.errors import DeadlinePassed
-from app.lanes import FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES
+from app.lanes import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Lanes, Seated
 from model.sampling import SamplingOptions
 from model.slots import AnySlots, Frames, Slots
 from tests.app.test_engine import until
@@ -193,3 +193,57 @@ def test_a_long_prompt_does_not_hold_up_the_others(serve: Any, speech: Any) -> N
     assert service.value("step_seconds_count") > before + 10
     stepping.cancel()
     until(lambda: service.value("slots_used") == 0)
+
+
+def test_who_has_audio_in_hand_waits_for_those_without(service: Any, speech: Any) -> None:
+    metrics, nothing = service.app.state.metrics, Started(speech[:0], speech[:0], 0.0, 0.0)
+    busy = False
+    lanes = Lanes(lambda rows: pytest.fail("no step is wanted"), 1, 4, 1, metrics, lambda: None, lambda: busy)
+
+    def choice(made: int, begun: float) -> Choice:
+        work = job(speech, frames=600)
+        work.deadline = 12.0
+        one = Choice(Seated(work, None, nothing, metrics), 0)  # type: ignore[arg-type]
+        one.made, one.seated.first_frame = made, begun
+        return one
+
+    enough = round(75 * (AHEAD_SECONDS + 0.5))  # made within 0.1 s: most of it waits to be played
+    rows = {0: choice(enough, 9.9), 1: choice(5, 9.9), 2: choice(0, 0.0)}
+    assert lanes._due([0, 1, 2], rows, 10.0) == [1, 2], "who has audio in hand may wait"
+    assert lanes._due([0], rows, 10.0) == [0], "nobody else is there"
+    busy = True
+    assert lanes._due([0], rows, 10.0) == [], "a prompt is being read"
+    assert lanes._due([0], rows, 11.0) == [0], "and its listener has played on"
+    rows[0].made = 10**6
+    assert lanes._due([0], rows, 12.1) == [0], "its time is up: it must end"
+    assert lanes._due([], rows, 10.0) == []
+
+
+def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: Any, monkeypatch: Any) -> None:
+    """While prompts are read, 1.2 s of audio take 0.7 s at least; nothing of it changes."""
+    engine = service.app.state.engine
+    service.wait(collect(engine, job(speech, frames=10)))
+    plain = service.wait(collect(engine, job(speech, frames=90)))
+    monkeypatch.setattr(engine.lanes, "_busy", lambda: True)
+    begin = time.monotonic()
+    paced = service.wait(collect(engine, job(speech, frames=90)))
+    assert 90 / 75 - AHEAD_SECONDS - 0.1 < time.monotonic() - begin
+    for name in ("tokens", "logprobs", "samples"):
+        one, other = (np.concatenate([getattr(piece, name) for piece in got[1:-1]]) for got in (plain, paced))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_reading_is_known_while_it_lasts(service: Any, speech: Any) -> None:
+    engine = service.app.state.engine
+    seen = []
+    work = job(speech, frames=2)
+    inner = work._go_on
+
+    def go_on(of: Any) -> None:
+        seen.append(engine._reads())
+        inner(of)
+
+    work._go_on = go_on  # type: ignore[method-assign]
+    assert not engine._reads()
+    service.wait(engine.submit(work))
+    assert seen and all(seen) and not engine._reads()
