@@ -50,7 +50,7 @@ class Watch:
 
 
 def slope(readings: list[tuple[float, float]]) -> dict[str, float]:
-    """MiB for each minute of audio, by least squares, and the lowest and highest reading."""
+    """MiB for each minute of audio, by least squares, and the lowest and highest reading; of two readings at least."""
     whole = max(made for made, _ in readings)
     kept = [(made, size) for made, size in readings if made >= SETTLE * whole]
     made, sizes = np.array(kept).T
@@ -83,7 +83,7 @@ def main() -> None:
     limits = ("--max-seconds", str(arguments.seconds), "--timeout-seconds", "3600")
     with serving(arguments.bundle, *limits) as server:
         asyncio.run(streamed(server, 2, min(30.0, arguments.seconds)))  # what a server takes once
-        with Watch(server) as watch:
+        with Watch(server, pause=arguments.seconds / 2400) as watch:  # hundreds of readings, however fast it is
             report = asyncio.run(streamed(server, 1, arguments.seconds))
     one = report.outcomes[0]
     assert one.error is None, one.error
