@@ -64,7 +64,8 @@ def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
     assert value("generated_audio_seconds_total") == pytest.approx(0.8)
     assert value("prompt_tokens_total") == 200
     assert value("prompt_audio_seconds_total") == pytest.approx(200 / 75)
-    assert value("step_seconds_count") == value("batch_size_count") == 30
+    steps = value("step_seconds_count")
+    assert 30 <= steps == value("batch_size_count") <= 60  # the two choices may be in two lanes
     for name in ("prefill_seconds", "time_to_first_audio_seconds", "real_time_factor"):
         assert value(f"{name}_count") == 1
     assert value("queue_seconds_count") == value("token_nll_count") == 2
