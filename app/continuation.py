@@ -85,7 +85,7 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
     job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
-    return Order(form, job, prompt if form.include_prompt else prompt[:0])
+    return Order(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
 
 
 def too_short() -> ServiceError:

@@ -1,5 +1,6 @@
 """Prometheus metrics, and the small ASGI middleware that counts, times and names requests."""
 
+import asyncio
 import re
 import time
 import uuid
@@ -9,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import unexpected
+from app.errors import Draining, answer, unexpected
 
 FRAME_MS = 1 / 75
 STEP_BUCKETS = tuple(FRAME_MS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 4, 8, 16))
@@ -113,6 +114,10 @@ class RequestMiddleware:
         route = scope["path"] if scope["path"] in ROUTES else "other"
         try:
             await self.app(scope, receive, send_named)
+        except asyncio.CancelledError:  # the server stops, and its patience is at an end
+            if not begun:
+                await answer(Request(scope), Draining("the server is shutting down"))(scope, receive, send_named)
+            raise
         except Exception as error:
             if begun:
                 raise  # too late for another answer: the server cuts the connection

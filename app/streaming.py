@@ -124,6 +124,7 @@ async def opened(request: Request, order: Order, place: AsyncExitStack) -> Opene
         await feed.close()
         raise
     assert isinstance(started, Started), started
+    order.job.forget()  # the prompt has been read; only what is to be sent of it is kept
     return Opened(order, started, feed)
 
 

@@ -161,6 +161,14 @@ def test_broken_http(server: Server, clip: bytes) -> None:
     server.works(clip)
 
 
+def taken(client: socket.socket, until: bytes = b"") -> bytes:
+    """What comes: to the end of the connection, or until these bytes end it."""
+    content = bytearray()
+    while (not until or not content.endswith(until)) and (block := client.recv(65_536)):
+        content += block
+    return bytes(content)
+
+
 def test_a_term_signal_ends_it_after_the_work_in_hand(folder: Path, clip: bytes) -> None:
     server = Server(folder, "--drain-seconds", "20")
     try:
@@ -190,16 +198,11 @@ def test_a_term_signal_cuts_what_takes_too_long(folder: Path, clip: bytes) -> No
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(20)
             assert time.monotonic() - started < 10
+            head, _, body = taken(client).partition(b"\r\n\r\n")
+            assert b" 503 " in head.splitlines()[0]
+            assert json.loads(body)["error"]["code"] == "draining"
     finally:
         server.close()
-
-
-def taken(client: socket.socket, until: bytes = b"") -> bytes:
-    """What comes: to the end of the connection, or until these bytes end it."""
-    content = bytearray()
-    while (not until or not content.endswith(until)) and (block := client.recv(65_536)):
-        content += block
-    return bytes(content)
 
 
 def is_free(server: Server, clip: bytes) -> None:

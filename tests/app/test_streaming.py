@@ -388,6 +388,7 @@ def test_time_up_while_all_slots_are_taken(serve: Any, clip: bytes) -> None:
     *deltas, (name, data) = events_of(answer.content)
     assert sum(len(base64.b64decode(delta["audio"])) for _, delta in deltas) == 100 * 640
     assert (name, data["error"]["code"]) == ("audio.error", "timeout")
+    assert service.value("first_audio_sent_seconds_count") == 1, "the prompt is nothing that was made"
     first.leave()
     free(service, clip)
 
