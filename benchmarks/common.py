@@ -68,14 +68,27 @@ def from_run(folder: Path, codec_of: Bundle) -> Bundle:
     return Bundle(codec_of.codec, model, folder.name, preset, made_by={"training": training})
 
 
+def best_run(name: str, runs: Path = TABLE) -> Path | None:
+    """The finished run of a row of the table that has the lowest NLL on validation; None where there is none."""
+
+    def valid_nll(result: dict[str, Any]) -> float:
+        kinds = [
+            (sum(one["nll"] for one in kind), sum(one["frames"] for one in kind)) for kind in result["valid"].values()
+        ]
+        return sum(nll / frames for nll, frames in kinds) / len(kinds)
+
+    results = [(path.parent, json.loads(path.read_text())) for path in sorted(runs.glob("*/result.json"))]
+    found = {folder: valid_nll(result) for folder, result in results if result["row"] == name}
+    return min(found, key=lambda folder: found[folder], default=None)
+
+
 def default_models(bundle: Path, runs: Path = TABLE) -> list[str]:
     """The bundle with and without mel; the table's token-only model and its hybrid, where both have been trained."""
-    matched = {name: runs / f"{name}-seed0" for name in ("hybrid-4m", "gpt-s")}
-    trained = all((folder / "result.json").exists() for folder in matched.values())
+    matched = {name: best_run(name, runs) for name in ("hybrid-4m", "gpt-s")}
     return [
         f"hybrid-4m={bundle}",
         f"hybrid-4m, mel masked={bundle}{MASKED}",
-        *(f"{name} of the table={folder}" for name, folder in matched.items() if trained),
+        *(f"{name} of the table={folder}" for name, folder in matched.items() if None not in matched.values()),
     ]
 
 

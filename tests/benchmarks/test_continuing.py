@@ -93,19 +93,29 @@ def test_subjects_from_bundles_and_runs(bundle: Bundle, run: Path, tmp_path: Pat
     assert three.described()["made_by"]["training"]["steps"] == 1
 
 
+def finished(folder: Path, row: str, nll: float) -> None:
+    """A finished run of the table, as far as its choice is concerned."""
+    folder.mkdir()
+    valid = {
+        "speech": [{"nll": 100 * nll, "frames": 90}, {"nll": 0.0, "frames": 10}],
+        "music": [{"nll": 0, "frames": 5}],
+    }
+    (folder / "result.json").write_text(json.dumps({"row": row, "valid": valid}))
+
+
 def test_default_models(tmp_path: Path) -> None:
-    """The table's models stand beside the bundle's only when both have been trained."""
+    """The table's models stand beside the bundle's only when both have been trained: the best of each on validation."""
     bundle = tmp_path / "bundle"
     own = [f"hybrid-4m={bundle}", f"hybrid-4m, mel masked={bundle}:masked"]
-    for name in ("hybrid-4m-seed0", "gpt-s-seed0"):
-        assert default_models(bundle, tmp_path) == own
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text("{}")
-    assert default_models(bundle, tmp_path) == [
-        *own,
-        f"hybrid-4m of the table={tmp_path / 'hybrid-4m-seed0'}",
-        f"gpt-s of the table={tmp_path / 'gpt-s-seed0'}",
-    ]
+    assert default_models(bundle, tmp_path) == own
+    finished(tmp_path / "one", "gpt-s", 3.2)
+    finished(tmp_path / "two", "hybrid-4m, shuffled mel", 1.0)
+    assert default_models(bundle, tmp_path) == own
+    finished(tmp_path / "three", "hybrid-4m", 3.1)
+    finished(tmp_path / "four", "gpt-s", 3.0)
+    (tmp_path / "five").mkdir()  # still training
+    matched = [f"hybrid-4m of the table={tmp_path / 'three'}", f"gpt-s of the table={tmp_path / 'four'}"]
+    assert default_models(bundle, tmp_path) == own + matched
 
 
 def test_run_of_another_codec(bundle: Bundle, run: Path) -> None:
