@@ -44,6 +44,7 @@ class Row:
     mel: Mel
     rates: tuple[float, ...]
     repeats: bool = True  # with every seed; large ones take the first alone
+    kind: str = ""  # trained and tested on this one alone, with as many tokens of it as the others see
 
 
 ROWS = (
@@ -52,6 +53,8 @@ ROWS = (
     Row("hybrid-4m, shuffled mel", "hybrid-4m", "shuffled", SMALL_RATES),
     Row("hybrid-4m, leaky mel", "hybrid-4m", "leaky", SMALL_RATES),
     Row("hybrid-4m, decoded mel", "hybrid-4m", "decoded", SMALL_RATES),
+    Row("hybrid-4m, speech alone", "hybrid-4m", "real", SMALL_RATES, kind="speech"),
+    Row("hybrid-4m, music alone", "hybrid-4m", "real", SMALL_RATES, kind="music"),
     Row("gpt-l", "gpt-l", "real", (1e-3,), repeats=False),
 )
 
@@ -64,24 +67,30 @@ class Plan:
     batch: int = 2  # small: at so few tokens, what counts is the number of steps
     length: int = 256  # the last quarter has half as many sequences of twice the length
     warmup: int = 64
+    music_share: float = 0.3  # of the tokens
     seeds: int = 3
     validations: int = 6  # in a run
     validate_frames: int = 4_000  # of each kind, for the curve
     final_frames: int = 12_000  # of each kind, at the end: what the sweep chooses by
     rows: tuple[Row, ...] = ()
 
-    def training(self, rate: float, seed: int) -> LMTraining:
+    def share(self, kind: str) -> float:
+        """Of the tokens: those of a kind, or all."""
+        return {"": 1.0, "music": self.music_share, "speech": 1 - self.music_share}[kind]
+
+    def training(self, rate: float, seed: int, kind: str = "") -> LMTraining:
         """Settings that ask one question: coarse tokens from one mel stream, with neither noise nor masks."""
-        warmup = min(self.warmup, self.steps // 2)
+        steps = max(round(self.steps * self.share(kind)), 1)
+        music_share = float(kind == "music") if kind else self.music_share
         return LMTraining(
-            steps=self.steps, batch=self.batch, length=self.length, rate=rate, warmup=warmup, seed=seed,
-            music_share=0.3, decoded_share=0.0, noise=0.0, masked_share=0.0, span_share=0.0, fine_weight=0.0, bf16=True,
+            steps=steps, batch=self.batch, length=self.length, rate=rate, warmup=min(self.warmup, steps // 2),
+            seed=seed, music_share=music_share, decoded_share=0.0, noise=0.0, masked_share=0.0, span_share=0.0,
+            fine_weight=0.0, bf16=True,
         )  # fmt: skip
 
-    @property
-    def tokens_seen(self) -> int:
+    def tokens_seen(self, kind: str = "") -> int:
         """Of one run; the long sequences of its end are fewer, so that a step stays what it is."""
-        return self.steps * self.batch * self.length
+        return self.training(0.0, 0, kind).steps * self.batch * self.length
 
 
 @torch.no_grad()
@@ -124,7 +133,8 @@ class Table:
         """Train and measure once, on the test clips only when asked to; what was done is read from the run's folder."""
         plan = self.plan
         name = f"{row.name.replace(',', '').replace(' ', '-')}-rate{rate:g}-seed{seed}"
-        training = plan.training(rate, seed)
+        training = plan.training(rate, seed, row.kind)
+        kinds = (row.kind,) if row.kind else self.kinds
         tokens = Variant(self.work / "tokens", row.mel)
         if row.mel == "decoded":  # another decoder is another row
             name += f"-by-{tokens.decoder[:8]}"
@@ -144,15 +154,15 @@ class Table:
         state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         model.to(self.device)
-        valid = {kind: first_frames(tokens.of("valid", kind), plan.final_frames) for kind in self.kinds}
+        valid = {kind: first_frames(tokens.of("valid", kind), plan.final_frames) for kind in kinds}
         made = {
             "row": row.name,
             "seed": seed,
             "rate": rate,
             "parameters": model.parameter_count(),
             "valid": {kind: utterances(model, tokens, documents, self.device) for kind, documents in valid.items()},
-            "test": {kind: self.tested(model, row.mel, kind) for kind in self.kinds} if test else {},
-            "curve": [entry for entry in log.history() if any(f"valid_{kind}" in entry for kind in self.kinds)],
+            "test": {kind: self.tested(model, row.mel, kind) for kind in kinds} if test else {},
+            "curve": [entry for entry in log.history() if any(f"valid_{kind}" in entry for kind in kinds)],
             "seconds": found.get("seconds", 0) + round(time.monotonic() - started),
         }
         part = result.with_suffix(".part")
@@ -193,9 +203,12 @@ class Table:
             for row in self.plan.rows:
                 if (only and row.name not in only) or (seed and not row.repeats):
                     continue
+                if row.kind and len(self.kinds) < 2:  # there is but one: the other rows are alone with it already
+                    continue
                 if row.preset not in rates:
                     rates[row.preset], sweeps[row.preset] = self.sweep(row)
-                yield self.run(row, rates[row.preset], seed, test=True) | {"tokens": self.plan.tokens_seen}, sweeps
+                seen = {"tokens": self.plan.tokens_seen(row.kind)}
+                yield self.run(row, rates[row.preset], seed, test=True) | seen, sweeps
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -32,6 +32,8 @@ DIFFERENCES = (
     ("hybrid-4m, decoded mel", "hybrid-4m", "what hearing the codec instead of the clip costs"),
     ("hybrid-4m, decoded mel", "gpt-s", "the claim for what a closed loop can hear"),
     ("gpt-s", "unigram", "what context is worth"),
+    ("hybrid-4m", "hybrid-4m, speech alone", "one model for both, or one each: below 0, one does better"),
+    ("hybrid-4m", "hybrid-4m, music alone", "the same for music"),
 )
 
 Figure = dict[str, float]
@@ -108,6 +110,8 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         boot = Bootstrap([frames for _, frames in clips])
         sums: dict[str, tuple[Sums, Sums]] = {}
         for name, runs in rows.items():
+            if kind not in runs[0]["test"]:
+                continue  # a row of the other kind alone
             assert all([(u["clip"], u["frames"]) for u in run["test"][kind]] == clips for run in runs), name
             sums[name] = (
                 np.array([[u["nll"] for u in run["test"][kind]] for run in runs], dtype=np.float64),
@@ -154,7 +158,7 @@ def _kind_table(kind: str, report: dict[str, Any]) -> list[str]:
         "| model | parameters, M | seeds | NLL, nats a token | perplexity | accuracy | bits/s | paper, nats |",
     ]
     lines.append("|---|---|---|---|---|---|---|---|")
-    for name, row in report["rows"].items():
+    for name, row in ((name, row) for name, row in report["rows"].items() if kind in row):
         figures, size = row[kind], row["parameters"] / 1e6
         cells = [name, f"{size:.2f}" if size >= 0.01 else "-", str(len(row["seeds"]))]
         cells += [shown(figures["nll"]), shown(figures["perplexity"], 1), shown(figures["accuracy"])]
@@ -171,8 +175,8 @@ def tables(report: dict[str, Any]) -> str:
     for one, other, reading in DIFFERENCES:
         pair = report["differences"].get(f"{one} - {other}")
         if pair:
-            cells = [f"({one}) - ({other})", *(shown(pair[kind]["nll"], sign=True) for kind in kinds), reading]
-            lines.append(f"| {' | '.join(cells)} |")
+            apart = [shown(pair[kind]["nll"], sign=True) if kind in pair else "-" for kind in kinds]
+            lines.append(f"| ({one}) - ({other}) | {' | '.join(apart)} | {reading} |")
     lines += ["", "| preset | learning rate: validation NLL of seed 0, mean of the kinds | chosen |"]
     lines.append("|---|---|---|")
     for preset, tried in report["sweep"].items():
@@ -185,8 +189,8 @@ def tables(report: dict[str, Any]) -> str:
     small = report["rows"].get("gpt-s", {}).get("seconds", [0])
     lines += [
         "",
-        f"Every run saw {seen:,} tokens ({plan['steps']} steps). Hours of audio: "
-        f"{', '.join(f'{kind} {value}' for kind, value in hours.items())}. "
+        f"Every run saw {seen:,} tokens ({plan['steps']} steps), those of one kind alone their share of it. "
+        f"Hours of audio: {', '.join(f'{kind} {value}' for kind, value in hours.items())}. "
         f"Groups in validation: {', '.join(f'{kind} {n}' for kind, n in conditions['validation_groups'].items())}. "
         f"The runs took {taken:.1f} hours together ({np.median(small) / 60:.0f} minutes for a small one) on "
         f"{conditions['cuda'] if conditions['device'].startswith('cuda') else 'one core of a shared CPU'}, "
@@ -206,7 +210,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for place, kind in enumerate(kinds):
         axes = canvas.add_subplot(1, len(kinds), place + 1)
         column = 1 if kind == "speech" else 2
-        drawn = [(name, row["curves"]) for name, row in report["rows"].items() if any(row["curves"])]
+        rows = [(name, row) for name, row in report["rows"].items() if kind in row]
+        drawn = [(name, row["curves"]) for name, row in rows if any(row["curves"])]
         for colour, (name, curves) in enumerate(drawn):
             for number, curve in enumerate(curves):
                 points = [(point[0] * a_step / 1e3, point[column]) for point in curve]

@@ -316,6 +316,24 @@ def test_summary_of_two_kinds() -> None:
         assert apart[kind]["nll"]["mean"] == pytest.approx(-0.1) == apart[kind]["nll"]["high"]
         assert found["rows"]["gpt-s"][kind]["nll_per_seed"] == [3.5, 3.7]
 
+    def alone(row: str, nll: float, kind: str) -> dict[str, Any]:
+        whole = result(row, nll)
+        return whole | {"test": {kind: whole["test"][kind]}}
+
+    found = summary([result("hybrid-4m", 1.9), alone("hybrid-4m, speech alone", 1.8, "speech")])
+    pair = found["differences"]["hybrid-4m - hybrid-4m, speech alone"]
+    assert set(pair) == {"speech"} and pair["speech"]["nll"]["mean"] == pytest.approx(0.1)
+    assert "music" not in found["rows"]["hybrid-4m, speech alone"]
+
+
+def test_one_kind_alone_sees_as_many_tokens_of_it() -> None:
+    """Step by step what a row of both kinds sees of it; nothing else differs."""
+    plan = Plan(steps=600)
+    assert plan.tokens_seen("speech") + plan.tokens_seen("music") == plan.tokens_seen()
+    both, speech, music = (plan.training(1e-3, 0, kind) for kind in ("", "speech", "music"))
+    assert (speech.steps, speech.music_share) == (420, 0.0) and (music.steps, music.music_share) == (180, 1.0)
+    assert replace(speech, steps=600, music_share=0.3) == both == replace(music, steps=600, music_share=0.3)
+
 
 def test_the_page_is_made_of_the_results() -> None:
     command = [sys.executable, "-m", "benchmarks.table_report", "--check"]
