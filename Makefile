@@ -62,7 +62,8 @@ format: $(SET_UP_DEV)
 #   make table TABLE_FLAGS="--device cuda"
 table: $(SET_UP_DEV)
 	$(BIN)/python -m benchmarks.table --speech $(SPEECH) --music $(MUSIC) $(TABLE_FLAGS)
-	$(BIN)/python -m benchmarks.table_report
+	$(BIN)/python -m benchmarks.table_plot
+	$(BIN)/python -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,17 +1,7 @@
-"""Write the tables of docs/codec.md from benchmarks/results/*.json, so that no figure is typed.
+"""The tables of docs/codec.md."""
 
-python -m benchmarks.codec_tables            # rewrites what stands between the markers
-python -m benchmarks.codec_tables --check    # exit code 1 when a table does not match its JSON
-"""
+from benchmarks.pages import Report, interval, table
 
-import json
-import sys
-from collections.abc import Callable
-
-from benchmarks.common import RESULTS, ROOT
-from benchmarks.evaluation_tables import Report, interval, table
-
-PAGE = ROOT / "docs" / "codec.md"
 KINDS = {"speech": "Speech", "music": "Piano"}
 
 
@@ -91,39 +81,3 @@ def fine_codes(report: Report) -> list[str]:
         heads = ["codebooks", "fine codes", "log-mel", "beside true", "STOI", "beside true", "PESQ", "beside true"]
         lines += table(heads, rows)
     return lines
-
-
-PARTS: dict[str, Callable[[Report], list[str]]] = {
-    "codec": codec,
-    "token_probe": token_probe,
-    "fine_codes": fine_codes,
-}
-
-
-def rewritten(text: str) -> str:
-    """The page with every part that has a JSON made anew."""
-    for name, part in PARTS.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        path = RESULTS / f"{name}.json"
-        if begin in text and path.exists():
-            before, rest = text.split(begin, 1)
-            lines = "\n".join(part(json.loads(path.read_text()))).rstrip()
-            text = f"{before}{begin}\n{lines}\n{end}{rest.split(end, 1)[1]}"
-    return text
-
-
-def main() -> int:
-    """Rewrite, or compare."""
-    text = PAGE.read_text()
-    wanted = rewritten(text)
-    if wanted == text:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print(f"{PAGE.relative_to(ROOT)} does not match benchmarks/results; run python -m benchmarks.codec_tables")
-        return 1
-    PAGE.write_text(wanted)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

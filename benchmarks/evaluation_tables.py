@@ -1,31 +1,6 @@
-"""Write the tables of docs/evaluation.md from benchmarks/results/*.json, so that no figure is typed.
+"""The tables of docs/evaluation.md."""
 
-python -m benchmarks.evaluation_tables            # rewrites what stands between the markers
-python -m benchmarks.evaluation_tables --check    # exit code 1 when a table does not match its JSON
-"""
-
-import json
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from benchmarks.common import RESULTS, ROOT
-
-PAGE = ROOT / "docs" / "evaluation.md"
-Report = dict[str, Any]
-
-
-def interval(figure: dict[str, float] | None, digits: int = 2, sign: str = "") -> str:
-    """A mean with its 95 % interval; a dash where there is none."""
-    if figure is None:
-        return "-"
-    mean, low, high = (f"{figure[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown, with an empty line after it."""
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)] + [""]
+from benchmarks.pages import Report, interval, table
 
 
 def models(described: Report) -> list[str]:
@@ -112,39 +87,3 @@ def quality(report: Report) -> list[str]:
             *table(["continuation", *heads], rows),
         ]
     return lines + models(report["models"])
-
-
-PARTS: dict[str, Callable[[Report], list[str]]] = {
-    "consistency": consistency,
-    "free_running": free_running,
-    "quality": quality,
-}
-
-
-def rewritten(text: str) -> str:
-    """The page with every part that has a JSON made anew."""
-    for name, part in PARTS.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        path = RESULTS / f"{name}.json"
-        if begin in text and path.exists():
-            before, rest = text.split(begin, 1)
-            lines = "\n".join(part(json.loads(path.read_text()))).rstrip()
-            text = f"{before}{begin}\n{lines}\n{end}{rest.split(end, 1)[1]}"
-    return text
-
-
-def main() -> int:
-    """Rewrite, or compare."""
-    text = PAGE.read_text()
-    wanted = rewritten(text)
-    if wanted == text:
-        return 0
-    if "--check" in sys.argv[1:]:
-        print(f"{PAGE.relative_to(ROOT)} does not match benchmarks/results; run python -m benchmarks.evaluation_tables")
-        return 1
-    PAGE.write_text(wanted)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

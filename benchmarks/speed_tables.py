@@ -1,12 +1,9 @@
 """The README's tables of speed, from what the benchmarks of speed wrote."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from benchmarks.common import RESULTS
+from benchmarks.pages import Report, loaded, table
 
-Report = dict[str, Any]
 GOALS = "goal on 2 cores"
 STEP_ROWS = (
     "Hugging Face generate",
@@ -20,12 +17,6 @@ STEP_ROWS = (
 )
 
 
-def loaded(name: str, folder: Path = RESULTS) -> Report | None:
-    """What a script wrote, None when it was not run."""
-    path = folder / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
 def on(conditions: Report) -> str:
     """The machine, in words."""
     cores = f"{conditions['cores']} cores"
@@ -34,34 +25,32 @@ def on(conditions: Report) -> str:
 
 def step_table(report: Report) -> list[str]:
     """Milliseconds a step by rows, the machine's limit in brackets, and the ratios."""
-    rows = report["rows"]
+    counts = report["rows"]
     at = report["conditions"]
-    head = ["ms a step", *(f"{count} row{'s' if count != '1' else ''}" for count in rows)]
+    head = ["ms a step", *(f"{count} row{'s' if count != '1' else ''}" for count in counts)]
     lines = [
         f"**A step** beside what one would pick instead ({on(at)}; one thread; median of {at['turns']} turns of "
         f"{at['steps']} steps in one process, after a prompt of {at['prompt_positions']} positions; in brackets the "
         f"machine's limit: operations and bytes of the step at the rates measured beside it; transformers "
         f"{at['transformers']}; weights of gpt-s and gpt-l random)",
         "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
     ]
+    rows = []
     for name in STEP_ROWS:
-        cells = []
-        for one in rows.values():
+        cells = [name]
+        for one in counts.values():
             value = one["milliseconds_a_step"][name]["wall"]["median"]
             limit = one["roofline"].get(name)
             cells.append(f"{value:.2f}" + (f" ({limit['limit_ms']:.2f})" if limit else ""))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append(cells)
     pairs = (
         ("Hugging Face's, times ours", "Hugging Face generate / ours, gpt-s"),
         ("with a static cache, times ours", "Hugging Face generate, static cache / ours, gpt-s"),
         ("gpt-l, times hybrid-4m", "ours, gpt-l / ours, hybrid-4m"),
     )
     for label, key in pairs:
-        cells = [f"**{one['ratios'][key]['wall']:.1f}**" for one in rows.values()]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append([label, *(f"**{one['ratios'][key]['wall']:.1f}**" for one in counts.values())])
+    return lines + table(head, rows)
 
 
 def milliseconds(seconds: float) -> str:
@@ -143,13 +132,13 @@ PARTS = {
 }
 
 
-def speed(folder: Path = RESULTS) -> list[str]:
+def speed(folder: Path) -> list[str]:
     """All tables of speed whose JSON is there."""
     lines: list[str] = []
     rows: list[tuple[str, str, str]] = []
     conditions: list[Report] = []
     for name, part in PARTS.items():
-        report = loaded(name, folder)
+        report = loaded(folder, name)
         if report is not None:
             rows += part(report)
             conditions.append(report["conditions"])
@@ -158,7 +147,6 @@ def speed(folder: Path = RESULTS) -> list[str]:
         commits = sorted({str(one["commit"]) for one in conditions})
         where = f"{at['processor']}, {at['cores']} cores, torch {at['torch']}, commit {', '.join(commits)}"
         lines += [f"**Speed** ({where}; client and server on the same machine)", ""]
-        lines += [f"| what | figure | {GOALS} |", "|---|---|---|"]
-        lines += [f"| {what} | {figure} | {goal} |" for what, figure, goal in rows] + [""]
-    step = loaded("step", folder)
+        lines += table(["what", "figure", GOALS], rows)
+    step = loaded(folder, "step")
     return lines + (step_table(step) if step is not None else [])

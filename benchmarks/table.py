@@ -6,7 +6,7 @@
 DIR holds ``train`` and ``test``: audio of speech, MIDI of music. The learning rate of each preset is chosen on
 validation speakers and pieces; test clips are only measured. Whatever was cut off goes on where it stopped,
 and a finished run is not repeated. Each run's sums over utterances lie in its folder, and `benchmarks/table_report.py`
-makes figures of them.
+makes figures of them, `python -m benchmarks.tables` the page.
 """
 
 import argparse

@@ -1,24 +1,18 @@
-"""From the runs of `benchmarks/table.py` to figures with intervals, and from those to docs/table.md and its plot.
-
-    python -m benchmarks.table_report            # rewrites what stands between the markers, and the plot
-    python -m benchmarks.table_report --check    # exit code 1 when the page does not match results/table.json
+"""From the runs of `benchmarks/table.py` to figures with intervals, and from those to the tables of docs/table.md.
 
 Intervals are crossed bootstraps: each draw resamples utterances *and* seeds, and differences are of the same draw, so
 that what is hard for both models cancels. They hold for other utterances and other seeds alike.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "table.json"
-PAGE, PLOT = ROOT / "docs" / "table.md", ROOT / "docs" / "table.png"
-BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+from benchmarks.pages import Report, interval, table
+
 DRAWS = 10_000
 FRAME_RATE_HZ = 75
 PAPER = {"gpt-s": {"speech": 2.02}, "gpt-l": {"speech": 1.94}, "hybrid-4m": {"speech": 1.93, "music": 2.52}}  # nats
@@ -40,7 +34,7 @@ Figure = dict[str, float]
 Sums = npt.NDArray[np.float64]
 
 
-def interval(values: Sums, mean: float) -> Figure:
+def percentiles(values: Sums, mean: float) -> Figure:
     """A mean and the 95 % of the draws around it."""
     low, high = np.percentile(values, [2.5, 97.5])
     return {"mean": mean, "low": float(low), "high": float(high)}
@@ -67,11 +61,11 @@ class Bootstrap:
         return float(sums.mean(0).sum() / self.frames.sum())
 
     def figure(self, sums: Sums) -> Figure:
-        return interval(self.values(sums), self.mean(sums))
+        return percentiles(self.values(sums), self.mean(sums))
 
     def difference(self, one: Sums, other: Sums) -> Figure:
         """Of two rows, draw by draw: the same utterances, and with as many seeds the same seeds."""
-        return interval(self.values(one) - self.values(other), self.mean(one) - self.mean(other))
+        return percentiles(self.values(one) - self.values(other), self.mean(one) - self.mean(other))
 
 
 def _row_figures(boot: Bootstrap, nll: Sums, correct: Sums) -> dict[str, Any]:
@@ -143,52 +137,42 @@ def write(out: Path, results: list[dict[str, Any]], sweeps: dict[str, Any], cond
     part.replace(out)
 
 
-def shown(figure: Figure, digits: int = 3, sign: bool = False) -> str:
-    """A mean with its interval."""
-    plus = "+" if sign else ""
-    return f"{figure['mean']:{plus}.{digits}f} ({figure['low']:{plus}.{digits}f} to {figure['high']:{plus}.{digits}f})"
-
-
-def _kind_table(kind: str, report: dict[str, Any]) -> list[str]:
+def _kind_table(kind: str, report: Report) -> list[str]:
     used = report["utterances"][kind]
     head = f"**{kind.capitalize()}**: {len(used['clips'])} utterances, {sum(used['frames']):,} tokens".replace(",", " ")
-    lines = [
-        head,
-        "",
-        "| model | parameters, M | seeds | NLL, nats a token | perplexity | accuracy | bits/s | paper, nats |",
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    heads = ("model", "parameters, M", "seeds", "NLL, nats a token", "perplexity", "accuracy", "bits/s", "paper, nats")
+    rows = []
     for name, row in ((name, row) for name, row in report["rows"].items() if kind in row):
         figures, size = row[kind], row["parameters"] / 1e6
         cells = [name, f"{size:.2f}" if size >= 0.01 else "-", str(len(row["seeds"]))]
-        cells += [shown(figures["nll"]), shown(figures["perplexity"], 1), shown(figures["accuracy"])]
-        cells += [shown(figures["bits_per_second"], 0), str(PAPER.get(name, {}).get(kind, "-"))]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        cells += [interval(figures["nll"], 3), interval(figures["perplexity"], 1), interval(figures["accuracy"], 3)]
+        cells += [interval(figures["bits_per_second"], 0), str(PAPER.get(name, {}).get(kind, "-"))]
+        rows.append(cells)
+    return [head, "", *table(heads, rows)]
 
 
-def tables(report: dict[str, Any]) -> str:
+def tables(report: Report) -> list[str]:
     """All tables of the page."""
     kinds = list(report["utterances"])
     lines = [line for kind in kinds for line in _kind_table(kind, report)]
-    lines += [f"| difference in NLL, nats | {' | '.join(kinds)} | reading |", f"|{'---|' * (len(kinds) + 2)}"]
+    rows = []
     for one, other, reading in DIFFERENCES:
         pair = report["differences"].get(f"{one} - {other}")
         if pair:
-            apart = [shown(pair[kind]["nll"], sign=True) if kind in pair else "-" for kind in kinds]
-            lines.append(f"| ({one}) - ({other}) | {' | '.join(apart)} | {reading} |")
-    lines += ["", "| preset | learning rate: validation NLL of seed 0, mean of the kinds | chosen |"]
-    lines.append("|---|---|---|")
+            apart = [interval(pair[kind]["nll"], 3, "+") if kind in pair else "-" for kind in kinds]
+            rows.append([f"({one}) - ({other})", *apart, reading])
+    lines += table(["difference in NLL, nats", *kinds, "reading"], rows)
+    rows = []
     for preset, tried in report["sweep"].items():
         best = min(tried, key=lambda rate: tried[rate])
-        lines.append(f"| {preset} | {', '.join(f'{rate}: {value:.3f}' for rate, value in tried.items())} | {best} |")
+        rows.append([preset, ", ".join(f"{rate}: {value:.3f}" for rate, value in tried.items()), best])
+    lines += table(["preset", "learning rate: validation NLL of seed 0, mean of the kinds", "chosen"], rows)
     conditions = report["conditions"]
     plan, hours, codec = conditions["plan"], conditions["hours"], conditions["codec"]
     seen = plan["steps"] * plan["batch"] * plan["length"]
     taken = sum(second for row in report["rows"].values() for second in row["seconds"] if second) / 3600
     small = report["rows"].get("gpt-s", {}).get("seconds", [0])
     lines += [
-        "",
         f"Every run saw {seen:,} tokens ({plan['steps']} steps), those of one kind alone their share of it. "
         f"Hours of audio: {', '.join(f'{kind} {value}' for kind, value in hours.items())}. "
         f"Groups in validation: {', '.join(f'{kind} {n}' for kind, n in conditions['validation_groups'].items())}. "
@@ -197,49 +181,4 @@ def tables(report: dict[str, Any]) -> str:
         f"torch {conditions['torch']}, bf16 autocast; scored in float32. "
         f"Codec: tokeniser `{codec['tokeniser_sha256'][:12]}`, decoder `{codec['decoder_sha256'][:12]}`.",
     ]
-    return "\n".join(lines)
-
-
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Validation NLL over the tokens seen: a panel a kind, a colour a row, a line a seed (paper, figures 2 and 3)."""
-    from matplotlib.figure import Figure as Canvas
-
-    plan, kinds = report["conditions"]["plan"], list(report["utterances"])
-    a_step = plan["batch"] * plan["length"]
-    canvas = Canvas(figsize=(5.2 * len(kinds), 4.4), layout="constrained")
-    for place, kind in enumerate(kinds):
-        axes = canvas.add_subplot(1, len(kinds), place + 1)
-        column = 1 if kind == "speech" else 2
-        rows = [(name, row) for name, row in report["rows"].items() if kind in row]
-        drawn = [(name, row["curves"]) for name, row in rows if any(row["curves"])]
-        for colour, (name, curves) in enumerate(drawn):
-            for number, curve in enumerate(curves):
-                points = [(point[0] * a_step / 1e3, point[column]) for point in curve]
-                style = {"color": f"C{colour}", "linewidth": 1.2, "linestyle": "--" if name == "gpt-l" else "-"}
-                axes.plot(*zip(*points, strict=True), label=None if number else name, **style)
-        axes.set_title(f"{kind}, validation")
-        axes.set_xlabel("tokens seen, thousands")
-        axes.set_ylabel("NLL, nats a token")
-        axes.grid(alpha=0.3)
-        if not place:
-            axes.legend(frameon=False)
-    canvas.savefig(path, dpi=90, metadata={"Software": None})
-
-
-def main() -> int:
-    """Rewrite, or compare."""
-    report = json.loads(RESULTS.read_text())
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN, 1)
-    wanted = f"{before}{BEGIN}\n{tables(report)}\n{END}{rest.split(END, 1)[1]}"
-    if "--check" in sys.argv[1:]:
-        if wanted != text:
-            print(f"{PAGE.relative_to(ROOT)} does not match {RESULTS.name}; run python -m benchmarks.table_report")
-        return int(wanted != text)
-    PAGE.write_text(wanted)
-    plot(report, PLOT)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return lines

@@ -210,9 +210,3 @@ def test_api_guide_names_every_field_and_route() -> None:
             assert f"`{name}`" in guide, name
     for path in create_app().openapi()["paths"]:
         assert path in guide, path
-
-
-def test_tables_are_made_of_the_results() -> None:
-    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

