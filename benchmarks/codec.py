@@ -78,8 +78,8 @@ def main() -> None:
     for kind in ("speech", "music"):
         clips = load_clips([getattr(arguments, kind)], arguments.limit, arguments.max_seconds)
         report[kind] = {"clips": len(clips)} | codec_figures(bundle, clips) | latents_figures(bundle, clips)
-    report["conditions"] = machine() | {"max_seconds": arguments.max_seconds}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        report["conditions"] = machine() | {"max_seconds": arguments.max_seconds}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each kind: a kill leaves the first
 
 
 if __name__ == "__main__":

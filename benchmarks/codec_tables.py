@@ -9,7 +9,7 @@ def codec(report: Report) -> list[str]:
     """Sound by codebooks, use of the codebooks, and pitch locked to the frame rate."""
     lines = []
     names = {"stoi": 3, "pesq": 3, "log_mel": 3, "si_sdr": 1, "pitch": 3}
-    for kind, title in KINDS.items():
+    for kind, title in ((kind, title) for kind, title in KINDS.items() if kind in report):
         one = report[kind]
         used = {name: digits for name, digits in names.items() if kind == "speech" or name != "pitch"}
         heads = {
@@ -61,7 +61,7 @@ def token_probe(report: Report) -> list[str]:
 def fine_codes(report: Report) -> list[str]:
     """Likelihood of the fine codes by codebook, and how drawn ones sound."""
     lines = []
-    for kind, title in KINDS.items():
+    for kind, title in ((kind, title) for kind, title in KINDS.items() if kind in report):
         one = report[kind]
         books = one["nll_per_codebook"]
         rows = [

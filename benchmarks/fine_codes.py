@@ -23,6 +23,7 @@ from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.hybrid import shift
 from model.mel import LogMel
 from model.sampling import SamplingOptions, draw, uniforms
+from model.training.data import find_files
 from model.training.evaluate import bootstrap, intelligibility, load_clips
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--music", type=Path, required=True)
     parser.add_argument("--max-seconds", type=float, default=10.0)
-    parser.add_argument("--limit", type=int, default=None, help="clips of each kind")
+    parser.add_argument("--limit", type=int, default=100, help="clips of each kind, spread over the folder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fine_codes.json"))
     arguments = parser.parse_args()
@@ -134,10 +135,12 @@ def main() -> None:
     bundle = load_bundle(arguments.bundle)
     report: dict[str, Any] = {"bundle": bundle.name, "hashes": bundle.hashes, "temperatures": TEMPERATURES}
     for kind in ("speech", "music"):
-        clips = load_clips([getattr(arguments, kind)], arguments.limit, arguments.max_seconds)
+        files = find_files([getattr(arguments, kind)])
+        spread = files[:: -(-len(files) // arguments.limit)]
+        clips = load_clips(spread, None, arguments.max_seconds)
         report[kind] = measure(bundle, clips)
-    report["conditions"] = machine() | {"max_seconds": arguments.max_seconds, "mel": "real"}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+        report["conditions"] = machine() | {"max_seconds": arguments.max_seconds, "mel": "real"}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each kind: a kill leaves the first
 
 
 if __name__ == "__main__":
