@@ -125,7 +125,7 @@ def lm_command(
     audio = _corpus(folders, corpus, workers, music)
     where = pick_device(device)
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
-    take(train_lm(PRESETS[preset], training, token_set, out, where), out)
+    take(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
     target = bundle or out / "bundle"
     made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
     count = made.decoder.parameter_count()

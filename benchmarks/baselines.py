@@ -82,9 +82,9 @@ def _token_step(
     model: Any, fine: Any, state: Any, options: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
 ) -> None:
     predict(model, state, rows, buffers)
-    choose(fine, options, rows, uniforms, buffers, codes, logprobs)
+    choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     for a in range(rows.shape[0]):
-        state.tokens[rows[a]] = codes[a, 0]
+        state.codes[rows[a], 0] = codes[a, 0]
         state.positions[rows[a]] += 1
 
 
@@ -130,7 +130,7 @@ def torch_token_step(bundle: Bundle, rows: int, steps: int) -> Run:
         for row in range(rows):
             rings.join(row, prompt.cache)
         rings.reach(-(-(PROMPT_POSITIONS + steps + 2) // 64) * 64)
-        token, going = prompt.token.expand(rows, 1), torch.ones(rows, dtype=torch.bool)
+        token, going = prompt.codes[:, :1].expand(rows, 1), torch.ones(rows, dtype=torch.bool)
         slices = prompt.slices[:, -1:].expand(rows, 1, -1)
         begin = clocks()
         for index in range(steps + 1):

@@ -18,6 +18,7 @@ from rich.progress import track
 
 from benchmarks.table_report import Bootstrap
 from model.bundle import Bundle, load_bundle, tokeniser_sha256
+from model.fine import frames_before
 from model.training.lm import document_batch
 from model.training.loop import machine
 from model.training.tokens import Document, TokenSet
@@ -36,7 +37,7 @@ def document_sums(bundle: Bundle, tokens: TokenSet, document: Document) -> dict[
         logprobs = model.logits(hidden).log_softmax(-1)
         out[source] = -float(logprobs.gather(-1, batch.codes[..., :1]).double().sum())
         if source == "real":
-            fine = model.fine(hidden, batch.codes).log_softmax(-1)  # (1, T, K - 1, 1024)
+            fine = model.fine(hidden, batch.codes, frames_before(batch.codes)).log_softmax(-1)  # (1, T, K - 1, 1024)
             nll = -fine.gather(-1, batch.codes[..., 1:, None]).double().sum((0, 1, 3))
             out |= {f"book {book}": float(value) for book, value in enumerate(nll, 2)}
             out["fine"] = float(nll.mean())

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.bundle import Bundle, load_bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.fine import NO_CODE, frames_before
 from model.hybrid import shift
 from model.mel import LogMel
 from model.sampling import SamplingOptions, draw, uniforms
@@ -34,14 +35,20 @@ SPECTRAL = SpectralLoss()
 
 
 def drawn_codes(bundle: Bundle, hidden: Tensor, codes: Tensor, temperature: float, seed: int) -> Tensor:
-    """Fine codes drawn frame by frame: hidden (T, dim), codes (T, K) -> (T, K), the coarse ones as they were."""
+    """Fine codes drawn frame by frame, each after the frame that was drawn before it.
+
+    hidden (T, dim), codes (T, K) -> (T, K), the coarse ones as they were.
+    """
     fine, options = bundle.decoder.fine, SamplingOptions(temperature=temperature, seed=seed)
     numbers = torch.from_numpy(uniforms(seed, 0, 0, *codes.shape))
-    made, total = [codes[:, 0]], fine.start(hidden)
-    for book in range(1, codes.shape[1]):
-        total = fine.add(total, book - 1, made[-1])
-        made.append(draw(fine.logits(total, book), options, numbers[:, book]))
-    return torch.stack(made, 1)
+    frames = [torch.full_like(codes[:1], NO_CODE)]
+    for at in range(len(codes)):
+        made, total = [codes[at : at + 1, 0]], fine.start(hidden[at : at + 1], frames[-1])
+        for book in range(1, codes.shape[1]):
+            total = fine.add(total, book - 1, made[-1])
+            made.append(draw(fine.logits(total, book), options, numbers[at : at + 1, book]))
+        frames.append(torch.stack(made, 1))
+    return torch.cat(frames[1:])
 
 
 def shuffled_codes(codes: Tensor, seed: int) -> Tensor:
@@ -63,13 +70,13 @@ def figures_of(bundle: Bundle, samples: Tensor, seed: int) -> tuple[dict[str, di
     real = samples[: len(codes) * HOP_SAMPLES]
     tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.decoder.config.mel else None)
     hidden = bundle.decoder(tokens, slices)[0]
-    logprobs = bundle.decoder.fine(hidden, codes).log_softmax(-1)
+    logprobs = bundle.decoder.fine(hidden, codes, frames_before(codes[None])[0]).log_softmax(-1)
     nll = -logprobs.gather(-1, codes[:, 1:, None])[..., 0].mean(0)
     variants = {"true": codes, "shuffled": shuffled_codes(codes, seed)}
-    variants |= {f"drawn at {t:g}": drawn_codes(bundle, hidden, codes, t, seed) for t in TEMPERATURES}
     figures = {"1/true": sound(bundle.codec.decode(codes[None, :, :1].transpose(1, 2))[0], real)}
     for count in (c for c in COUNTS if c <= codes.shape[1]):
-        for name, own in variants.items():
+        drawn = {f"drawn at {t:g}": drawn_codes(bundle, hidden, codes[:, :count], t, seed) for t in TEMPERATURES}
+        for name, own in (variants | drawn).items():
             figures[f"{count}/{name}"] = sound(bundle.codec.decode(own[None, :, :count].transpose(1, 2))[0], real)
     return figures, nll, codes
 

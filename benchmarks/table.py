@@ -131,7 +131,7 @@ class Table:
 
     def run(self, row: Row, rate: float, seed: int, test: bool) -> dict[str, Any]:
         """Train and measure once, on the test clips only when asked to; what was done is read from the run's folder."""
-        plan = self.plan
+        plan, config = self.plan, replace(PRESETS[row.preset], fine_recall=False)  # no depth decoder is trained
         name = f"{row.name.replace(',', '').replace(' ', '-')}-rate{rate:g}-seed{seed}"
         training = plan.training(rate, seed, row.kind)
         kinds = (row.kind,) if row.kind else self.kinds
@@ -140,7 +140,7 @@ class Table:
             name += f"-by-{tokens.decoder[:8]}"
         out = self.work / "runs" / name
         result = out / "result.json"
-        settings = {"config": asdict(PRESETS[row.preset]), "training": asdict(training), "tokens": tokens.made_from}
+        settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
         log = Run(out, json.loads(json.dumps(settings)))  # refuses what was made with other settings, finished or not
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
         if found and (found["test"] or not test):
@@ -148,9 +148,9 @@ class Table:
         print(f"{name}: {training.steps} steps", flush=True)
         started = time.monotonic()
         every = max(training.steps // plan.validations, 1)
-        for _ in train_lm(PRESETS[row.preset], training, tokens, out, self.device, every, plan.validate_frames):
+        for _ in train_lm(config, training, tokens, out, self.device, every, plan.validate_frames):
             pass
-        model = HybridLM(PRESETS[row.preset])
+        model = HybridLM(config)
         state = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         model.to(self.device)

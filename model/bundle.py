@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.codec.codec import Codec, CodecConfig
 from model.config import PRESETS, DecoderConfig
+from model.constants import LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
 from model.hybrid import HybridLM
 from model.mel import LogMel
 
@@ -224,6 +225,8 @@ def random_bundle(preset: str = "tiny", seed: int = 0) -> Bundle:
         for parameter in decoder.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4)  # so that logits differ enough for a test to see
+    vectors = torch.randn(MAX_CODEBOOKS, VOCABULARY, LATENT_DIM, generator=torch.Generator().manual_seed(seed))
+    decoder.fine.begin_with(vectors)
     bundle = Bundle(codec.eval(), decoder.eval(), f"random-{preset}", preset)
     for module in (codec, decoder):
         module.requires_grad_(False)

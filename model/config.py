@@ -21,6 +21,7 @@ class DecoderConfig:
     mel_out: int = 32
     codebooks: int = MAX_CODEBOOKS
     fine_dim: int = 192
+    fine_recall: bool = False  # the depth decoder knows the codes of the frame before, all of them
 
     def __post_init__(self) -> None:
         """Raises ValueError on widths that do not divide."""
@@ -42,10 +43,19 @@ class DecoderConfig:
 
 
 PRESETS = {
-    "hybrid-4m": DecoderConfig(),
-    "gpt-s": DecoderConfig(mel=False),
-    "gpt-l": DecoderConfig(dim=512, layers=12, heads=8, mel=False),
+    "hybrid-4m": DecoderConfig(fine_recall=True),
+    "gpt-s": DecoderConfig(mel=False, fine_recall=True),
+    "gpt-l": DecoderConfig(dim=512, layers=12, heads=8, mel=False, fine_recall=True),
     "tiny": DecoderConfig(
-        dim=32, layers=2, heads=2, window=48, mel_dim=16, mel_layers=1, mel_heads=2, mel_out=8, fine_dim=16
+        dim=32,
+        layers=2,
+        heads=2,
+        window=48,
+        mel_dim=16,
+        mel_layers=1,
+        mel_heads=2,
+        mel_out=8,
+        fine_dim=16,
+        fine_recall=True,
     ),
 }

@@ -33,7 +33,7 @@ class PromptState:
     tokens: Tensor
     logprobs: Tensor
     cache: LMCache
-    token: Tensor  # (1, 1): the last coarse token, which the model has not seen yet
+    codes: Tensor  # (1, k): those of the last frame, whose coarse token the model has not seen yet
     slices: Tensor  # (1, 1, 64): the slice that goes with it
     codec: DecoderState
     tail: Tensor  # (1, 704): the last samples of the decoded prompt
@@ -88,7 +88,7 @@ def prefill(
         tokens=torch.cat([forced.codes[0, 0] for forced in read]),
         logprobs=torch.cat([forced.logprobs[0] for forced in read]),
         cache=reader.cache,
-        token=reader.token,
+        codes=read[-1].codes[:, : reader.codebooks, -1],
         slices=reader.slice,
         codec=reader.decoder_state,
         tail=reader.decoded_tail,
@@ -103,7 +103,7 @@ class LoopState:
     """n continuations under way."""
 
     cache: LMCache
-    token: Tensor  # (n, 1)
+    codes: Tensor  # (n, k): those of the last frame
     slices: deque[Tensor]  # (n, 1, 64) each, the one to feed first
     codec: DecoderState
     tail: Tensor  # (n, 704)
@@ -113,7 +113,7 @@ def fork(prompt: PromptState, n: int) -> LoopState:
     """n continuations of a prompt; the prompt's own state stays as it is."""
     return LoopState(
         cache=prompt.cache.repeated(n),
-        token=prompt.token.expand(n, 1),
+        codes=prompt.codes.expand(n, -1),
         slices=deque([prompt.slices[:, -1:].expand(n, 1, -1)]),
         codec=prompt.codec.repeated(n),
         tail=prompt.tail.expand(n, MEL_LEFT_SAMPLES),
@@ -139,10 +139,10 @@ def step(
     """Make one frame of every row; ``state`` moves on. uniform: (n, k) float64. given: (n, 64) replaces the mel."""
     model = bundle.decoder
     slices = None if masked else state.slices[0]
-    hidden = model(state.token, slices, cache=state.cache)[:, 0]  # (n, dim)
+    hidden = model(state.codes[:, :1], slices, cache=state.cache)[:, 0]  # (n, dim)
     code, logprob = _drawn(model.logits(hidden), options, uniform[:, 0])
     codes, fine_logprobs = [code], []
-    total = model.fine.start(hidden)
+    total = model.fine.start(hidden, state.codes)
     for book in range(1, uniform.shape[1]):
         total = model.fine.add(total, book - 1, codes[-1])
         fine, fine_logprob = _drawn(model.fine.logits(total, book), options, uniform[:, book])
@@ -152,7 +152,7 @@ def step(
     samples, state.codec = decoder.step(frame[..., None], state.codec)
     mel = bundle.mel(samples, state.tail)[:, 0] if given is None else given
     state.tail = torch.cat([state.tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
-    state.token = code[:, None]
+    state.codes = frame
     state.slices.append(mel[:, None])
     state.slices.popleft()
     fines = torch.stack(fine_logprobs, dim=1) if fine_logprobs else logprob.new_zeros(len(code), 0)

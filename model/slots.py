@@ -92,7 +92,7 @@ class Slots:
             self._decoder = StreamingDecoder(bundle.codec)
             self._lm = bundle.decoder.new_slots(self.width)
             self._codec: DecoderState = self._decoder.start(self.width)
-            self._token = torch.zeros(self.width, 1, dtype=torch.int64, device=device)
+            self._codes = torch.zeros(self.width, self.codebooks, dtype=torch.int64, device=device)  # of the last frame
             self._slice = torch.zeros(self.width, 1, MEL_BANDS, device=device)
             self._tail = torch.zeros(self.width, MEL_LEFT_SAMPLES, device=device)
             self._uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, device=device)
@@ -116,7 +116,7 @@ class Slots:
         with torch.inference_mode():
             self._lm.join(row, prompt.cache)
             self._codec = self._codec.joined(row, prompt.codec, self.width)
-            self._token[row] = prompt.token[0]
+            self._codes[row] = prompt.codes[0]
             self._slice[row] = prompt.slices[0, -1:]
             self._tail[row] = prompt.tail[0]
         self._lengths[row] = prompt.cache.length
@@ -182,11 +182,11 @@ class Slots:
     def _step(self) -> tuple[Tensor, ...]:
         """One step in place -> codes (R, K), log-probabilities (R,), those of the fine codes, samples, mel"""
         model, uniform, going = self.bundle.decoder, self._uniform, self._going
-        hidden = model(self._token, self._slice, cache=self._lm)[:, 0]  # (R, dim)
+        hidden = model(self._codes[:, :1], self._slice, cache=self._lm)[:, 0]  # (R, dim)
         self._lm.advance(going)
         code, logprob = self._drawn(model.logits(hidden), uniform[:, 0])
         codes, fine_logprobs = [code], []
-        total = model.fine.start(hidden)
+        total = model.fine.start(hidden, self._codes)
         for book in range(1, self.codebooks):
             total = model.fine.add(total, book - 1, codes[-1])
             fine, fine_logprob = self._drawn(model.fine.logits(total, book), uniform[:, book])
@@ -198,7 +198,7 @@ class Slots:
         mel = self.bundle.mel(samples, self._tail)  # (R, 1, 64)
         tail = torch.cat([self._tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
         self._tail.copy_(torch.where(going[:, None], tail, self._tail))
-        self._token.copy_(torch.where(going[:, None], code[:, None], self._token))
+        self._codes.copy_(torch.where(going[:, None], frame, self._codes))
         self._slice.copy_(torch.where(going[:, None, None], mel, self._slice))
         fines = torch.stack(fine_logprobs, 1) if fine_logprobs else logprob.new_zeros(self.width, 0)
         return frame, logprob, fines, samples, mel[:, 0]

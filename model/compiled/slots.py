@@ -55,7 +55,7 @@ class CompiledSlots:
             )
 
         self._state = State(
-            tokens=np.zeros(rows, np.int64),
+            codes=np.zeros((rows, self.codebooks), np.int64),
             slices=np.zeros((rows, MEL_BANDS), np.float32),
             positions=np.zeros(rows, np.int64),
             mel_rings=rings(decoder.mel_layers, decoder.mel_heads, decoder.mel_dim // decoder.mel_heads)
@@ -89,7 +89,7 @@ class CompiledSlots:
         if prompt.codebooks != self.codebooks or prompt.masked:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         state = self._state
-        state.tokens[row] = int(prompt.token[0, 0])
+        state.codes[row] = prompt.codes[0].cpu().numpy()
         state.slices[row] = array(prompt.slices[0, -1])
         state.positions[row] = prompt.cache.length
         self._fill(state.rings, row, prompt.cache.stack)

@@ -16,9 +16,10 @@ from model.constants import MEL_BANDS, VOCABULARY
 # of the mel blocks: (mel - mean) / std -> entry -> stack -> norm -> out
 MelWeights = namedtuple("MelWeights", "mean deviation entry entry_bias stack norm out")
 ModelWeights = namedtuple("ModelWeights", "uses_mel window mel embedding stack norm head")
-# of the depth decoder, all books: embeddings (K - 1, 1024, F), matrices packed (K - 1, tiles, K, 64)
-FineWeights = namedtuple("FineWeights", "entry embeddings norms expands contracts head_norms heads")
-State = namedtuple("State", "tokens slices positions mel_rings rings entries histories tails")
+# of the depth decoder, all books: recall (K or 0, 1025, F), embeddings (K - 1, 1024, F), matrices packed
+# (K - 1, tiles, K, 64)
+FineWeights = namedtuple("FineWeights", "entry recall embeddings norms expands contracts head_norms heads")
+State = namedtuple("State", "codes slices positions mel_rings rings entries histories tails")
 Options = namedtuple("Options", "temperature top_k top_p")
 Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work samples")
 
@@ -30,7 +31,7 @@ def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> N
     x, small = buffers.x, buffers.small
     width = model.embedding.shape[1]
     for a in range(count):
-        copy(model.embedding[state.tokens[rows[a]]], x[a], width)
+        copy(model.embedding[state.codes[rows[a], 0]], x[a], width)
     if not model.uses_mel:
         return
     mel = model.mel
@@ -72,14 +73,24 @@ def predict(model: Any, state: Any, rows: Any, buffers: Any) -> None:
 
 
 @compiled
-def choose(fine: Any, options: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any) -> None:
-    """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `predict`."""
+def choose(
+    fine: Any, options: Any, before: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
+) -> None:
+    """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `predict`.
+
+    ``before`` (rows, K): the codes of each row's last frame.
+    """
     count, books = uniforms.shape
     sums, normed, wide = buffers.x, buffers.normed, buffers.wide
     dim = fine.norms.shape[1]
     sums[:count] = ZERO
     if books > 1:
         add_product(normed, fine.entry, sums, count)
+        for book in range(min(books, fine.recall.shape[0])):
+            for a in range(count):
+                recalled = fine.recall[book, before[rows[a], book]]
+                for i in range(dim):
+                    sums[a, i] += recalled[i]
     for book in range(books):
         if book > 0:
             for a in range(count):
@@ -114,13 +125,14 @@ def step(
     Fills codes (A, K) int64, logprobs (A, K), mel (A, 64) and ``buffers.samples`` (A, 320).
     """
     predict(model, state, rows, buffers)
-    choose(fine, options, rows, uniforms, buffers, codes, logprobs)
+    choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     decode(
         codes, decoder, state.entries, state.histories, rows, buffers.x, buffers.normed, buffers.wide, buffers.samples
     )
     hear(buffers.samples, tables, state.tails, rows, mel)
     for a in range(rows.shape[0]):
         row = rows[a]
-        state.tokens[row] = codes[a, 0]
+        for book in range(codes.shape[1]):
+            state.codes[row, book] = codes[a, book]
         copy(mel[a], state.slices[row], MEL_BANDS)
         state.positions[row] += 1

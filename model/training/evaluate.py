@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.bundle import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
+from model.fine import frames_before
 from model.mel import LogMel
 from model.score import MelSource, score
 from model.training.data import DataError, find_files, read_audio, render_midi
@@ -178,7 +179,7 @@ def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[fl
         inputs = torch.cat([torch.full((1, 1), VOCABULARY), codes[:, :-1, 0]], 1)
         shifted = torch.cat([torch.zeros_like(slices[:, :1]), slices[:, :-1]], 1)
         hidden = model(inputs, shifted if model.config.mel else None)
-        logprobs = model.fine(hidden, codes).log_softmax(-1)  # (1, T, K-1, 1024)
+        logprobs = model.fine(hidden, codes, frames_before(codes)).log_softmax(-1)  # (1, T, K-1, 1024)
         sums -= logprobs.gather(-1, codes[..., 1:, None])[..., 0].sum((0, 1))
         frames += codes.shape[1]
     return [round(float(x), 4) for x in sums / max(frames, 1)]

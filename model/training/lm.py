@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
-from model.constants import MEL_BANDS, VOCABULARY
+from model.constants import MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
+from model.fine import NO_CODE, frames_before
 from model.hybrid import HybridLM
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.tokens import Document, TokenSet
 
 BOS = VOCABULARY
+RECALLED = ((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05))  # how many codes of the frame before are known, and how often
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,16 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, targets ``codes`` (B, T, 8)."""
+    """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, targets ``codes`` (B, T, 8).
+
+    ``before`` (B, T, 8): the codes of the frame before each target, NO_CODE where a document starts.
+    """
 
     inputs: Tensor
     mel: Tensor
     masked: Tensor
     codes: Tensor
+    before: Tensor
 
     def to(self, device: str) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
@@ -120,17 +126,15 @@ class Batches:
         numbers = [("music", number) for number in range(before, after)]
         numbers += [("speech", number) for number in range(step * size - before, (step + 1) * size - after)]
         rows = [self._batch_row(*self._row(kind, number, length), rng) for kind, number in numbers]
-        codes, inputs, mel, masked = (np.stack(part) for part in zip(*rows, strict=True))
-        return Batch(*(torch.from_numpy(part) for part in (inputs, mel, masked, codes)))
+        return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
 
-    def _batch_row(
-        self, frames: np.ndarray, starts: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _batch_row(self, frames: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         training, tokens = self.training, self.tokens
-        before = np.maximum(frames - 1, 0)
-        inputs = np.where(starts, BOS, tokens.codes[before, 0].astype(np.int64))
+        previous = np.maximum(frames - 1, 0)
+        before = np.where(starts[:, None], NO_CODE, tokens.codes[previous].astype(np.int64))
+        inputs = np.where(starts, BOS, before[:, 0])
         decoded = rng.random() < training.decoded_share
-        mel = (tokens.mel_decoded if decoded else tokens.mel_real)[before].astype(np.float32)
+        mel = (tokens.mel_decoded if decoded else tokens.mel_real)[previous].astype(np.float32)
         noise = rng.uniform(0.0, training.noise) if decoded else 0.0
         mel += rng.standard_normal(mel.shape, dtype=np.float32) * np.float32(noise) * self.deviation
         masked = starts.copy()
@@ -141,7 +145,7 @@ class Batches:
             for _ in range(int(rng.integers(1, 6))):
                 first = int(rng.integers(0, len(frames)))
                 masked[first : first + int(rng.integers(2, 80))] = True
-        return tokens.codes[frames].astype(np.int64), inputs, mel, masked
+        return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before
 
 
 def initialise(model: HybridLM) -> None:
@@ -167,11 +171,21 @@ def initialise(model: HybridLM) -> None:
 class LMTrainer:
     """Model, optimiser and one step."""
 
-    def __init__(self, config: DecoderConfig, training: LMTraining, tokens: TokenSet, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        training: LMTraining,
+        tokens: TokenSet,
+        device: str = "cpu",
+        codebooks: Tensor | None = None,
+    ) -> None:
+        """``codebooks`` (K, 1024, 128): the codec's, which the depth decoder's recall begins with."""
         torch.manual_seed(training.seed)
         self.training, self.tokens, self.device = training, tokens, device
         self.model = HybridLM(config)
         initialise(self.model)
+        if codebooks is not None:
+            self.model.fine.begin_with(codebooks)
         mean, deviation = tokens.mel_statistics()
         self.model.mel_mean.copy_(mean)
         self.model.mel_std.copy_(deviation)
@@ -195,16 +209,23 @@ class LMTrainer:
     def begin_with(self, checkpoint: Path) -> None:
         """Take the weights (and the mel statistics, which belong to them) of another run; its optimiser stays behind.
 
-        Raises ValueError when that run learned another codec's tokens.
+        A run without `fine_recall` leaves that part as it is here. Raises ValueError when the run learned another
+        codec's tokens.
         """
         known = checkpoint.parent / "settings.json"
         learned = json.loads(known.read_text())["settings"]["tokens"]["codec_sha256"] if known.exists() else None
         if learned is not None and learned != self.tokens.made_from["codec_sha256"]:
             raise ValueError(f"{checkpoint} has learned the tokens of another codec")
-        self.model.load_state_dict(torch.load(checkpoint, map_location=self.device, weights_only=True)["model"])
+        weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["model"]
+        if self.model.fine.recall is not None:
+            weights.setdefault("fine.recall", self.model.fine.recall)
+        self.model.load_state_dict(weights)
 
-    def _losses(self, batch: Batch, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Coarse NLL over all positions, and the mean NLL of the fine codes at ``positions`` (P,) of the flat batch."""
+    def _losses(self, batch: Batch, positions: Tensor, known: int = MAX_CODEBOOKS) -> tuple[Tensor, Tensor]:
+        """Coarse NLL over all positions, and the mean NLL of the fine codes at ``positions`` (P,) of the flat batch.
+
+        The depth decoder is told the first ``known`` codes of the frame before.
+        """
         uses_mel = self.model.config.mel
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.training.bf16):
             hidden = self.model(batch.inputs, batch.mel if uses_mel else None, batch.masked if uses_mel else None)
@@ -214,7 +235,8 @@ class LMTrainer:
             return coarse, coarse.new_zeros(())
         codes = batch.codes.flatten(0, 1)[positions]  # (P, 8)
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.training.bf16):
-            fine_logits = self.model.fine(hidden.flatten(0, 1)[positions], codes)  # (P, 7, 1024)
+            before = batch.before.flatten(0, 1)[positions, :known]
+            fine_logits = self.model.fine(hidden.flatten(0, 1)[positions], codes, before)  # (P, 7, 1024)
         return coarse, F.cross_entropy(fine_logits.float().flatten(0, 1), codes[:, 1:].flatten())
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -229,7 +251,8 @@ class LMTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        coarse, fine = self._losses(batch, positions)
+        counts, shares = zip(*RECALLED, strict=True)
+        coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
         (coarse + training.fine_weight * fine).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -269,7 +292,7 @@ def document_batch(tokens: TokenSet, document: Document, decoded: bool = False) 
     inputs = torch.cat([torch.full((1, 1), BOS), codes[:, :-1, 0]], dim=1)
     masked = torch.zeros(1, document.frames, dtype=torch.bool)
     masked[:, 0] = True
-    return Batch(inputs, mel, masked, codes)
+    return Batch(inputs, mel, masked, codes, frames_before(codes))
 
 
 def train_lm(
@@ -280,6 +303,7 @@ def train_lm(
     device: str = "cpu",
     validate_every: int = 250,
     validate_frames: int = 40_000,
+    codebooks: Tensor | None = None,
 ) -> Iterator[int]:
     """Train, or go on with, the language model of the run in ``out``; yields the number of steps done.
 
@@ -287,7 +311,7 @@ def train_lm(
     """
     settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
     run = Run(out, json.loads(json.dumps(settings)))
-    trainer = LMTrainer(config, training, tokens, device)
+    trainer = LMTrainer(config, training, tokens, device, codebooks)
     state = run.load()
     if state is not None:
         trainer.load(state)

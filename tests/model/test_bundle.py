@@ -25,6 +25,7 @@ from model.bundle import (
     sha256_of,
 )
 from model.encodec_import import import_encodec
+from model.fine import frames_before
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def outputs(bundle: Bundle, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     codes = bundle.codec.encode(samples[None])
-    hidden = bundle.decoder(codes[:, 0], bundle.mel(samples[None]))
-    return codes, bundle.codec.decode(codes), bundle.decoder.fine(hidden, codes.transpose(1, 2))
+    hidden, frames = bundle.decoder(codes[:, 0], bundle.mel(samples[None])), codes.transpose(1, 2)
+    return codes, bundle.codec.decode(codes), bundle.decoder.fine(hidden, frames, frames_before(frames))
 
 
 def test_full_precision_round_trip_is_exact(bundle: Bundle, tmp_path: Path, speech_like: Tensor) -> None:

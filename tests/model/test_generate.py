@@ -97,7 +97,9 @@ def test_teacher_forcing_gives_the_returned_logprobs(
         got = joined(frames, "fine_logprobs", 1)
         assert got.shape == (2, MADE, codebooks - 1)
         if codebooks > 1:
-            fine = bundle.decoder.fine(hidden, codes).log_softmax(-1).gather(-1, codes[..., 1:, None])[..., 0]
+            last = bundle.codec.encode(prompt[None])[:, :codebooks, -1].expand(2, 1, -1)
+            before = torch.cat([last, codes[:, :-1]], 1)
+            fine = bundle.decoder.fine(hidden, codes, before).log_softmax(-1).gather(-1, codes[..., 1:, None])[..., 0]
             torch.testing.assert_close(got, fine, rtol=0, atol=2e-4)
 
 
