@@ -36,7 +36,9 @@ def read(subject: Subject, prompts: Tensor) -> LoopState:
     slices = bundle.mel(prompts)
     cache = bundle.decoder.new_cache(rows)
     bundle.decoder(shift(codes[:, 0], None)[0], cache=cache)
-    return LoopState(cache, codes[:, : subject.codebooks, -1], deque([slices[:, -1:]]), state, heard[:, -MEL_LEFT_SAMPLES:])
+    return LoopState(
+        cache, codes[:, : subject.codebooks, -1], deque([slices[:, -1:]]), state, heard[:, -MEL_LEFT_SAMPLES:]
+    )
 
 
 def _served(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str) -> Made:

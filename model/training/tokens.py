@@ -27,7 +27,7 @@ from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
 from model.mel import LogMel
 from model.score import MIN_FRAMES
-from model.training.data import Clip, Corpus, Split
+from model.training.data import Clip, Corpus, DataError, Split
 
 BATCH_SECONDS = 60.0  # of audio in one batch of documents
 CHUNK_SECONDS = (
@@ -277,14 +277,18 @@ def build_tokens(
 ) -> TokenSet:
     """Encode the corpus into ``out``, or go on where a call that was cut off stopped.
 
-    When ``out`` holds the same tokens, but heard by another decoder, only the decoded mel is made anew.
+    When ``out`` holds the same tokens, but heard by another decoder, only the decoded mel is made anew. Raises
+    DataError when it holds other tokens: they may have taken hours.
 
     ``workers`` batches are encoded at the same time; on a CPU this scales better than threads within one.
     """
     made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
     heard = {"decoder_sha256": decoder_sha256(codec)}  # no part of `made_from`: a run may go on with a better decoder
     index = out / "index.json"
-    if index.exists() and (known := json.loads(index.read_text()))["made_from"] == made_from:
+    if index.exists():
+        known = json.loads(index.read_text())
+        if known["made_from"] != made_from:
+            raise DataError(f"{out} holds the tokens of another corpus, codec or other settings; choose another folder")
         if known.get("decoder_sha256") != heard["decoder_sha256"]:
             _redecode(corpus, codec.to(device).eval(), settings, TokenSet(out), device)
             index.write_text(json.dumps(known | heard))

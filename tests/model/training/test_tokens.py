@@ -13,7 +13,7 @@ from model.codec.codec import Codec
 from model.constants import HOP_SAMPLES
 from model.mel import LogMel
 from model.training import tokens as tokens_module
-from model.training.data import Corpus
+from model.training.data import Corpus, DataError
 from model.training.tokens import TokenSet, TokenSettings, build_tokens, document_samples
 
 PLAIN = TokenSettings(augment=False)
@@ -90,14 +90,14 @@ def test_resumed_equals_at_once(corpus: Corpus, codec: Codec, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("changed", [{"codec_sha256": "other"}, {"settings": TokenSettings(augment=False, seed=9)}])
-def test_made_anew_for_another_codec_or_settings(
+def test_other_tokens_are_not_overwritten(
     corpus: Corpus, codec: Codec, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     build_tokens(corpus, codec, "hash", PLAIN, tmp_path)
-    arguments = {"codec_sha256": "hash", "settings": PLAIN} | changed
-    made = build_tokens(corpus, codec, out=tmp_path, **arguments)
-    assert made.made_from["codec_sha256"] == arguments["codec_sha256"]
-    assert len(made.codes) == 26 * 112
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match="choose another folder"):
+        build_tokens(corpus, codec, out=tmp_path, **{"codec_sha256": "hash", "settings": PLAIN} | changed)
+    assert contents(tmp_path) == before
 
 
 def test_another_decoder_makes_the_decoded_mel_anew_and_nothing_else(
