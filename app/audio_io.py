@@ -21,6 +21,7 @@ Samples = npt.NDArray[np.float32]
 BLOCK_FRAMES = 65_536  # libsndfile's Vorbis has crashed on larger ones
 RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files
 MAX_CHANNELS = 64
+SOURCE_RATE = 384_000  # samples a second, all channels together, that the longest clip may have: 8 at 48 kHz
 MAX_PEAK = 100.0  # 40 dB above full scale; beyond it a float file holds no audio, and would make the model overflow
 HEAD_BYTES = 26  # up to the end of FLAC's sample count
 FALLBACK = {b"RIFF": "wav", b"OggS": "ogg"}  # MP3 in WAV, Speex: what libsndfile cannot open and FFmpeg can
@@ -58,8 +59,11 @@ def _check(rate: int, channels: int) -> None:
         raise AudioInvalid(f"{channels} channels are not audio", "file")
 
 
-def _blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
-    """Mono blocks at the file's own rate, with that rate. Raises UnsupportedFormat or AudioInvalid."""
+def _blocks(file: BinaryIO) -> Iterator[tuple[int, int, Samples]]:
+    """Mono blocks at the file's own rate, with that rate and the file's channels.
+
+    Raises UnsupportedFormat or AudioInvalid.
+    """
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
@@ -74,33 +78,48 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
     return _soundfile_blocks(file) if container is None else _av_blocks(file, container)
 
 
-def _soundfile_blocks(file: BinaryIO) -> Iterator[tuple[int, Samples]]:
+def _soundfile_blocks(file: BinaryIO) -> Iterator[tuple[int, int, Samples]]:
     try:
         with soundfile.SoundFile(file) as sound:
             _check(sound.samplerate, sound.channels)
             read = 0
             while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
                 read += len(block)
-                yield sound.samplerate, block.mean(axis=1)
+                yield sound.samplerate, sound.channels, block.mean(axis=1)
             if sound.format == "FLAC" and read < sound.frames:
                 raise AudioInvalid("the file ends before its audio does", "file")
     except (soundfile.LibsndfileError, ValueError) as error:
         raise AudioInvalid("the file is damaged, or is not what its first bytes say", "file") from error
 
 
-def _av_blocks(file: BinaryIO, form: str) -> Iterator[tuple[int, Samples]]:
+def _av_blocks(file: BinaryIO, form: str) -> Iterator[tuple[int, int, Samples]]:
     try:
         with av.open(file, mode="r", format=form, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise AudioInvalid("the file holds no audio", "file")
             stream = container.streams.audio[0]
             for frame in container.decode(stream):
-                _check(frame.sample_rate, frame.layout.nb_channels)
+                channels = frame.layout.nb_channels
+                _check(frame.sample_rate, channels)
                 planar = av.AudioResampler(format="fltp").resample(frame)
                 for part in planar:
-                    yield frame.sample_rate, part.to_ndarray().mean(axis=0, dtype=np.float32)
+                    yield frame.sample_rate, channels, part.to_ndarray().mean(axis=0, dtype=np.float32)
     except (av.FFmpegError, ValueError) as error:
         raise AudioInvalid("the file is damaged, or is not what its first bytes say", "file") from error
+
+
+def _counted(blocks: Iterator[tuple[int, int, Samples]], seconds: float) -> Iterator[tuple[int, Samples]]:
+    """The blocks without their channels, as long as they cost no more than so many seconds may. Raises AudioTooLong.
+
+    Seconds alone bound no work: an hour of silence in 8 channels at 655 kHz is a small FLAC, and 100 s of a core.
+    """
+    left = seconds * SOURCE_RATE
+    for rate, channels, block in blocks:
+        left -= channels * len(block)
+        if left < 0:
+            most = f"{seconds:g} s of {SOURCE_RATE // 1000} kHz, all channels together"
+            raise AudioTooLong(f"the file holds more samples than {most}: send a lower rate or fewer channels", "file")
+        yield rate, block
 
 
 def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
@@ -133,7 +152,8 @@ def decode(
     """The samples of an upload from ``start_seconds`` to ``end_seconds`` (None: its end), (N,) float32, mono, 24 kHz.
 
     Raises UnsupportedFormat, AudioInvalid (damaged, no samples, not numbers), AudioTooShort (it ends before
-    ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for); the last without decoding the rest.
+    ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for, or more samples than these may have at
+    `SOURCE_RATE`); the last without decoding the rest.
     ``stop`` is asked after each block; when it says so, DeadlinePassed is raised.
     """
     file.seek(0)
@@ -144,7 +164,7 @@ def decode(
         raise AudioTooLong(f"at most {max_seconds:g} s of audio are taken", "prompt_end")
     kept: list[Samples] = []
     position = 0
-    for block in _resampled(_blocks(file)):
+    for block in _resampled(_counted(_blocks(file), cap / SAMPLE_RATE_HZ)):
         if stop():
             raise DeadlinePassed("the file could not be decoded in time")
         begin, position = position, position + len(block)

@@ -110,6 +110,31 @@ def test_rates(rate: int, to_file: Any) -> None:
     assert abs(len(samples) - 24_000) <= 1
 
 
+@pytest.mark.parametrize(("rate", "channels"), [(655_350, 8), (655_350, 1), (48_000, 64)])
+def test_samples_are_limited_and_not_only_seconds(rate: int, channels: int, to_file: Any) -> None:
+    """Ten seconds may be asked for: a file may cost that many seconds of 8 channels at 48 kHz, whatever its rate."""
+    read = 0
+    content = to_file(np.zeros((9 * rate, channels) if channels > 1 else 9 * rate, np.int16), rate, "WAV", "PCM_16")
+
+    class Counting(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            nonlocal read
+            got = super().readinto(buffer)
+            read += got
+            return got
+
+    with pytest.raises(AudioTooLong, match="lower rate or fewer channels"):
+        decode(Counting(content), 10)
+    assert read < 2 * 10 * 384_000 + 16 * 65_536 * channels, "it stops there"
+    assert len(decode(io.BytesIO(content), 60, 0.0, 0.5)) == 12_000
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(192_000, 2), (48_000, 8), (384_000, 1)])
+def test_what_people_record_is_taken(rate: int, channels: int, to_file: Any) -> None:
+    samples = np.zeros((2 * rate, channels) if channels > 1 else 2 * rate, np.int16)
+    assert len(decode(io.BytesIO(to_file(samples, rate, "WAV", "PCM_16")), 2)) == 48_000
+
+
 def test_resampling_does_not_alias(to_file: Any) -> None:
     """A tone above the new band is gone; below it, it is as it was."""
     times = np.arange(RATE) / RATE
