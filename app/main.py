@@ -21,6 +21,7 @@ from model.bundle import Bundle, load_bundle
 LAG_SECONDS = 0.25
 CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
 DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
+CLIP_DECODERS = 1  # of these for /score: an hour takes seconds, and no prompt shall wait for it
 ENCODERS = 2  # answers written at the same time
 UNREAD = 32  # streams that are made, have no place any more and wait for slow readers, each with all its samples
 FAILURES = {
@@ -62,6 +63,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.engine = engine
     app.state.clips, app.state.unread = asyncio.Semaphore(CLIPS), asyncio.Semaphore(UNREAD)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
+    app.state.clip_decoders = anyio.CapacityLimiter(CLIP_DECODERS)
     await asyncio.to_thread(engine.start)
     watcher = asyncio.create_task(watch_loop(metrics))
     log.info("ready: %s on %s", bundle.name, bundle.device)

@@ -14,7 +14,7 @@ from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParame
 from app.forms import Upload
 from app.schemas import ScoreForm, ScoreResponse
 from app.settings import Settings
-from app.work import deadline, decoded
+from app.work import deadline, decoded, turn
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
 from model.score import Baseline, Score, TooShortError, Window, WindowError, WindowScore
 
@@ -83,7 +83,8 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     except TimeoutError:
         raise DeadlinePassed("the clip waited for its turn until its time was up") from None
     try:
-        clip = await decoded(request, file, until, settings.max_score_seconds)
+        async with turn(request.app.state.clip_decoders, until):
+            clip = await decoded(request, file, until, settings.max_score_seconds)
         job = ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
         scored: Score = await engine.submit(job)
     except (TooShortError, WindowError) as error:

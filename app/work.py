@@ -3,15 +3,16 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
+import anyio
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from app.audio_io import Samples, decode
-from app.errors import ClientGone
+from app.errors import ClientGone, DeadlinePassed
 from app.settings import Settings
 
 T = TypeVar("T")
@@ -47,6 +48,20 @@ def deadline(request: Request, settings: Settings, wanted: float | None) -> tupl
     return arrived, arrived + min(wanted or settings.timeout_seconds, settings.timeout_seconds)
 
 
+@asynccontextmanager
+async def turn(limiter: anyio.CapacityLimiter, until: float) -> AsyncIterator[None]:
+    """One of the limiter's places for an upload. Raises DeadlinePassed when none is free by ``until``."""
+    try:
+        async with asyncio.timeout(max(until - time.monotonic(), 0.0)):
+            await limiter.acquire()
+    except TimeoutError:
+        raise DeadlinePassed("the file waited to be decoded until the request's time was up") from None
+    try:
+        yield
+    finally:
+        limiter.release()
+
+
 async def decoded(
     request: Request,
     file: UploadFile,
@@ -55,7 +70,9 @@ async def decoded(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Samples:
-    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``. Raises what that raises.
+    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``, the wait for a thread included.
+
+    Raises what that raises.
 
     A cancelled caller stops the thread at its next block and waits for that: the thread reads the upload's file, which
     the caller closes. (anyio's own shield does not hold against the cancelling of an asyncio task.)
@@ -70,7 +87,7 @@ async def decoded(
                 stop=lambda: cancelled.is_set() or time.monotonic() > until,
             )  # fmt: skip
 
-    async with state.decoders:
+    async with turn(state.decoders, until):
         thread = asyncio.get_running_loop().run_in_executor(None, run)
         try:
             return await asyncio.shield(thread)

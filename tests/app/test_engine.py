@@ -300,6 +300,41 @@ def test_time_up_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
     assert service.value("queue_seconds_count") == 0
 
 
+def test_clips_that_are_decoded_hold_up_no_prompt(serve: Any, clip: bytes, to_file: Any) -> None:
+    """However many hours /score is given: one decoder is left to prompts."""
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    visitors = [Visitor(service, "/score", hour) for _ in range(3)]
+    until(lambda: service.app.state.decoders.borrowed_tokens > 0)
+    time.sleep(0.05)
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    assert service.app.state.decoders.borrowed_tokens == 1, "the first clip is still being decoded"
+    for visitor in visitors:
+        visitor.leave()
+    assert service.app.state.decoders.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize("path", ["/continue", "/score"])
+def test_time_up_while_others_are_decoded(serve: Any, clip: bytes, path: str) -> None:
+    service = serve()
+
+    async def hold(take: bool) -> None:
+        for index in range(2):
+            if take:
+                await service.app.state.decoders.acquire_on_behalf_of(index)
+            else:
+                service.app.state.decoders.release_on_behalf_of(index)
+
+    service.wait(hold(True))
+    answer = service.wait(
+        asyncio.wait_for(service.client.post(path, files={"file": ("a", clip)}, data={"timeout_seconds": "0.2"}), 5)
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    service.wait(hold(False))
+    assert service.app.state.decoders.borrowed_tokens == 0
+    assert service.post(path, clip).status_code == 200
+
+
 def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
     """Between chunks of 4 s, on the engine's own thread."""
     engine = serve().app.state.engine
