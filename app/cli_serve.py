@@ -17,6 +17,7 @@ from rich.table import Table
 
 from app.cli_options import FriendlyGroup, UserError, console, errors, pick_device
 from app.main import create_app
+from app.sending import connection
 from app.settings import PREFIX, Settings, load_settings, unknown_names
 from model.bundle import load_bundle
 
@@ -96,6 +97,7 @@ def serve_command(settings: Settings) -> None:
         create_app(settings, bundle),
         host=settings.host,
         port=settings.port,
+        http=connection(settings.send_timeout_seconds),
         log_config=logs,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         description="from a request's arrival to its answer",
     )
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
-    send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of a stream")
+    send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
     open_metrics: bool = Field(True, description="/metrics needs no key")

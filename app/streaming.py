@@ -20,6 +20,7 @@ from app.encoders import MEDIA_TYPES, PcmEncoder, StreamFormat, encoder
 from app.engine import Continuation, Piece, Started
 from app.errors import ClientGone, Draining, ServiceError, told
 from app.schemas import Delta, ErrorBody, ErrorResponse
+from app.sending import Stalled, handed_over
 from app.work import unless_gone
 from model.constants import SAMPLE_RATE_HZ
 from model.score import TooShortError
@@ -27,10 +28,6 @@ from model.score import TooShortError
 BLOCK_SAMPLES = SAMPLE_RATE_HZ // 4  # encoded on the event loop without a pause: about 2 ms of its time (MP3)
 LAST_WORDS_SECONDS = 1.0  # for an error event to be taken, when the server is about to stop
 log = logging.getLogger("whispergpt")
-
-
-class Stalled(Exception):
-    """The client is there and takes nothing."""
 
 
 class Feed:
@@ -191,11 +188,8 @@ class StreamedResponse(Response):
 
     async def _send(self, send: Send, chunk: bytes, more: bool = True) -> None:
         """Hands bytes to the socket; waits while its buffer is full. Raises Stalled."""
-        try:
-            async with asyncio.timeout(self._request.app.state.settings.send_timeout_seconds):
-                await send({"type": "http.response.body", "body": chunk, "more_body": more})
-        except TimeoutError:
-            raise Stalled from None
+        seconds = self._request.app.state.settings.send_timeout_seconds
+        await handed_over(send, {"type": "http.response.body", "body": chunk, "more_body": more}, seconds)
         if self._made_audio and not self._first_audio_seconds:
             self._first_audio_seconds = time.monotonic() - self._stream.order.job.arrived
             self._request.app.state.metrics.first_sent_seconds.observe(self._first_audio_seconds)

@@ -10,6 +10,7 @@ from app.auth import require_key
 from app.continuation import continued, ordered, response
 from app.encoders import MEDIA_TYPES
 from app.schemas import ContinueForm, ContinueResponse, multipart
+from app.sending import WholeResponse
 from app.streaming import StreamedResponse, opened
 from app.work import unless_gone
 
@@ -38,4 +39,5 @@ async def post_continue(request: Request) -> Response:
         if order.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
         made = await unless_gone(request, continued(request, order), order.stage)
-        return await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
+        answer = await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
+        return WholeResponse(request, answer, place)

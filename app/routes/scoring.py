@@ -1,27 +1,31 @@
 """POST /score."""
 
+from contextlib import AsyncExitStack
+
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, Request, Response
 
 from app import forms, work
 from app.auth import require_key
 from app.schemas import ScoreForm, ScoreResponse, multipart
 from app.scoring import response, score_audio
+from app.sending import WholeResponse
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
 
 
 @router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
 @router.post("/v1/audio/scores", include_in_schema=False)
-async def post_score(request: Request) -> JSONResponse:
+async def post_score(request: Request) -> Response:
     """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's.
 
     A window (``window_start``, ``window_seconds``) is scored by itself as well, given all of the clip before it;
     ``normalise_by`` tells how much of its likelihood is owed to that past.
     """
     state = request.app.state
-    with state.engine.reserve():
+    async with AsyncExitStack() as place:
+        place.enter_context(state.engine.reserve())
         async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
             scored = await work.unless_gone(request, score_audio(request, upload), "score")
-        return await to_thread.run_sync(response, scored, limiter=state.encoders)
+        answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
+        return WholeResponse(request, answer, place)

@@ -282,6 +282,33 @@ def test_leaving_what_was_not_read(server: Server, clip: bytes, long_clip: bytes
     is_free(server, clip)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux ends such a connection")
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: bytes, stream: str) -> None:
+    """Its connection is gone, with all that waited for it, though it never leaves."""
+    server = Server(folder, "--send-timeout-seconds", "1")
+    try:
+        files = Path(f"/proc/{server.process.pid}/fd")
+        server.works(clip)
+        before = len(list(files.iterdir()))
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            client.settimeout(20)
+            client.connect(("127.0.0.1", server.port))
+            client.sendall(
+                server.form("/continue", long_clip, seconds="0.6", n="4", stream=stream, include_prompt="true")
+            )
+            server.until('client_disconnects_total{stage="stalled"}', 1)
+            server.works(clip)
+            end = time.monotonic() + 20
+            while len(list(files.iterdir())) > before:
+                assert time.monotonic() < end, "the connection is still open"
+                time.sleep(0.1)
+        assert server.metric('requests_total{outcome="disconnected",route="/continue"}') == 1
+    finally:
+        server.close()
+
+
 @pytest.mark.parametrize("form", ["json", "pcm"])
 def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form: str) -> None:
     """Bare audio has no room for a word: there the end of the body is missing."""

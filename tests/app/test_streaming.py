@@ -37,15 +37,23 @@ def events_of(content: bytes) -> list[tuple[str, dict[str, Any]]]:
 class Reader:
     """A client that takes what is sent at its own pace, and leaves when told."""
 
-    def __init__(self, service: Any, clip: bytes, takes: int | None = None, part: float = 1.0, **fields: str) -> None:
-        request = httpx.Request("POST", "http://test/continue", files={"file": ("a", clip)}, data=fields)
+    def __init__(
+        self,
+        service: Any,
+        clip: bytes,
+        takes: int | None = None,
+        part: float = 1.0,
+        path: str = "/continue",
+        **fields: str,
+    ) -> None:
+        request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
         self.service, self.status, self.headers, self.content = service, 0, {}, b""
         self.chunks, self.ended = 0, False
         self._body, self._whole = body[: int(len(body) * part)], part == 1.0
         self._takes = takes  # so many chunks, and then none until it is told to go on
         self._scope = {
-            "type": "http", "method": "POST", "path": "/continue", "raw_path": b"/continue", "query_string": b"",
+            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
             "headers": [(key.lower(), value) for key, value in request.headers.raw],
             "client": ("1.2.3.4", 5), "server": ("test", 80),
@@ -292,12 +300,43 @@ def test_a_slow_reader_holds_no_place(serve: Any, clip: bytes, form: str) -> Non
         assert reader.content == service.post("/continue", clip, data=fields).content
 
 
-def test_slow_readers_without_a_place_are_counted(serve: Any, clip: bytes) -> None:
+@pytest.mark.parametrize("path", ["/continue", "/score"])
+def test_a_slow_reader_of_a_whole_answer_holds_no_place(serve: Any, clip: bytes, path: str) -> None:
+    service = serve(queue=0)
+    reader = Reader(service, clip, takes=0, path=path)
+    until(lambda: reader.status == 200 and service.app.state.engine.taken == 0)
+    assert not reader.done.done()
+    free(service, clip)
+    reader.go_on()
+    reader.done.result(10)
+    assert reader.ended
+    assert len(reader.content) == int(reader.headers[b"content-length"])
+    assert not service.app.state.unread.locked()
+
+
+def test_a_whole_answer_is_sent_as_it_is_taken(serve: Any, clip: bytes) -> None:
+    """In parts, so that a client that takes a few and stops does not leave the rest with the server for ever."""
+    service = serve(send_timeout_seconds=0.1)
+    fields = {"seconds": "3", "n": "4", "seed": "7"}
+    slow = Reader(service, clip, takes=2, **fields)
+    slow.done.result(10)
+    assert slow.chunks == 2 and not slow.ended
+    assert service.value("client_disconnects_total", stage="stalled") == 1
+    assert service.value("requests_total", route="/continue", outcome="disconnected") == 1
+    good = Reader(service, clip, **fields)
+    good.done.result(10)
+    assert good.ended and good.chunks > 2
+    assert json.loads(good.content)["choices"] == service.post("/continue", clip, data=fields).json()["choices"]
+    free(service, clip)
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_slow_readers_without_a_place_are_counted(serve: Any, clip: bytes, stream: str) -> None:
     """Beyond the permitted number, an answer that waits for its reader keeps its place: memory stays bounded."""
     service = serve()
     service.app.state.unread = asyncio.Semaphore(1)
     engine = service.app.state.engine
-    fields = {"seconds": "0.6", "stream": "true"}
+    fields = {"seconds": "0.6", "stream": stream}
     first = Reader(service, clip, takes=0, **fields)
     until(lambda: first.status == 200 and engine.taken == 0)
     second = Reader(service, clip, takes=0, **fields)
