@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec, CodecConfig, DecoderKind
 from model.config import PRESETS, DecoderConfig
 from model.constants import LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
 from model.hybrid import HybridLM
@@ -214,20 +214,21 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
     return bundle.to(device)
 
 
-def random_bundle(preset: str = "tiny", seed: int = 0) -> Bundle:
+def random_bundle(preset: str = "tiny", seed: int = 0, decoder: DecoderKind = "frame") -> Bundle:
     """A bundle of random weights, for tests: small, and loud enough to be told from silence."""
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    codec = Codec(CodecConfig(n_filters=2, lstm_layers=1, frame_dim=16, frame_blocks=2))
-    decoder = HybridLM(PRESETS[preset])
+    small = {"n_filters": 2, "lstm_layers": 1, "frame_dim": 16, "frame_blocks": 2, "pitch_dim": 16, "pitch_blocks": 2}
+    codec = Codec(CodecConfig.from_dict(small | {"decoder": decoder}))
+    model = HybridLM(PRESETS[preset])
     torch.set_rng_state(generator_state)
     with torch.no_grad():
-        for parameter in decoder.parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4)  # so that logits differ enough for a test to see
     vectors = torch.randn(MAX_CODEBOOKS, VOCABULARY, LATENT_DIM, generator=torch.Generator().manual_seed(seed))
-    decoder.fine.begin_with(vectors)
-    bundle = Bundle(codec.eval(), decoder.eval(), f"random-{preset}", preset)
-    for module in (codec, decoder):
+    model.fine.begin_with(vectors)
+    bundle = Bundle(codec.eval(), model.eval(), f"random-{preset}", preset)
+    for module in (codec, model):
         module.requires_grad_(False)
     return bundle

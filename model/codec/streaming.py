@@ -4,7 +4,8 @@ Nothing is overlapped or crossfaded: each layer carries the inputs that its next
 
 * a convolution: its last (k - 1) d - (s - 1) inputs, (B, C, n);
 * a transposed convolution: the part of its output that reaches into the next chunk, without its bias, (B, C, k - s);
-* an LSTM: h and c, (layers, B, H) each.
+* an LSTM: h and c, (layers, B, H) each;
+* oscillators: phase (B,) and pitch (B,) in float64, and amplitudes (B, HARMONICS), of `model.codec.harmonic.Voice`.
 
 A state begins empty (None). With zero padding that stands for zeros; with EnCodec's reflection the first chunk is
 mirrored, as at the start of a clip, and must hold at least ``PRIMING_FRAMES`` frames.
@@ -16,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.codec import CausalConv, Codec, ConvNeXtBlock, FrameDecoder
+from model.codec.codec import Codec
+from model.codec.frame import CausalConv, ConvNeXtBlock, FrameDecoder, FrameTrunk
+from model.codec.harmonic import HarmonicDecoder, Voice
 from model.constants import HOP_SAMPLES, VOCABULARY
 
 PRIMING_FRAMES = 7  # the longest reflection at 75 Hz mirrors 6 frames, and needs one more to mirror at
@@ -164,6 +167,33 @@ def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
     return out[..., None]
 
 
+def _features(trunk: FrameTrunk, latents: Tensor, carry: _Carry) -> Tensor:
+    """`FrameTrunk.features` over the chunk: (B, 128, n) -> (B, n, dim)"""
+    x = _frame_convolution(trunk.entry, latents, carry)
+    for block in trunk.blocks:
+        assert isinstance(block, ConvNeXtBlock)
+        mixed = _frame_convolution(block.depthwise, x, carry)
+        x = x + block.mix(mixed.transpose(1, 2)).transpose(1, 2)
+    normed: Tensor = trunk.norm(x.transpose(1, 2))
+    return normed
+
+
+def _harmonic(decoder: HarmonicDecoder, latents: Tensor, carry: _Carry) -> Tensor:
+    """A `harmonic` decoder over the chunk: (B, 128, n) -> (B, 1, 320 n)"""
+    frames = decoder.frame.frames_from(_features(decoder.frame, latents, carry))
+    features = _features(decoder.reader, latents, carry)
+    place = len(carry.after)
+    phase, hertz, amplitudes = carry.before[place : place + 3] if carry.before else (None, None, None)
+    before = None
+    if phase is not None and hertz is not None and amplitudes is not None:
+        before = Voice(phase, hertz, amplitudes)
+    bins, shares = decoder.reader.read(features)
+    samples, after = decoder.render(frames, shares, decoder.reader.pitch(bins), before)
+    for tensor in after:
+        carry.leave(tensor)
+    return samples
+
+
 class StreamingDecoder:
     """Codes to samples, chunk by chunk, with the weights of a codec: shared, but for the codebooks, which it gathers
     into one table (4 MB) when it is made.
@@ -177,11 +207,13 @@ class StreamingDecoder:
 
     @property
     def memory(self) -> int | None:
-        """Frames that reach into the state; None when all of them do (an LSTM forgets nothing for certain)."""
-        if not isinstance(self.decoder, FrameDecoder):
-            return None
-        convolutions = [self.decoder.entry, *(block.depthwise for block in self.decoder.blocks)]
-        return sum(conv.kernel_size[0] - 1 for conv in convolutions)  # type: ignore[union-attr, index, misc]
+        """Frames that reach into the state; None when all of them do (an LSTM forgets nothing for certain).
+
+        Of a `harmonic` decoder: all but the phase, of which only the change from frame to frame is heard.
+        """
+        if isinstance(self.decoder, HarmonicDecoder):
+            return 1 + max(self.decoder.frame.memory, self.decoder.reader.memory)  # 1: pitch and amplitudes before
+        return self.decoder.memory if isinstance(self.decoder, FrameDecoder) else None
 
     def start(self, rows: int) -> DecoderState:
         """The state at the start of ``rows`` clips."""
@@ -198,12 +230,9 @@ class StreamingDecoder:
         carry = _Carry(state)
         x = self.books[codes + self.offsets[:books]].sum(1).transpose(1, 2)  # (B, 128, n)
         if isinstance(self.decoder, FrameDecoder):
-            x = _frame_convolution(self.decoder.entry, x, carry)
-            for block in self.decoder.blocks:
-                assert isinstance(block, ConvNeXtBlock)
-                mixed = _frame_convolution(block.depthwise, x, carry)
-                x = x + block.mix(mixed.transpose(1, 2)).transpose(1, 2)
-            samples = self.decoder.samples_from(x)
+            samples = self.decoder.frames_from(_features(self.decoder, x, carry)).flatten(1)[:, None]
+        elif isinstance(self.decoder, HarmonicDecoder):
+            samples = _harmonic(self.decoder, x, carry)
         else:
             for module in self.decoder.model:  # type: ignore[union-attr]
                 x = _seanet(module, x, carry, self.pad_mode)

@@ -8,14 +8,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from model.bundle import Bundle
-from model.codec.codec import Codec, ConvNeXtBlock, FrameDecoder
+from model.codec.codec import Codec
+from model.codec.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
+from model.codec.harmonic import LINES, HarmonicDecoder, PitchReader
 from model.compiled.attention import StackWeights
 from model.compiled.micro import WIDENS_HALVES, is_half, pack
-from model.compiled.sound import DecoderWeights, MelTables
+from model.compiled.sound import DecoderWeights, MelTables, TrunkWeights
 from model.compiled.step import FineWeights, MelWeights, ModelWeights
+from model.compiled.voice import VoiceWeights
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES
 from model.hybrid import HybridLM
 from model.mel import LogMel
@@ -102,37 +106,66 @@ def _fine(model: HybridLM, packed: Packer) -> FineWeights:
     )
 
 
-def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
-    decoder = codec.decoder
-    assert isinstance(decoder, FrameDecoder), "only `frame` decoders have a compiled form"
-    blocks = [block for block in decoder.blocks if isinstance(block, ConvNeXtBlock)]
+def _bias(module: nn.Module) -> Array:
+    assert isinstance(module.bias, Tensor)
+    return array(module.bias)
+
+
+def _trunk(trunk: FrameTrunk, packed: Packer) -> TrunkWeights:
+    blocks = [block for block in trunk.blocks if isinstance(block, ConvNeXtBlock)]
 
     def each(read: Callable[[ConvNeXtBlock], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return _all(read(block) for block in blocks)
 
-    def bias(module: nn.Module) -> Array:
-        assert isinstance(module.bias, Tensor)
-        return array(module.bias)
+    return TrunkWeights(
+        entry=packed(array(trunk.entry.weight.permute(0, 2, 1).flatten(1))),  # frames, then channels
+        entry_bias=_bias(trunk.entry),
+        depthwise=each(lambda block: array(block.depthwise.weight[:, 0].t())),
+        depthwise_bias=each(lambda block: _bias(block.depthwise)),
+        norm=each(lambda block: array(block.norm.weight)),
+        norm_bias=each(lambda block: _bias(block.norm)),
+        expand=each(lambda block: packed(array(block.expand.weight))),
+        expand_bias=each(lambda block: _bias(block.expand)),
+        contract=each(lambda block: packed(array(block.contract.weight))),
+        contract_bias=each(lambda block: _bias(block.contract)),
+        scale=each(lambda block: array(block.scale)),
+        last_norm=array(trunk.norm.weight),
+        last_norm_bias=_bias(trunk.norm),
+    )
 
+
+def _voice(decoder: HarmonicDecoder, packed: Packer) -> VoiceWeights:
+    reader, waves = decoder.reader, array(decoder.waves.flatten(0, 1))  # (2 LINES, 320)
+    return VoiceWeights(
+        heads=packed(np.concatenate([array(reader.bins.weight), array(reader.share.weight)])),
+        heads_bias=np.concatenate([_bias(reader.bins), _bias(reader.share)]),
+        log_hertz=reader.log_hertz.cpu().numpy().astype(np.float64),
+        shapes=array(decoder.shapes),
+        waves=pack(waves, half=False),
+        back=pack(np.ascontiguousarray(waves.T), half=False),
+    )
+
+
+def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
+    decoder = codec.decoder
+    assert isinstance(decoder, FrameDecoder | HarmonicDecoder), "only decoders at 75 Hz have a compiled form"
+    sings = isinstance(decoder, HarmonicDecoder)
+    if isinstance(decoder, HarmonicDecoder):
+        singer = decoder
+    else:
+        with torch.random.fork_rng(devices=[]):
+            singer = HarmonicDecoder(decoder, PitchReader(16, 1, 1, 1))  # the same types, never read
+    frame = singer.frame
     return DecoderWeights(
         books=array(codec.codebooks()),
-        entry=packed(array(decoder.entry.weight.permute(0, 2, 1).flatten(1))),  # frames, then channels
-        entry_bias=bias(decoder.entry),
-        depthwise=each(lambda block: array(block.depthwise.weight[:, 0].t())),
-        depthwise_bias=each(lambda block: bias(block.depthwise)),
-        norm=each(lambda block: array(block.norm.weight)),
-        norm_bias=each(lambda block: bias(block.norm)),
-        expand=each(lambda block: packed(array(block.expand.weight))),
-        expand_bias=each(lambda block: bias(block.expand)),
-        contract=each(lambda block: packed(array(block.contract.weight))),
-        contract_bias=each(lambda block: bias(block.contract)),
-        scale=each(lambda block: array(block.scale)),
-        last_norm=array(decoder.norm.weight),
-        last_norm_bias=bias(decoder.norm),
-        head=packed(array(decoder.head.weight)),
-        head_bias=bias(decoder.head),
-        gain=array(decoder.gain.weight[0]),
-        gain_bias=np.float32(bias(decoder.gain)[0]),
+        trunk=_trunk(frame, packed),
+        head=packed(array(frame.head.weight)),
+        head_bias=_bias(frame.head),
+        gain=array(frame.gain.weight[0]),
+        gain_bias=np.float32(_bias(frame.gain)[0]),
+        sings=sings,
+        reader=_trunk(singer.reader, packed),
+        voice=_voice(singer, packed),
     )
 
 
@@ -168,7 +201,6 @@ def packed(bundle: Bundle) -> Packed:
     known = _packed.get(bundle.decoder)
     if known is not None and known[0] is bundle.codec:
         return known[1]
-    assert isinstance(bundle.codec.decoder, FrameDecoder)
     matrices = [p for module in (bundle.decoder, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
     half = WIDENS_HALVES and all(is_half(array(matrix)) for matrix in matrices)
 
@@ -180,7 +212,7 @@ def packed(bundle: Bundle) -> Packed:
         _model(bundle.decoder, packer), _fine(bundle.decoder, packer), _decoder(bundle.codec, packer),
         mel_tables(bundle.mel),
         max(4 * decoder.dim, 4 * decoder.mel_dim, 2 * decoder.fine_dim, codec.frame_expansion * codec.frame_dim,
-            codec.frame_kernel * 128, MEL_BANDS),
+            codec.frame_expansion * codec.pitch_dim, 2 * LINES, MEL_BANDS),
     )  # fmt: skip
     _packed[bundle.decoder] = (bundle.codec, made)
     return made

@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from model.bundle import Bundle
-from model.codec.codec import FrameDecoder
+from model.codec.frame import FrameDecoder
+from model.codec.harmonic import HARMONICS, HarmonicDecoder
 from model.compiled.attention import Rings
 from model.compiled.encoder import encoder_for
 from model.compiled.micro import TILE
 from model.compiled.pack import array, packed
 from model.compiled.step import Buffers, Options, State, step
+from model.compiled.voice import Voices
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.generate import PromptState
 from model.sampling import SamplingOptions
@@ -26,7 +29,7 @@ def can_compile(bundle: Bundle) -> bool:
     widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
     return (
         bundle.device.type == "cpu"
-        and isinstance(bundle.codec.decoder, FrameDecoder)
+        and isinstance(bundle.codec.decoder, FrameDecoder | HarmonicDecoder)
         and all(width <= TILE for width in widths)  # a head's values fit a tile
     )
 
@@ -64,6 +67,8 @@ class CompiledSlots:
             rings=rings(decoder.layers, decoder.heads, decoder.dim // decoder.heads),
             entries=np.zeros((rows, past, LATENT_DIM), np.float32),
             histories=np.zeros((codec.frame_blocks, rows, past, codec.frame_dim), np.float32),
+            reader_histories=np.zeros((codec.pitch_blocks, rows, past, codec.pitch_dim), np.float32),
+            voices=Voices(np.zeros(rows), np.zeros(rows), np.zeros((rows, HARMONICS), np.float32)),
             tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
         )
         self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows))
@@ -72,12 +77,12 @@ class CompiledSlots:
             return np.zeros((rows, -(-width // TILE) * TILE), np.float32)
 
         widest = self._weights.widest
-        narrow = max(decoder.dim, decoder.mel_dim, decoder.fine_dim, codec.frame_dim, MEL_BANDS)
+        narrow = max(decoder.dim, decoder.mel_dim, decoder.fine_dim, codec.frame_dim, codec.pitch_dim, MEL_BANDS)
         self._buffers = Buffers(
             x=buffer(narrow), normed=buffer(narrow), wide=buffer(widest), mixed=buffer(narrow),
             logits=buffer(VOCABULARY), small=buffer(decoder.mel_dim), scores=np.zeros((1, tiles * TILE), np.float32),
             chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
-            samples=buffer(HOP_SAMPLES),
+            windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
@@ -96,12 +101,7 @@ class CompiledSlots:
         if self.mel:
             assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
             self._fill(state.mel_rings, row, prompt.cache.mel)
-        entry, *histories = prompt.codec.tensors
-        assert entry is not None, "a prompt has been decoded"
-        state.entries[row] = array(entry[0].t())
-        for block, history in enumerate(histories):
-            assert history is not None
-            state.histories[block, row] = array(history[0].t())
+        self._fill_decoder(row, prompt.codec.tensors)
         state.tails[row] = array(prompt.tail[0])
         for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
             getattr(self._options, name)[row] = value
@@ -116,6 +116,22 @@ class CompiledSlots:
         keys[:, :, :held] = cache.keys[:, 0, :, :held].cpu().numpy()
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
         rings.values[:, row, :, 0, :held, :width] = cache.values[:, 0, :, :held].cpu().numpy()
+
+    def _fill_decoder(self, row: int, tensors: Sequence[Tensor | None]) -> None:
+        """From `model.codec.streaming`: entry and histories of the frames, and then the same of the reader, voice."""
+        state, blocks = self._state, len(self._state.histories)
+        assert all(tensor is not None for tensor in tensors) and tensors, "a prompt has been decoded"
+        held = [tensor[0] for tensor in tensors if tensor is not None]
+        state.entries[row] = array(held[0].t())
+        for block, history in enumerate(held[1 : 1 + blocks]):
+            state.histories[block, row] = array(history.t())
+        if len(held) > 1 + blocks:
+            *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
+            for block, history in enumerate(histories):
+                state.reader_histories[block, row] = array(history.t())
+            state.voices.phases[row] = float(phase)
+            state.voices.hertz[row] = float(hertz)
+            state.voices.amplitudes[row] = array(amplitudes)
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""

@@ -9,15 +9,18 @@ import numpy as np
 from model.compiled.functions import ZERO, copy, exp, f32, gelu, layer_norm
 from model.compiled.micro import add_product
 from model.compiled.options import compiled
+from model.compiled.voice import voice
 from model.constants import HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
 from model.mel import LOG_FLOOR
 
-# books (K, 1024, 128); entry packed (tiles, kernel 128, 64), frames then channels; the rest of all blocks
-DecoderWeights = namedtuple(
-    "DecoderWeights",
-    "books entry entry_bias depthwise depthwise_bias norm norm_bias expand expand_bias contract contract_bias scale "
-    "last_norm last_norm_bias head head_bias gain gain_bias",
+# entry packed (tiles, kernel 128, 64), frames then channels; the rest of all blocks
+TrunkWeights = namedtuple(
+    "TrunkWeights",
+    "entry entry_bias depthwise depthwise_bias norm norm_bias expand expand_bias contract contract_bias scale "
+    "last_norm last_norm_bias",
 )
+# books (K, 1024, 128); reader and voice: of a `harmonic` decoder, never read unless it sings
+DecoderWeights = namedtuple("DecoderWeights", "books trunk head head_bias gain gain_bias sings reader voice")
 # window (1024,), bank (64, 513) with the range of bins that each band uses, and the transform's tables
 MelTables = namedtuple("MelTables", "window bank first last reversed cos sin real_cos real_sin")
 HALF_WINDOW = MEL_WINDOW_SAMPLES // 2
@@ -26,33 +29,38 @@ FLOOR = f32(LOG_FLOOR)
 
 
 @compiled
-def decode(
-    codes: Any, weights: Any, entries: Any, histories: Any, rows: Any, x: Any, normed: Any, wide: Any, samples: Any
-) -> None:
-    """Codes (A, k) -> samples (A, 320 or more), by a `frame` decoder.
-
-    entries (R, kernel - 1, 128) and histories (blocks, R, kernel - 1, dim) are what each row's convolutions saw last;
-    they move on. x, normed, wide: buffers of A rows or more.
-    """
-    count, books = codes.shape
+def look_up(codes: Any, books: Any, entries: Any, rows: Any, windows: Any) -> None:
+    """Codes (A, k) -> the latents that an entry sees, windows (A, kernel 128); entries (R, kernel - 1, 128) move on."""
     past, latent = entries.shape[1], entries.shape[2]
-    blocks, dim = weights.norm.shape
-    for a in range(count):
-        window, row = wide[a], rows[a]
+    for a in range(codes.shape[0]):
+        window, row = windows[a], rows[a]
         for t in range(past):
             for c in range(latent):
                 window[t * latent + c] = entries[row, t, c]
         start = past * latent
         for c in range(latent):
-            window[start + c] = weights.books[0, codes[a, 0], c]
-        for book in range(1, books):
+            window[start + c] = books[0, codes[a, 0], c]
+        for book in range(1, codes.shape[1]):
             for c in range(latent):
-                window[start + c] += weights.books[book, codes[a, book], c]
+                window[start + c] += books[book, codes[a, book], c]
         for t in range(past):
             for c in range(latent):
                 entries[row, t, c] = window[(t + 1) * latent + c]
+
+
+@compiled
+def trunk(windows: Any, weights: Any, histories: Any, rows: Any, x: Any, normed: Any, wide: Any) -> None:
+    """`FrameTrunk.features` of one frame, into ``normed``.
+
+    histories (blocks, R, kernel - 1, dim) are what each row's convolutions saw last; they move on. x, normed, wide:
+    buffers of A rows or more.
+    """
+    count = rows.shape[0]
+    blocks, dim = weights.norm.shape
+    past = histories.shape[2]
+    for a in range(count):
         copy(weights.entry_bias, x[a], dim)
-    add_product(wide, weights.entry, x, count)
+    add_product(windows, weights.entry, x, count)
     for block in range(blocks):
         taps, bias = weights.depthwise[block], weights.depthwise_bias[block]
         for a in range(count):
@@ -81,6 +89,19 @@ def decode(
             for c in range(dim):
                 x[a, c] += scale[c] * normed[a, c]
     layer_norm(x, weights.last_norm, weights.last_norm_bias, normed, count)
+
+
+@compiled
+def decode(codes: Any, weights: Any, state: Any, rows: Any, buffers: Any) -> None:
+    """Codes (A, k) -> ``buffers.samples`` (A, 320 or more), by a `frame` or a `harmonic` decoder; the rows move on.
+
+    state: entries (R, kernel - 1, 128), histories and reader_histories of `trunk`, and voices.
+    """
+    count = codes.shape[0]
+    windows, normed, samples = buffers.windows, buffers.normed, buffers.samples
+    look_up(codes, weights.books, state.entries, rows, windows)
+    trunk(windows, weights.trunk, state.histories, rows, buffers.x, normed, buffers.wide)
+    dim = weights.gain.shape[0]
     for a in range(count):
         copy(weights.head_bias, samples[a], HOP_SAMPLES)
     add_product(normed, weights.head, samples, count)
@@ -91,6 +112,9 @@ def decode(
         level = exp(min(max(gain, GAIN_MIN), GAIN_MAX))
         for i in range(HOP_SAMPLES):
             samples[a, i] *= level
+    if weights.sings:
+        trunk(windows, weights.reader, state.reader_histories, rows, buffers.x, normed, buffers.wide)
+        voice(normed, weights.voice, state.voices, rows, buffers.logits, buffers.wide, samples)
 
 
 @compiled

@@ -19,9 +19,9 @@ ModelWeights = namedtuple("ModelWeights", "uses_mel window mel embedding stack n
 # of the depth decoder, all books: recall (K or 0, 1025, F), embeddings (K - 1, 1024, F), matrices packed
 # (K - 1, tiles, K, 64)
 FineWeights = namedtuple("FineWeights", "entry recall embeddings norms expands contracts head_norms heads")
-State = namedtuple("State", "codes slices positions mel_rings rings entries histories tails")
+State = namedtuple("State", "codes slices positions mel_rings rings entries histories reader_histories voices tails")
 Options = namedtuple("Options", "temperature top_k top_p")
-Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work samples")
+Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work windows samples")
 
 
 @compiled
@@ -126,9 +126,7 @@ def step(
     """
     predict(model, state, rows, buffers)
     choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
-    decode(
-        codes, decoder, state.entries, state.histories, rows, buffers.x, buffers.normed, buffers.wide, buffers.samples
-    )
+    decode(codes, decoder, state, rows, buffers)
     hear(buffers.samples, tables, state.tails, rows, mel)
     for a in range(rows.shape[0]):
         row = rows[a]

@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.codec import CausalConv, Codec, CodecConfig, FrameDecoder
+from model.codec.codec import Codec, CodecConfig
+from model.codec.frame import CausalConv, FrameDecoder
+from model.codec.harmonic import HarmonicDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.mel import LogMel
 from model.training.adversary import Adversary, AdversaryKind, make_discriminator
-from model.training.data import Clip, Corpus
+from model.training.data import Clip, Corpus, DataError
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss
 
@@ -121,8 +123,8 @@ def lsuv(codec: Codec, samples: Tensor) -> None:
     latents = run(codec.encoder, samples[:, None])
     run(codec.decoder, latents)
     last: nn.Conv1d | nn.Linear = [m for m in codec.decoder.modules() if isinstance(m, nn.Conv1d)][-1]
-    if isinstance(codec.decoder, FrameDecoder):
-        last = codec.decoder.head
+    if isinstance(codec.decoder, FrameDecoder | HarmonicDecoder):
+        last = codec.decoder.head if isinstance(codec.decoder, FrameDecoder) else codec.decoder.frame.head
     last.weight *= 0.1  # the first output is quiet, so that the first gradients are not
 
 
@@ -360,8 +362,11 @@ def train_codec(
 ) -> Iterator[int]:
     """Train, or go on with, the codec of the run in ``out``; yields the number of steps done.
 
-    The result is ``out/checkpoint.pt``; `model.training.export` makes a bundle of it.
+    The result is ``out/checkpoint.pt``; `model.training.export` makes a bundle of it. Raises DataError for a `harmonic`
+    decoder: its reader is taught apart.
     """
+    if config.decoder == "harmonic":
+        raise DataError("train a `frame` decoder first, and then `train decoder` with oscillators")
     run = Run(
         out,
         {

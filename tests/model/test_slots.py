@@ -1,6 +1,6 @@
 """Slots: what a row makes does not depend on the others, on its place, or on when it came.
 
-Every law is asked of torch's slots and of the compiled ones.
+Every law is asked of torch's slots and of the compiled ones, with a `frame` decoder and with a `harmonic` one.
 """
 
 from dataclasses import replace
@@ -31,6 +31,14 @@ OPTIONS = [
 LENGTHS = [7, 30, 47, 48, 100]  # frames; the window of the tiny preset is 48
 KINDS = [Slots, CompiledSlots]
 Kind = type[Slots] | type[CompiledSlots]
+
+
+@pytest.fixture(scope="module", params=["frame", "harmonic"])
+def bundle(request: pytest.FixtureRequest, speech_like: Tensor) -> Bundle:
+    """Random weights; nobody may change them."""
+    made = random_bundle("tiny", decoder=request.param)
+    enliven(made.codec, speech_like)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,9 @@ def test_a_row_makes_what_generate_makes(kind: Kind, bundle: Bundle, prompts: li
         np.testing.assert_array_equal(frame.codes[0], expected.codes[0].numpy())
         np.testing.assert_allclose(frame.logprobs[0], expected.logprobs[0].numpy(), atol=1e-4)
         np.testing.assert_allclose(frame.fine_logprobs[0], expected.fine_logprobs[0].numpy(), atol=1e-4)
-        np.testing.assert_allclose(frame.samples[0], expected.samples[0].numpy(), atol=1e-5)
+        # oscillators: a pitch that rounds otherwise turns the phase from then on
+        atol = 1e-5 if bundle.codec.config.decoder == "frame" else 1e-4
+        np.testing.assert_allclose(frame.samples[0], expected.samples[0].numpy(), atol=atol)
         np.testing.assert_allclose(frame.mel[0], expected.mel[0].numpy(), atol=1e-3)
 
 
@@ -108,9 +118,9 @@ def poison(slots: Any, rows: list[int]) -> None:
     """NaN in all that these rows hold."""
     if isinstance(slots, CompiledSlots):
         state = slots._state
-        for array in (*state.rings, *state.mel_rings, state.histories):
+        for array in (*state.rings, *state.mel_rings, state.histories, state.reader_histories):
             array[:, rows] = np.nan
-        for array in (state.slices, state.entries, state.tails):
+        for array in (state.slices, state.entries, *state.voices, state.tails):
             array[rows] = np.nan
         return
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import torch
 from model.codec.codec import Codec, CodecConfig
 from model.training.codec import lsuv
 
-Decoder = Literal["frame", "seanet"]
+Decoder = Literal["frame", "harmonic", "seanet"]
 PadMode = Literal["constant", "reflect"]
 
 
@@ -27,6 +27,7 @@ def make_codec() -> MakeCodec:
         codec = Codec(
             CodecConfig(
                 decoder=decoder, pad_mode=pad_mode, n_filters=4, lstm_layers=2, frame_dim=16, frame_blocks=3,
+                pitch_dim=16, pitch_blocks=2,
             )
         )  # fmt: skip
         lsuv(codec, torch.randn(2, 320 * 30) * 0.1)

@@ -11,7 +11,7 @@ from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
 from model.encodec_import import import_encodec
 
 FRAMES = 14
-KINDS = [(decoder, pad_mode) for decoder in ("frame", "seanet") for pad_mode in ("constant", "reflect")]
+KINDS = [(decoder, pad_mode) for decoder in ("frame", "harmonic", "seanet") for pad_mode in ("constant", "reflect")]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 
 
 def packages_model(codec: Codec) -> Any:
-    """The package's whole model with the same weights; a `frame` decoder takes the place of its own."""
+    """The package's whole model with the same weights; a decoder of ours takes the place of its own."""
     encodec = import_encodec()
     config = codec.config
     seanet: dict[str, Any] = dict(
@@ -35,7 +35,7 @@ def packages_model(codec: Codec) -> Any:
     )  # fmt: skip
     model = encodec.EncodecModel(
         encodec.modules.SEANetEncoder(**seanet),
-        codec.decoder if config.decoder == "frame" else encodec.modules.SEANetDecoder(**seanet),
+        codec.decoder if config.decoder != "seanet" else encodec.modules.SEANetDecoder(**seanet),
         encodec.quantization.ResidualVectorQuantizer(dimension=128, n_q=8, bins=VOCABULARY),
         target_bandwidths=[0.75, 1.5, 3.0, 6.0],
         sample_rate=SAMPLE_RATE_HZ,
@@ -95,7 +95,7 @@ def test_reflection_reaches_seven_frames_and_no_more(make_codec: Any, samples: T
         assert same == (frame >= 6), f"frame {frame}"  # the first seven frames are mirrored into each other
 
 
-@pytest.mark.parametrize("decoder", ["frame", "seanet"])
+@pytest.mark.parametrize("decoder", ["frame", "harmonic", "seanet"])
 @pytest.mark.parametrize("frame", range(FRAMES))
 def test_decoder_is_blind_to_later_codes(make_codec: Any, decoder: str, frame: int) -> None:
     codec = make_codec(decoder, "constant")

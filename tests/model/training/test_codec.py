@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.codec.codec import CausalConv, Codec, CodecConfig
+from model.codec.codec import Codec, CodecConfig
+from model.codec.frame import CausalConv
 from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.training.codec import (
     CodecTrainer,
@@ -204,7 +205,7 @@ def test_silence_gives_finite_gradients(trainer: CodecTrainer) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in trainer.codec.parameters())
 
 
-@pytest.mark.parametrize("decoder", ["frame", "seanet"])
+@pytest.mark.parametrize("decoder", ["frame", "harmonic", "seanet"])
 def test_lsuv_gives_unit_deviation(corpus: Corpus, decoder: Any) -> None:
     torch.manual_seed(1)
     codec = Codec(replace(CONFIG, decoder=decoder))
