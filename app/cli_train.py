@@ -18,7 +18,7 @@ from model.training.codec import CodecTraining, train_codec
 from model.training.data import Corpus, build_corpus
 from model.training.decoder import DecoderTraining, train_decoder
 from model.training.evaluate import evaluate
-from model.training.export import export_bundle, export_codec, find_codec
+from model.training.export import export_bundle, export_codec, find_codec, replace_decoder
 from model.training.lm import LMTraining, train_lm
 from model.training.tokens import TokenSettings, build_tokens
 
@@ -86,18 +86,22 @@ def decoder_command(
     training: DecoderTraining,
     codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle whose encoder and codebooks stay")],
     out: Out = Path("runs/decoder"),
+    bundle: Annotated[Path | None, typer.Option(help="Bundle with the same tokens that is given the decoder")] = None,
     corpus: CorpusFolder = Path("runs/corpus"),
     device: Device = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
     music: Music = False,
 ) -> None:
-    """Train a codec's decoder alone, adversarially: the tokens stay as they are."""
+    """Train a codec's decoder alone: the tokens stay as they are."""
     limit_threads(threads)
     found, _ = find_codec(codec)
     audio = _corpus(folders, corpus, workers, music)
     take(train_decoder(found, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
+    if bundle is not None:
+        replace_decoder(bundle, out)
+        console.print(f"bundle: {bundle} has the new decoder; its figures and MODEL_CARD.md are those of the old one")
 
 
 @train.command("lm")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from model.bundle import tokeniser_sha256
 from model.codec.codec import Codec
+from model.codec.harmonic import HarmonicDecoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.training.adversary import Adversary, AdversaryKind, make_discriminator
 from model.training.codec import draw_codebooks
@@ -26,15 +28,32 @@ from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, LoudnessLoss, SpectralLoss
 from model.training.pitch import pitch_match
+from model.training.reader import heard_pitch, pitch_distance, share_distance, with_oscillators
 
 VALIDATION_CLIPS = 14  # of each kind
+
+
+class Batch(NamedTuple):
+    """Crops of one step."""
+
+    latents: Tensor  # (B, 128, context + frames): of 1, 2, 4 or 8 codebooks a row
+    real: Tensor  # (B, 320 frames): without the context
+    speech: Tensor  # (B,) bool
+    told: Tensor  # (B,) bool: rows that sing at the real pitch
 
 
 @dataclass(frozen=True)
 class DecoderTraining:
     """Settings of a decoder run; what decides the result, hence kept with the run."""
 
-    steps: int = 4000
+    decoder: Literal["same", "harmonic"] = "same"  # harmonic: give a `frame` decoder oscillators first
+    steps: int = 4000  # after those of the reader
+    reader_steps: int = 4000  # of a harmonic decoder's reader alone, before all else
+    reader_batch: int = 12
+    reader_frames: int = 80
+    reader_rate: float = 1e-3
+    pitch_weight: float = 0.3  # of the reader's own distances while all learns
+    true_pitch: float = 0.5  # share of rows that sing at the real pitch rather than the one that was read
     batch: int = 8
     frames: int = 40  # of a crop
     context: int = 16  # frames before the crop that the decoder hears and that are not judged
@@ -91,6 +110,11 @@ class DecoderTrainer:
         self.optimizer = torch.optim.AdamW(
             codec.decoder.parameters(), training.rate, betas=(0.8, 0.99), weight_decay=0.01
         )
+        self.reader_optimizer: torch.optim.Optimizer | None = None
+        if isinstance(codec.decoder, HarmonicDecoder):
+            self.reader_optimizer = torch.optim.AdamW(
+                codec.decoder.reader.parameters(), training.reader_rate, weight_decay=0.05
+            )
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
             judge = make_discriminator(training.adversary).to(device)
@@ -104,49 +128,103 @@ class DecoderTrainer:
             "decoder": self.codec.decoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.reader_optimizer:
+            state["reader_optimizer"] = self.reader_optimizer.state_dict()
         return state | ({"adversary": self.adversary.state()} if self.adversary else {})
 
     def load(self, state: State) -> None:
         self.codec.decoder.load_state_dict(state["decoder"])
         self.average.load_state_dict({name: state["codec"][f"decoder.{name}"] for name in self.average.state_dict()})
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.reader_optimizer:
+            self.reader_optimizer.load_state_dict(state["reader_optimizer"])
         if self.adversary:
             self.adversary.load(state["adversary"])
         self.step = int(state["step"])
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Latents (B, 128, context + frames) of codes with 1, 2, 4 or 8 codebooks a row, and the samples (B, N)."""
+    def batch(self, rng: np.random.Generator, rows: int, frames: int) -> Batch:
+        """Random crops of so many rows and frames, with as many codebooks as training draws."""
         training = self.training
-        of_music = int(rng.binomial(training.batch, training.music_share))
+        of_music = int(rng.binomial(rows, training.music_share))
         speech, music = self.codes.split("train", "speech"), self.codes.split("train", "music")
         if not speech or not music:
-            parts = [(speech or music, training.batch)]
-        else:
-            parts = [(speech, training.batch - of_music), (music, of_music)]
+            of_music = 0 if speech else rows
+        parts = [(speech, rows - of_music), (music, of_music)]
         drawn = [
-            coded_crops(self.codes, clips, training.frames, training.context, count, rng)
-            for clips, count in parts
-            if count
+            coded_crops(self.codes, clips, frames, training.context, count, rng) for clips, count in parts if count
         ]
         tokens = torch.cat([codes for codes, _ in drawn]).to(self.device)
-        counts = torch.tensor([draw_codebooks(rng, tokens.shape[-1]) for _ in range(training.batch)])
+        counts = torch.tensor([draw_codebooks(rng, tokens.shape[-1]) for _ in range(rows)])
         latents = torch.zeros(*tokens.shape[:2], self.books.shape[-1], device=self.device)
         for book in range(tokens.shape[-1]):
             heard = (counts > book).to(self.device)[:, None, None]
             latents += heard * self.books[book][tokens[:, :, book]]
-        return latents.transpose(1, 2), torch.cat([samples for _, samples in drawn]).to(self.device)
+        is_speech = torch.arange(rows) < rows - of_music
+        real = torch.cat([samples for _, samples in drawn])
+        told = torch.from_numpy(rng.random(rows) < training.true_pitch)
+        return Batch(*(part.to(self.device) for part in (latents.transpose(1, 2), real, is_speech, told)))
+
+    def reader_step(self, step: int) -> dict[str, float]:
+        """One step of the reader alone; returns the losses."""
+        training, decoder = self.training, self.codec.decoder
+        assert isinstance(decoder, HarmonicDecoder) and self.reader_optimizer is not None
+        batch = self.batch(step_rng(training.seed, step), training.reader_batch, training.reader_frames)
+        rate = cosine_rate(step, training.reader_steps, training.reader_rate, training.warmup)
+        for group in self.reader_optimizer.param_groups:
+            group["lr"] = rate
+        hertz, voiced = heard_pitch(batch.real, batch.speech)
+        with torch.autocast(batch.real.device.type, torch.bfloat16, enabled=training.bf16):
+            features = decoder.reader.features(batch.latents)
+        bins, shares = decoder.reader.read(features[:, training.context :].float())
+        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced)
+        shared = share_distance(shares, voiced)
+        loss = missed + shared
+        self.reader_optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward([loss])
+        norm = nn.utils.clip_grad_norm_(decoder.reader.parameters(), 1.0)
+        self.reader_optimizer.step()
+        self._average(self.codec.decoder)
+        figures = {"pitch_distance": missed, "share_distance": shared, "loss": loss}
+        return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
+
+    def _sung(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """What the decoder makes of a batch, (B, 320 frames), and the distance of what its reader reads."""
+        training, decoder = self.training, self.codec.decoder
+        with torch.autocast(batch.real.device.type, torch.bfloat16, enabled=training.bf16):
+            if not isinstance(decoder, HarmonicDecoder):
+                made = decoder(batch.latents)
+                return made[:, 0, training.context * HOP_SAMPLES :].float(), None
+            frames = decoder.frame.frames_from(decoder.frame.features(batch.latents))
+            features = decoder.reader.features(batch.latents)
+        judged = max(training.context - 1, 0)  # the frame before the crop is heard for its pitch and amplitudes
+        bins, shares = decoder.reader.read(features[:, judged:].float())
+        hertz, voiced = heard_pitch(batch.real, batch.speech)
+        own = decoder.reader.pitch(bins.detach())
+        ahead = bins.shape[1] - hertz.shape[1]
+        given = torch.where(voiced & batch.told[:, None], hertz.double(), own[:, ahead:])
+        sung = torch.where(batch.told[:, None, None], shares.detach(), shares)  # it learns by the pitch that was read
+        made, _ = decoder.render(frames[:, judged:].float(), sung, torch.cat([own[:, :ahead], given], 1))
+        bins, shares = bins[:, ahead:], shares[:, ahead:]
+        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced)
+        still = share_distance(shares[~batch.speech], voiced[~batch.speech]) if not batch.speech.all() else 0.0
+        return made[:, 0, ahead * HOP_SAMPLES :], missed + still
 
     def train_step(self, step: int) -> dict[str, float]:
+        """One optimiser step of the reader, while it is taught alone, or of decoder and discriminator."""
+        if self.reader_optimizer is not None and step < self.training.reader_steps:
+            return self.reader_step(step)
+        return self.decoder_step(step)
+
+    def decoder_step(self, step: int) -> dict[str, float]:
         """One optimiser step of both sides; returns the losses."""
         training = self.training
-        rng = step_rng(training.seed, step)
-        latents, real = self.batch(rng)
+        batch = self.batch(step_rng(training.seed, step), training.batch, training.frames)
+        real = batch.real
+        step -= training.reader_steps if self.reader_optimizer is not None else 0
         rate = cosine_rate(step, training.steps, training.rate, training.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=training.bf16):
-            made = self.codec.decoder(latents)
-        made = made[:, 0, training.context * HOP_SAMPLES :].float()
+        made, misread = self._sung(batch)
         heard = made.detach().requires_grad_()
         log_mel, convergence = self.spectral(heard, real)
         envelope = self.envelope(heard, real)
@@ -167,17 +245,21 @@ class DecoderTrainer:
             if step < training.adversarial_from:
                 return {name: float(value.detach()) for name, value in (figures | {"loss": loss}).items()}
         self.optimizer.zero_grad(set_to_none=True)
-        made.backward(gradient)
+        if misread is None:
+            torch.autograd.backward([made], [gradient])
+        else:
+            figures["misread"] = misread
+            torch.autograd.backward([made, training.pitch_weight * misread], [gradient, None])
         norm = nn.utils.clip_grad_norm_(self.codec.decoder.parameters(), 1.0)
         self.optimizer.step()
-        self._average(step)
+        self._average(self.codec.decoder)
         figures["loss"] = loss
         return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
 
     @torch.no_grad()
-    def _average(self, step: int) -> None:
+    def _average(self, decoder: nn.Module) -> None:
         keep = self.training.average
-        for own, current in zip(self.average.parameters(), self.codec.decoder.parameters(), strict=True):
+        for own, current in zip(self.average.parameters(), decoder.parameters(), strict=True):
             own.lerp_(current, 1 - keep)
 
     @torch.no_grad()
@@ -210,12 +292,15 @@ def train_decoder(
     ``codec`` is as it is served (`model.training.export.find_codec`): its encoder and codebooks stay to the bit. The
     result is ``out/checkpoint.pt``, from which `model.training.export.export_codec` makes a codec.
     """
+    if training.decoder == "harmonic":
+        codec = with_oscillators(codec)
     settings = {
         "config": codec.config.to_dict(),
         "tokeniser": tokeniser_sha256(codec),
         "training": json.loads(json.dumps(asdict(training))),
         "corpus": corpus.folder.name,
     }
+    reading = training.reader_steps if isinstance(codec.decoder, HarmonicDecoder) else 0
     run = Run(out, settings)
     hours = {"speech": training.speech_hours, "music": training.music_hours}
     codes = build_codes(corpus, codec, hours, out / "codes", device)
@@ -224,5 +309,10 @@ def train_decoder(
     if state is not None:
         trainer.load(state)
     yield from run.steps(
-        trainer.step, training.steps, trainer.train_step, trainer.state, validate=trainer.validate, validate_every=500
+        trainer.step,
+        reading + training.steps,
+        trainer.train_step,
+        trainer.state,
+        validate=trainer.validate,
+        validate_every=500,
     )

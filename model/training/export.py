@@ -86,6 +86,21 @@ def find_codec(folder: Path) -> tuple[Codec, str]:
     return codec, tokeniser_sha256(codec)
 
 
+def replace_decoder(bundle: Path, codec_folder: Path) -> None:
+    """Give a bundle the decoder of a codec that makes the same tokens; its language model stays as it is.
+
+    Raises DataError when the tokens are others, or when the bundle does not hold its codec.
+    """
+    _, wanted = find_codec(bundle)
+    codec, found = find_codec(codec_folder)
+    if found != wanted:
+        raise DataError(f"the codec in {codec_folder} makes other tokens than that of {bundle}")
+    shutil.copyfile(codec_folder / CODEC, bundle / CODEC)
+    (bundle / CODEC).chmod(0o644)
+    written = read_config(bundle) | {"codec": codec.config.to_dict(), "codec_sha256": sha256_of(bundle / CODEC)}
+    (bundle / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+
+
 def export_bundle(
     run: Path, codec_folder: Path, tokens: TokenSet, out: Path, *, name: str, preset: str, licence: str = ""
 ) -> Bundle:

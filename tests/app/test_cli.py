@@ -354,16 +354,24 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     refused(run(*codec, "--steps", 3), "other settings", "training")
     before, tokeniser = (tmp_path / "codec" / "codec.safetensors").read_bytes(), find_codec(tmp_path / "codec")[1]
     decoder = ["train", "decoder", folder, "--codec", "codec", "--out", "decoder", "--threads", 1, "--batch", 2]
-    alone = run(*decoder, "--steps", 3, "--adversarial-from", 1, "--music-share", 0)
+    decoder += ["--decoder", "harmonic", "--reader-steps", 1, "--reader-batch", 2]
+    decoder += ["--steps", 3, "--adversarial-from", 1, "--music-share", 0]
+    alone = run(*decoder)
     assert alone.exit_code == 0, alone.output
     assert (tmp_path / "decoder" / "codec.safetensors").read_bytes() != before
     assert find_codec(tmp_path / "decoder")[1] == tokeniser
+    refused(run(*codec, "--decoder", "harmonic", "--out", "other"), "train a `frame` decoder first")
     language = ["train", "lm", folder, "--codec", "decoder", "--preset", "tiny", "--out", "lm", "--bundle", "made"]
     second = run(*language, "--steps", 2, "--batch", 2, "--length", 64, "--threads", 1, "--licence", "CC0-1.0")
     assert second.exit_code == 0, second.output
     made = load_bundle(tmp_path / "made")
     assert (made.name, made.preset, made.licence) == ("made", "tiny", "CC0-1.0")
     assert made.made_by["steps"] == 2
+    assert made.codec.config.decoder == "harmonic"
+    (tmp_path / "made" / "codec.safetensors").chmod(0o600)
+    again = run(*decoder, "--bundle", "made")  # the run is done: no step is made
+    assert again.exit_code == 0 and "made has the new decoder" in again.output, again.output
+    assert load_bundle(tmp_path / "made").hashes == made.hashes
     assert made.decoder.unigram.exp().sum() == pytest.approx(1.0, abs=1e-2)
     assert made.decoder.unigram.std() > 0.01, "the unigram of the tokens, not of nothing"
     third = run("eval", SPEECH, "--bundle", "made", "--out", "eval.json", "--max-seconds", 3, "--threads", 1)

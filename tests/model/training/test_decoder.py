@@ -12,12 +12,14 @@ from torch import Tensor
 
 from model.bundle import tokeniser_sha256
 from model.codec.codec import Codec
+from model.codec.harmonic import HarmonicDecoder
 from model.constants import HOP_SAMPLES
 from model.training.codes import CodeSet, build_codes
-from model.training.data import Corpus
+from model.training.data import Corpus, DataError
 from model.training.decoder import DecoderTrainer, DecoderTraining, coded_crops, train_decoder
 from model.training.export import export_codec, find_codec
 from model.training.loop import step_rng
+from model.training.reader import heard_pitch, with_oscillators
 
 TRAINING = DecoderTraining(steps=6, batch=2, frames=40, context=4, adversary="light", adversarial_from=1, warmup=2)
 HOURS = {"speech": 0.005, "music": 0.0}
@@ -116,7 +118,8 @@ class TestSteps:
 
     def test_rows_hear_fewer_codebooks_at_times(self, codec: Codec, codes: CodeSet) -> None:
         trainer = DecoderTrainer(codec, replace(TRAINING, batch=32), codes)
-        latents, real = trainer.batch(step_rng(0, 0))
+        latents, real, speech, told = trainer.batch(step_rng(0, 0), 32, 40)
+        assert speech.all() and speech.shape == told.shape == (32,)
         assert latents.shape == (32, 128, 44)
         assert real.shape == (32, 40 * HOP_SAMPLES)
         books = codec.codebooks().detach()
@@ -127,6 +130,94 @@ class TestSteps:
         figures = DecoderTrainer(codec, TRAINING, codes).validate(seconds=1.0)
         assert {"valid_speech_log_mel", "valid_speech_pitch"} <= figures.keys()
         assert np.isfinite(list(figures.values())).all()
+
+
+class TestOscillators:
+    @pytest.fixture
+    def harmonic(self, codec: Codec) -> Codec:
+        torch.manual_seed(4)
+        return with_oscillators(codec)
+
+    def test_are_put_beside_the_frames(self, codec: Codec, harmonic: Codec) -> None:
+        assert isinstance(harmonic.decoder, HarmonicDecoder)
+        assert tokeniser_sha256(harmonic) == tokeniser_sha256(codec)
+        assert with_oscillators(harmonic) is harmonic
+        codes = torch.randint(0, 1024, (1, 2, 30), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            harmonic.decoder.reader.share.bias.fill_(-20.0)
+            torch.testing.assert_close(harmonic.decode(codes), codec.decode(codes), atol=1e-6, rtol=0)
+            harmonic.decoder.reader.share.bias.fill_(20.0)
+            assert (harmonic.decode(codes) - codec.decode(codes)).std() > 0.1 * codec.decode(codes).std()
+
+    def test_need_frames(self, make_codec: Callable[..., Codec]) -> None:
+        with pytest.raises(DataError, match="frame"):
+            with_oscillators(make_codec(decoder="seanet"))
+
+    def test_the_reader_learns_alone_and_then_with_the_frames(self, harmonic: Codec, codes: CodeSet) -> None:
+        decoder = harmonic.decoder
+        assert isinstance(decoder, HarmonicDecoder)
+        trainer = DecoderTrainer(harmonic, replace(TRAINING, reader_steps=2, reader_batch=2), codes)
+        parts = decoder.frame, decoder.reader
+        before = [flat(part) for part in parts]
+        assert {"pitch_distance", "share_distance"} <= trainer.train_step(0).keys()
+        assert torch.equal(flat(parts[0]), before[0]) and not torch.equal(flat(parts[1]), before[1])
+        for step in (2, 3):  # the first is the discriminator's head start
+            trainer.train_step(step)
+        assert not torch.equal(flat(parts[0]), before[0])
+
+    def test_the_reader_finds_the_pitch(self, harmonic: Codec, codes: CodeSet) -> None:
+        settings = replace(TRAINING, reader_steps=120, reader_batch=4, reader_rate=3e-3, adversarial_from=-1)
+        trainer = DecoderTrainer(harmonic, settings, codes)
+        missed = [trainer.train_step(step)["pitch_distance"] for step in range(60)]
+        assert np.mean(missed[-10:]) < 0.8 * np.mean(missed[:3])
+
+    def test_shares_do_not_learn_from_a_pitch_that_they_were_told(self, harmonic: Codec, codes: CodeSet) -> None:
+        """They are to know how far the pitch that is read can be trusted."""
+        decoder = harmonic.decoder
+        assert isinstance(decoder, HarmonicDecoder)
+        for told in (0.0, 1.0):
+            trainer = DecoderTrainer(harmonic, replace(TRAINING, true_pitch=told, pitch_weight=0.0), codes)
+            made, misread = trainer._sung(trainer.batch(step_rng(0, 0), 2, 40))
+            assert misread is not None and made.shape == (2, 40 * HOP_SAMPLES)
+            (gradient,) = torch.autograd.grad(made.square().sum(), decoder.reader.share.bias, allow_unused=True)
+            assert (gradient is None or not gradient.any()) == (told == 1.0)
+
+    def test_resumed_equals_uninterrupted(self, codec: Codec, codes: CodeSet, tmp_path: Path) -> None:
+        settings = replace(TRAINING, reader_steps=2, reader_batch=2)
+
+        def fresh() -> DecoderTrainer:
+            torch.manual_seed(4)
+            return DecoderTrainer(with_oscillators(codec), settings, codes)
+
+        whole = fresh()
+        for step in range(5):
+            whole.train_step(step)
+            if step == 0:
+                torch.save(whole.state() | {"step": 1}, tmp_path / "checkpoint.pt")
+        resumed = fresh()
+        resumed.load(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+        for step in range(resumed.step, 5):
+            resumed.train_step(step)
+        found, wanted = resumed.state()["codec"], whole.state()["codec"]
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+    def test_a_run_gives_a_harmonic_codec_with_the_same_tokens(
+        self, codec: Codec, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        training = replace(TRAINING, decoder="harmonic", reader_steps=1, reader_batch=2, steps=2, adversarial_from=-1)
+        assert list(train_decoder(codec, training, corpus, tmp_path)) == [1, 2, 3]
+        export_codec(tmp_path)
+        found, sha256 = find_codec(tmp_path)
+        assert sha256 == tokeniser_sha256(codec)
+        assert found.config.decoder == "harmonic"
+        assert list(train_decoder(codec, training, corpus, tmp_path)) == []
+
+
+def test_music_has_no_pitch() -> None:
+    real = torch.sin(2 * torch.pi * 200 * torch.arange(2 * 9600) / 24_000).reshape(2, -1)
+    hertz, voiced = heard_pitch(real, torch.tensor([True, False]))
+    assert voiced[0, 3:-3].all() and not voiced[1].any()
+    assert hertz[0, 5].item() == pytest.approx(200, rel=5e-3)
 
 
 def test_resumed_equals_uninterrupted(codec: Codec, codes: CodeSet, tmp_path: Path) -> None:

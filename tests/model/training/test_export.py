@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from model.bundle import Bundle, BundleError, load_bundle, random_bundle, save_bundle, sha256_of, tokeniser_sha256
+from model.bundle import (
+    Bundle,
+    BundleError,
+    load_bundle,
+    random_bundle,
+    save_bundle,
+    save_codec,
+    sha256_of,
+    tokeniser_sha256,
+)
 from model.codec import meta
 from model.config import PRESETS
 from model.encodec_import import import_encodec
 from model.hybrid import HybridLM
 from model.training.data import DataError
-from model.training.export import export_bundle, export_codec, find_codec
+from model.training.export import export_bundle, export_codec, find_codec, replace_decoder
+from model.training.reader import with_oscillators
 
 
 class Counted:
@@ -115,6 +125,44 @@ def test_a_bundle_on_metas_codec_names_it_and_does_not_carry_it(meta_file: Path,
     other.write_bytes(meta_file.read_bytes() + b" ")
     with pytest.raises(BundleError, match="not the expected checkpoint"):
         load_bundle(out, codec_path=other)
+
+
+class TestReplaceDecoder:
+    def test_tokens_and_language_model_stay(self, bundle: Bundle, tmp_path: Path, speech_like: torch.Tensor) -> None:
+        save_bundle(bundle, tmp_path / "bundle")
+        before = load_bundle(tmp_path / "bundle")
+        harmonic = with_oscillators(before.codec)
+        (tmp_path / "codec").mkdir()
+        save_codec(harmonic, tmp_path / "codec" / "codec.safetensors")
+        (tmp_path / "codec" / "codec.json").write_text(json.dumps(harmonic.config.to_dict()))
+        replace_decoder(tmp_path / "bundle", tmp_path / "codec")
+        after = load_bundle(tmp_path / "bundle")
+        assert after.codec.config.decoder == "harmonic"
+        assert tokeniser_sha256(after.codec) == tokeniser_sha256(before.codec)
+        assert after.hashes["decoder.safetensors"] == before.hashes["decoder.safetensors"]
+        assert (after.name, after.preset, after.made_by) == (before.name, before.preset, before.made_by)
+        codes = before.codec.encode(speech_like[None])
+        assert torch.equal(after.codec.encode(speech_like[None]), codes)
+        assert not torch.equal(after.codec.decode(codes), before.codec.decode(codes))
+        assert (tmp_path / "bundle" / "codec.safetensors").stat().st_mode & 0o044 == 0o044
+
+    def test_other_tokens_are_refused(self, bundle: Bundle, tmp_path: Path) -> None:
+        for name, one in (("one", bundle), ("other", random_bundle(seed=5))):
+            save_bundle(one, tmp_path / name)
+        kept = (tmp_path / "one" / "codec.safetensors").read_bytes()
+        with pytest.raises(DataError, match="other tokens"):
+            replace_decoder(tmp_path / "one", tmp_path / "other")
+        assert (tmp_path / "one" / "codec.safetensors").read_bytes() == kept
+
+
+def test_a_config_that_knows_nothing_of_oscillators(bundle: Bundle, tmp_path: Path) -> None:
+    """A bundle that was written before there were any."""
+    save_bundle(bundle, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("pitch_dim", "pitch_blocks"):
+        del config["codec"][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_bundle(tmp_path).codec.config.decoder == "frame"
 
 
 def test_random_bundles_differ_in_their_tokens() -> None:
