@@ -86,6 +86,9 @@ def decoder_command(
     training: DecoderTraining,
     codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle whose encoder and codebooks stay")],
     out: Out = Path("runs/decoder"),
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of each new weight in that bundle; the rest is the old one's")
+    ] = 1.0,
     bundle: Annotated[Path | None, typer.Option(help="Bundle with the same tokens that is given the decoder")] = None,
     corpus: CorpusFolder = Path("runs/corpus"),
     device: Device = "auto",
@@ -100,7 +103,7 @@ def decoder_command(
     take(train_decoder(found, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
     if bundle is not None:
-        replace_decoder(bundle, out)
+        replace_decoder(bundle, out, share)
         console.print(f"bundle: {bundle} has the new decoder; its figures and MODEL_CARD.md are those of the old one")
 
 

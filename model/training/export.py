@@ -28,6 +28,7 @@ from model.codec.meta import FILE_NAME, load_meta_codec
 from model.config import DecoderConfig
 from model.hybrid import HybridLM
 from model.training.data import DataError
+from model.training.reader import with_oscillators
 from model.training.tokens import TokenSet
 
 CODEC_CONFIG = "codec.json"
@@ -86,16 +87,25 @@ def find_codec(folder: Path) -> tuple[Codec, str]:
     return codec, tokeniser_sha256(codec)
 
 
-def replace_decoder(bundle: Path, codec_folder: Path) -> None:
+def replace_decoder(bundle: Path, codec_folder: Path, share: float = 1.0) -> None:
     """Give a bundle the decoder of a codec that makes the same tokens; its language model stays as it is.
 
+    ``share`` of each weight is the new one's, and the rest the old one's where it has that weight, too (arXiv
+    2109.01903: what a short training on other distances gained is kept, and less of what was known before is lost).
     Raises DataError when the tokens are others, or when the bundle does not hold its codec.
     """
-    _, wanted = find_codec(bundle)
+    before, wanted = find_codec(bundle)
     codec, found = find_codec(codec_folder)
     if found != wanted:
         raise DataError(f"the codec in {codec_folder} makes other tokens than that of {bundle}")
-    shutil.copyfile(codec_folder / CODEC, bundle / CODEC)
+    if codec.config.decoder == "harmonic":
+        before = with_oscillators(before)
+    own = dict(codec.decoder.named_parameters())
+    with torch.no_grad():
+        for name, parameter in before.decoder.named_parameters():
+            if not name.startswith("reader."):
+                own[name].lerp_(parameter, 1 - share)
+    save_codec(codec, bundle / CODEC)
     (bundle / CODEC).chmod(0o644)
     written = read_config(bundle) | {"codec": codec.config.to_dict(), "codec_sha256": sha256_of(bundle / CODEC)}
     (bundle / CONFIG).write_text(json.dumps(written, indent=2) + "\n")

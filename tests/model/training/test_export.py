@@ -146,6 +146,23 @@ class TestReplaceDecoder:
         assert not torch.equal(after.codec.decode(codes), before.codec.decode(codes))
         assert (tmp_path / "bundle" / "codec.safetensors").stat().st_mode & 0o044 == 0o044
 
+    @pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+    def test_weights_lie_between_the_old_and_the_new(self, bundle: Bundle, tmp_path: Path, share: float) -> None:
+        save_bundle(bundle, tmp_path / "bundle")
+        old = load_bundle(tmp_path / "bundle").codec
+        new = with_oscillators(old)
+        with torch.no_grad():
+            new.decoder.frame.head.weight += 1.0  # type: ignore[union-attr, operator]
+        (tmp_path / "codec").mkdir()
+        save_codec(new, tmp_path / "codec" / "codec.safetensors")
+        (tmp_path / "codec" / "codec.json").write_text(json.dumps(new.config.to_dict()))
+        replace_decoder(tmp_path / "bundle", tmp_path / "codec", share)
+        made = load_bundle(tmp_path / "bundle").codec.state_dict()
+        was = old.state_dict()["decoder.head.weight"]
+        torch.testing.assert_close(made["decoder.frame.head.weight"], was + share, atol=2e-3, rtol=0)
+        wanted = new.state_dict()["decoder.reader.bins.weight"]  # which the old one does not have
+        torch.testing.assert_close(made["decoder.reader.bins.weight"], wanted, atol=1e-3, rtol=0)
+
     def test_other_tokens_are_refused(self, bundle: Bundle, tmp_path: Path) -> None:
         for name, one in (("one", bundle), ("other", random_bundle(seed=5))):
             save_bundle(one, tmp_path / name)
