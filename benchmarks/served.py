@@ -1,5 +1,6 @@
 """A real server in a process of its own, for benchmarks that speak HTTP."""
 
+import math
 import os
 import re
 import socket
@@ -27,15 +28,31 @@ class Server:
     pid: int
 
     def metric(self, name: str) -> float:
-        """A value of /metrics without labels; 0 when there is none."""
+        """A value of /metrics without labels. Raises KeyError when there is none."""
         found = re.search(rf"^whispergpt_{re.escape(name)} (\S+)$", httpx.get(self.url + "/metrics").text, re.M)
-        return float(found[1]) if found else 0.0
+        if not found:
+            raise KeyError(name)
+        return float(found[1])
+
+    def histogram(self, name: str) -> dict[float, float]:
+        """Observations so far, by the upper bound of their bucket (cumulative; the last bound is infinite)."""
+        pattern = rf'^whispergpt_{re.escape(name)}_bucket{{le="(\S+)"}} (\S+)$'
+        found = re.findall(pattern, httpx.get(self.url + "/metrics").text, re.M)
+        if not found:
+            raise KeyError(name)
+        return {float(bound): float(count) for bound, count in found}
 
     def resident_bytes(self) -> int:
         """Memory that the process holds now (Linux)."""
         found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text(), re.M)
         assert found, "this system does not tell a process's memory"
         return int(found[1]) * 1024
+
+
+def share_below(before: dict[float, float], after: dict[float, float], bound: float) -> float | None:
+    """Of the observations between two readings of a histogram, the share up to one of its bounds; None without any."""
+    whole = after[math.inf] - before[math.inf]
+    return (after[bound] - before[bound]) / whole if whole else None
 
 
 @contextmanager

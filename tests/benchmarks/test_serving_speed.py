@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks import batching, first_audio, memory, score_throughput, streams
 from benchmarks.memory import Watch, slope
-from benchmarks.served import serving
+from benchmarks.served import serving, share_below
 from model.bundle import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ
 from model.generate import prefill
@@ -50,10 +51,28 @@ def test_lanes_share_the_streams(bundle: Bundle, speech_like, count: int) -> Non
     assert 0 < found["step_ms"]["p50"] <= found["step_ms"]["p99"]
 
 
+def test_what_is_between_two_readings_of_a_histogram() -> None:
+    before, after = {0.01: 4.0, 0.1: 5.0, math.inf: 5.0}, {0.01: 7.0, 0.1: 9.0, math.inf: 10.0}
+    assert share_below(before, after, 0.01) == pytest.approx(3 / 5)
+    assert share_below(before, after, 0.1) == pytest.approx(4 / 5)
+    assert share_below(before, before, 0.1) is None
+
+
+def test_a_metric_that_is_not_there_is_no_zero(folder: Path) -> None:
+    with serving(folder) as server:
+        assert server.metric("slots_used") == 0
+        assert math.inf in server.histogram("event_loop_lag_seconds")
+        for read in (server.metric, server.histogram):
+            with pytest.raises(KeyError):
+                read("no_such_metric")
+
+
 def test_streams_over_http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
     monkeypatch.setattr(streams, "ARRIVE_SECONDS", 0.5)
     found = ran(monkeypatch, streams, tmp_path, folder, "--levels", 1, "--http-levels", 2, "--seconds", 1)
     assert found["http"][0]["errors"] == {} and found["http"][0]["first_audio_seconds"]["p50"] > 0
+    late = found["http"][0]["event_loop_late"]
+    assert 0 < late["at_most_10_ms"] <= late["at_most_100_ms"] <= 1
     assert found["live_streams"]["lanes"] in (0, 1) and found["live_streams"]["http"] in (0, 2)
 
 
