@@ -81,6 +81,108 @@ def test_forty_at_once_are_as_alone(serve: Any, speech: Any) -> None:
     assert service.value("requests_running") == 0
 
 
+KINDS = [
+    {"temperature": 1.0}, {"temperature": 0.0}, {"top_k": 30}, {"top_p": 0.9}, {"temperature": 0.7, "top_p": 0.8},
+]  # fmt: skip
+VARIETY = 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_thousand_requests_in_random_company_are_as_alone(
+    serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    """Through the whole engine: prompts are read beside others, streams and wholes, some of which leave midway."""
+    monkeypatch.setattr(app.engine, "lanes_for", lambda bundle, threads: lanes)
+    service = serve(queue=100, slots=12)
+    engine = service.app.state.engine
+    rng = np.random.default_rng(lanes)
+
+    def work(kind: int, frames: int = 0) -> ContinueJob:
+        part = speech[320 * kind : 320 * kind + 9_600 + 320 * 5 * (kind % 7)]
+        return job(part, kind, frames or 30 + 10 * (kind % 8), 1 + kind % 4, **KINDS[kind % 5])
+
+    alone = [service.wait(engine.submit(work(kind))) for kind in range(VARIETY)]
+    compared = left = 0
+
+    async def visit(kind: int, streamed: bool) -> None:
+        nonlocal compared
+        if streamed:
+            first, *pieces, last = await collect(engine, work(kind))
+            np.testing.assert_array_equal(first.prompt_logprobs, alone[kind].prompt_logprobs)
+            np.testing.assert_array_equal(first.tail, alone[kind].tail)
+            got = {
+                name: [
+                    np.concatenate([getattr(piece, name) for piece in pieces if piece.choice == choice])
+                    for choice in range(len(last.tokens))
+                ]
+                for name in ("tokens", "logprobs", "samples")
+            }
+        else:
+            whole = await engine.submit(work(kind))
+            np.testing.assert_array_equal(whole.prompt_logprobs, alone[kind].prompt_logprobs)
+            got = {name: getattr(whole, name) for name in ("tokens", "logprobs", "samples")}
+        for name, mine in got.items():
+            for one, other in zip(mine, getattr(alone[kind], name), strict=True):
+                np.testing.assert_array_equal(one, other, err_msg=f"{name} of {kind}")
+        compared += 1
+
+    async def leave(kind: int, after: float) -> None:
+        nonlocal left
+        task = asyncio.ensure_future(engine.submit(work(kind, 2_000)))
+        await asyncio.sleep(after)
+        task.cancel()
+        await asyncio.wait([task])
+        left += task.cancelled()
+
+    async def visitor(moves: list[tuple[int, float]]) -> None:
+        for kind, chance in moves:
+            if chance < 0.1:
+                await leave(kind, chance / 3)
+            else:
+                await visit(kind, chance < 0.55)
+
+    async def together() -> None:
+        moves = [(int(rng.integers(VARIETY)), float(rng.random())) for _ in range(1_120)]
+        await asyncio.gather(*(visitor(moves[begin::14]) for begin in range(14)))
+
+    service.wait(together(), 300)
+    assert compared >= 980 and left > 50 and compared + left == 1_120
+    until(lambda: service.value("slots_used") == 0)
+    until(lambda: service.value("requests_running") == 0)
+    assert service.value("batch_size_sum") > 2 * service.value("batch_size_count"), "they did meet"
+
+
+def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in steps: one may be under way at the moment of leaving, and none is begun after it."""
+    begun: list[tuple[float, tuple[int, ...]]] = []
+
+    class Counting(Slots):
+        def step(self, active: Sequence[int]) -> Frames:
+            begun.append((time.monotonic(), tuple(active)))
+            return super().step(active)
+
+    monkeypatch.setattr(app.engine, "slots_for", lambda bundle, rows, codebooks: Counting(bundle, rows, codebooks))
+    service = serve(threads=1, slots=4)
+    engine = service.app.state.engine
+    stays = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
+    until(lambda: service.value("slots_used") == 1)
+    for streamed in (False, True):
+        leaves = job(speech, 2, 100_000)
+        run = collect(engine, leaves) if streamed else engine.submit(leaves)
+        task = asyncio.run_coroutine_threadsafe(run, service.loop)
+        until(lambda: service.value("slots_used") == 2)
+        until(lambda: len(begun[-1][1]) == 2)
+        task.cancel()
+        until(leaves.cancelled.is_set)
+        gone = time.monotonic()
+        until(lambda at=gone: sum(one > at for one, _ in begun) > 3)
+        assert [len(active) for at, active in begun if at > gone][1:4] == [1, 1, 1]
+        assert service.value("slots_used") == 1
+    stays.cancel()
+    until(lambda: service.value("slots_used") == 0)
+
+
 def test_two_lanes_share_the_work(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app.engine, "lanes_for", lambda bundle, threads: 2)
     service = serve(slots=4)
