@@ -1,6 +1,7 @@
 """What POST /continue does between its form and its answer."""
 
 import base64
+import math
 import secrets
 import time
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
 
 def too_short() -> ServiceError:
     """What the model's TooShortError is called outside."""
-    return AudioTooShort(f"a prompt needs {MIN_FRAMES * HOP_SAMPLES / SAMPLE_RATE_HZ:.2f} s or more", "file")
+    hundredths = math.ceil(100 * MIN_FRAMES / FRAME_RATE_HZ)  # rounded down, it would ask for what is still too short
+    return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
 
 
 async def continued(request: Request, order: Order) -> Continuation:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import io
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -130,6 +131,14 @@ def test_an_open_window_is_limited_and_a_closed_one_is_not(service: Any) -> None
     assert service.post("/continue", content, data=fields).status_code == 200
     refused(service.post("/continue", content, data={"prompt_end": "100"}), 413, "audio_too_long", "prompt_end")
     refused(service.post("/continue", content, data={"prompt_start": "7000"}), 413, "audio_too_long", "prompt_start")
+
+
+def test_a_prompt_as_long_as_the_message_asks_for_is_taken(service: Any, speech: Any, to_file: Any) -> None:
+    answer = service.post("/continue", to_file(speech[:2_000]))
+    assert answer.json()["error"]["code"] == "audio_too_short"
+    seconds = float(re.findall(r"[\d.]+", answer.json()["error"]["message"])[0])
+    asked = to_file(speech[: round(seconds * 24_000)])
+    assert service.post("/continue", asked, data={"seconds": "0.1"}).status_code == 200
 
 
 def test_window_beyond_the_end(service: Any, clip: bytes) -> None:
