@@ -165,8 +165,9 @@ class Engine:
             self._gauge()
 
     def _gauge(self) -> None:
-        self.metrics.running.set(self._computing)
-        self.metrics.waiting.set(max(self.taken - self._computing, 0))
+        with self._lock:  # or a thread could write what was true before
+            self.metrics.running.set(self._computing)
+            self.metrics.waiting.set(max(self.taken - self._computing, 0))
 
     async def submit(self, job: Job) -> Any:
         """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job.

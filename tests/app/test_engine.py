@@ -350,6 +350,26 @@ def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: by
         left.run(engine)
 
 
+def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slow to say that a job runs must not say so after the event loop has said that it ended."""
+    engine = service.app.state.engine
+    gauge = engine.metrics.running
+    entered, store = threading.Event(), gauge.set
+
+    def late(value: float) -> None:
+        if threading.current_thread().name.startswith("read"):
+            entered.set()
+            time.sleep(0.2)
+        store(value)
+
+    monkeypatch.setattr(gauge, "set", late)
+    running = asyncio.run_coroutine_threadsafe(engine.submit(Gate()), service.loop)
+    assert entered.wait(5)
+    running.cancel()
+    time.sleep(0.5)
+    assert service.value("requests_running") == 0
+
+
 class Ends(Job):
     """A job that ends in what no handler of plain exceptions catches."""
 
