@@ -1,8 +1,10 @@
 """`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
 
+import asyncio
 import copy
 import inspect
 import json
+import logging
 import os
 import tomllib
 from collections.abc import Callable
@@ -85,6 +87,11 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def no_fault(record: logging.LogRecord) -> bool:
+    """Keeps a request that the shutdown cut off out of the log of faults: uvicorn takes its cancelling for one."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 @settings_flags
 def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
@@ -93,6 +100,7 @@ def serve_command(settings: Settings) -> None:
     bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)  # before the port is taken
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
+    logging.getLogger("uvicorn.error").addFilter(no_fault)
     uvicorn.run(
         create_app(settings, bundle),
         host=settings.host,

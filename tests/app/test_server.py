@@ -201,6 +201,8 @@ def test_a_term_signal_cuts_what_takes_too_long(folder: Path, clip: bytes) -> No
             head, _, body = taken(client).partition(b"\r\n\r\n")
             assert b" 503 " in head.splitlines()[0]
             assert json.loads(body)["error"]["code"] == "draining"
+        assert "Traceback" not in server.output(), "to cut off what takes too long is no fault"
+        assert "graceful shutdown exceeded" in server.output()
     finally:
         server.close()
 
@@ -328,6 +330,7 @@ def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form
             assert not answer.endswith(b"0\r\n\r\n")
             assert len(answer) > 10_000
         assert "broke: draining" in server.output()
+        assert "Traceback" not in server.output()
     finally:
         server.close()
 
