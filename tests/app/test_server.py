@@ -285,8 +285,7 @@ def test_leaving_what_was_not_read(server: Server, clip: bytes, long_clip: bytes
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux ends such a connection")
-@pytest.mark.parametrize("stream", ["true", "false"])
-def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: bytes, stream: str) -> None:
+def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: bytes) -> None:
     """Its connection is gone, with all that waited for it, though it never leaves."""
     server = Server(folder, "--send-timeout-seconds", "1")
     try:
