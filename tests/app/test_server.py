@@ -296,9 +296,7 @@ def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: 
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             client.settimeout(20)
             client.connect(("127.0.0.1", server.port))
-            client.sendall(
-                server.form("/continue", long_clip, seconds="0.6", n="4", stream=stream, include_prompt="true")
-            )
+            client.sendall(server.form("/continue", long_clip, seconds="0.6", n="4", include_prompt="true"))
             server.until('client_disconnects_total{stage="stalled"}', 1)
             server.works(clip)
             end = time.monotonic() + 20
