@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -254,6 +255,7 @@ class Engine:
             if job is None:
                 return
             self._run(job)
+            del job  # or it would hold its audio until the next one comes
 
     @contextmanager
     def _counted(self, job: Job) -> Iterator[None]:
@@ -284,6 +286,7 @@ class Engine:
             log.error("a likelihood or a sample is not finite")
             job.ticket.put(Failure(error))
         except BaseException as error:  # the caller's to handle; this thread lives on, whatever it was
+            clear_frames(error.__traceback__)  # they hold what was read so far, and the error goes round in circles
             job.ticket.put(Failure(error))
         else:
             if job.starts_at_once:

@@ -9,11 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from traceback import clear_frames
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from app.jobs import Continuation, ContinueJob, Failure, FinishReason, FloatArray, NotFinite, Piece, Started
+from app.jobs import Continuation, ContinueJob, Failure, FinishReason, FloatArray, IntArray, NotFinite, Piece, Started
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.generate import PromptState
@@ -27,17 +29,24 @@ log = logging.getLogger("whispergpt")
 
 
 class Seated:
-    """A continuation whose prompt has been read: its choices, and what they have made so far."""
+    """A continuation whose prompt has been read, and what its ended choices have made.
+
+    It does not know its running choices: they know it. In a circle of references the prompt's state, 6 MB, would
+    outlive its answer until Python's collector comes, hundreds of requests later.
+    """
 
     def __init__(self, job: ContinueJob, prompt: PromptState, started: Started, metrics: Metrics) -> None:
         self.job, self.prompt, self.metrics = job, prompt, metrics
         self.started = started
         self.since = time.monotonic()  # waiting for slots
         self.waited = self.joined = self.first_frame = 0.0
-        self.choices = [Choice(self, index) for index in range(job.n)]
-        self._open = job.n
+        self._ended: dict[int, Made] = {}  # by the choice's index
         self._failed = False
         self._lock = threading.Lock()  # choices of one job may be in different lanes
+
+    def choices(self) -> "list[Choice]":
+        """Its rows of work, all new."""
+        return [Choice(self, index) for index in range(self.job.n)]
 
     def put(self, *events: Started | Piece | Continuation | Failure) -> None:
         if self.job.ticket is not None:
@@ -70,23 +79,24 @@ class Seated:
                 log.error("a likelihood or a sample is not finite")
             self.put(Failure(error))
 
-    def close(self, *events: Piece) -> None:
+    def close(self, index: int, made: "Made", *events: Piece) -> None:
         """A choice has ended; when all have, the answer is ready."""
         with self._lock:
-            self._open -= 1
-            done = self._open == 0 and not self._failed
+            self._ended[index] = made
+            done = len(self._ended) == self.job.n and not self._failed
         if not done:
             self.put(*events)
             return
         now = time.monotonic()
         self.job.stage = "done"
+        ended = [self._ended[index] for index in range(self.job.n)]
         result = Continuation(
             prompt_logprobs=self.started.prompt_logprobs,
-            tokens=[choice.tokens[: choice.made] for choice in self.choices],
-            logprobs=[choice.logprobs[: choice.made] for choice in self.choices],
-            samples=[choice.whole() for choice in self.choices],
+            tokens=[one.tokens for one in ended],
+            logprobs=[one.logprobs for one in ended],
+            samples=[one.samples for one in ended],
             tail=self.started.tail,
-            finish_reasons=[choice.finish for choice in self.choices],
+            finish_reasons=[one.finish for one in ended],
             queue_seconds=self.waited,
             prefill_seconds=self.started.prefill_seconds,
             first_audio_seconds=self.first_frame - self.job.arrived,
@@ -94,6 +104,15 @@ class Seated:
         )
         self.metrics.real_time_factor.observe(result.made_seconds / max(result.loop_seconds, 1e-9))
         self.put(*events, result)
+
+
+class Made(NamedTuple):
+    """What an ended choice leaves."""
+
+    tokens: IntArray  # (F,)
+    logprobs: FloatArray  # (F,)
+    samples: FloatArray  # (320 F,); none when they were streamed
+    finish: FinishReason
 
 
 class Choice:
@@ -146,9 +165,11 @@ class Choice:
         self._piece = min(2 * self._piece, LONGEST_PIECE_FRAMES)
         return [piece]
 
-    def whole(self) -> FloatArray:
-        """All its samples, (320 F,); none when they were streamed."""
-        return self._samples[: 0 if self.streamed else self.made].reshape(-1)
+    def close(self, *events: Piece) -> None:
+        """It has ended."""
+        samples = self._samples[: 0 if self.streamed else self.made].reshape(-1)
+        made = Made(self.tokens[: self.made], self.logprobs[: self.made], samples, self.finish)
+        self.seated.close(self.index, made, *events)
 
 
 class Lanes:
@@ -201,7 +222,7 @@ class Lanes:
     def put(self, seated: Seated) -> None:
         """Its choices wait for slots from now on."""
         with self._changed:
-            self._waiting.extend(seated.choices)
+            self._waiting.extend(seated.choices())
             self._changed.notify_all()
 
     def nudge(self) -> None:
@@ -244,20 +265,24 @@ class Lanes:
             if taken is None:
                 return
             try:
-                free = (row for row in range(self._rows) if row not in rows)
-                for choice in taken:
-                    seated, row = choice.seated, next(free)
-                    rows[row] = choice
-                    slots.join(row, seated.prompt, seated.job.options, choice.index)
-                    seated.join()
+                self._seat(slots, rows, taken)
                 self._step(lane, slots, rows)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
+                clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
                 for choice in {id(choice): choice for choice in (*rows.values(), *taken)}.values():
                     choice.seated.fail(error)
                 self._left(lane, self._loads[lane])
                 rows.clear()
                 slots = self._make(self._rows)
+
+    def _seat(self, slots: AnySlots, rows: dict[int, Choice], taken: list[Choice]) -> None:
+        free = (row for row in range(self._rows) if row not in rows)
+        for choice in taken:
+            seated, row = choice.seated, next(free)
+            rows[row] = choice
+            slots.join(row, seated.prompt, seated.job.options, choice.index)
+            seated.join()
 
     def _step(self, lane: int, slots: AnySlots, rows: dict[int, Choice]) -> None:
         gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
@@ -305,7 +330,7 @@ class Lanes:
             pieces = choice.piece(over)
             if over:
                 done.append(row)
-                choice.seated.close(*pieces)
+                choice.close(*pieces)
             elif pieces:
                 choice.seated.put(*pieces)
         return done
