@@ -44,6 +44,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).type_as(x)
 
 
+def kept(x: Tensor) -> Tensor:
+    """Keys or values as caches keep them: rounded to float16, in the dtype that they came in.
+
+    The ring is most of what a step of many rows reads, and float16 halves it (`model.compiled.attention`). Whatever
+    evaluates the model rounds, with or without a cache, so that scoring and generating see the same numbers; training,
+    in bfloat16 or float32, does not.
+    """
+    return x.half().type_as(x)
+
+
 def band_mask(length: int, window: int, device: torch.device) -> Tensor:
     """(length, length) bool: query i sees keys i - window + 1 to i."""
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
@@ -51,23 +61,23 @@ def band_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 
 class KVCache:
-    """The last ``window`` positions of every layer.
+    """The last ``window`` positions of every layer, as `kept` rounds them.
 
     Layout: ``keys`` and ``values`` are (layers, B, H, window, D); position p lies in slot p % window. ``length`` is the
     number of positions seen so far, the same for all rows. Slots that hold nothing yet are never read.
     """
 
-    def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, device: torch.device) -> None:
+    def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, like: Tensor) -> None:
         shape = (layers, rows, heads, window, width)
-        self.keys = torch.empty(shape, device=device)
-        self.values = torch.empty(shape, device=device)
+        self.keys = like.new_empty(shape)
+        self.values = like.new_empty(shape)
         self.window = window
         self.length = 0
 
     def repeated(self, rows: int) -> "KVCache":
         """A copy of a cache of one row, for ``rows`` rows that go on from the same prompt."""
         layers, _, heads, window, width = self.keys.shape
-        copy = KVCache(layers, rows, heads, window, width, self.keys.device)
+        copy = KVCache(layers, rows, heads, window, width, self.keys)
         copy.keys.copy_(self.keys.expand_as(copy.keys))
         copy.values.copy_(self.values.expand_as(copy.values))
         copy.length = self.length
@@ -117,10 +127,10 @@ class SlotCache:
     (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so that it is never NaN).
     """
 
-    def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, device: torch.device) -> None:
-        shape = (layers, rows, heads, window, width)
-        self.keys = torch.zeros(shape, device=device)
-        self.values = torch.zeros(shape, device=device)
+    def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, like: Tensor) -> None:
+        shape, device = (layers, rows, heads, window, width), like.device
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.window = window
         self.reach = window
@@ -177,6 +187,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if not self.training:
+            k, v = kept(k), kept(v)
         if isinstance(cache, SlotCache) or (cache is not None and count == 1):
             k, v = cache.put_one(layer, k, v)
         elif cache is not None:
@@ -226,13 +238,11 @@ class Stack(nn.Module):
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
-        device = next(self.parameters()).device
-        return KVCache(len(self.blocks), rows, self.heads, self.window, self.width, device)
+        return KVCache(len(self.blocks), rows, self.heads, self.window, self.width, next(self.parameters()))
 
     def new_slots(self, rows: int) -> SlotCache:
         """A ring for each of ``rows`` slots."""
-        device = next(self.parameters()).device
-        return SlotCache(len(self.blocks), rows, self.heads, self.window, self.width, device)
+        return SlotCache(len(self.blocks), rows, self.heads, self.window, self.width, next(self.parameters()))
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """(B, T, dim) -> (B, T, dim); with a cache, x continues what the cache has seen.

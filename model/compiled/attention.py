@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from model.compiled.functions import ONE, ZERO, copy, exp, f32, gelu, rms_norm
+from model.compiled.functions import ONE, ZERO, copy, exp, f32, gelu, kept, rms_norm
 from model.compiled.micro import TILE, add_product, add_row
 from model.compiled.options import compiled
 from model.transformer import ROPE_BASE
@@ -14,7 +14,9 @@ from model.transformer import ROPE_BASE
 # of all layers: norms (L, D), matrices packed (L, tiles, K, 64)
 StackWeights = namedtuple("StackWeights", "attention_norm qkv out feed_norm expand contract")
 # rings, in tiles that a product reads from end to end: keys (L, R, H, window / 64, D, 64), slots last; values
-# (L, R, H, 1, window, 64), the head's width last and filled up with zeros. Windows are filled up to 64 slots.
+# (L, R, H, 1, window, 64), the head's width last and filled up with zeros. Windows are filled up to 64 slots. They hold
+# float16 as uint16 where the processor widens it (`model.transformer.kept`): with many rows, a step's time is the
+# reading of its rings.
 Rings = namedtuple("Rings", "keys values")
 LANES = 16
 MINUS_INFINITY = f32(-np.inf)
@@ -103,10 +105,10 @@ def stack_step(
                     c, s = cos[a, i], sin[a, i]
                     query[0, i] = (wide[a, q + i] * c - wide[a, q + half + i] * s) * scale
                     query[0, half + i] = (wide[a, q + i] * s + wide[a, q + half + i] * c) * scale
-                    keys[tile, i, lane] = wide[a, k + i] * c - wide[a, k + half + i] * s
-                    keys[tile, half + i, lane] = wide[a, k + i] * s + wide[a, k + half + i] * c
+                    keys[tile, i, lane] = kept(keys, wide[a, k + i] * c - wide[a, k + half + i] * s)
+                    keys[tile, half + i, lane] = kept(keys, wide[a, k + i] * s + wide[a, k + half + i] * c)
                 for i in range(width):
-                    values[0, slot, i] = wide[a, v + i]
+                    values[0, slot, i] = kept(values, wide[a, v + i])
                 _attend(query, keys, values, held, scores, out)
                 copy(out[0], mixed[a, head * width :], width)
         add_product(mixed, weights.out[layer], x, count)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from model.compiled.options import compiled, inlined
 
@@ -27,6 +27,35 @@ def _as_float(typing_context: Any, bits: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_half(typing_context: Any, value: Any) -> Any:
+    """The bits of the float16 nearest to a float32, ties to even."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+SPLIT = f32(8193.0)  # 2^13 + 1: Dekker's splitting leaves the 11 bits that a float16 has
+
+
+def kept(ring: Any, value: Any) -> Any:
+    """A float32 as a ring holds it, `model.transformer.kept`: uint16 that is a float16, or float32 rounded alike."""
+    raise NotImplementedError("compiled code has a form for each kind of ring")
+
+
+@overload(kept)  # type: ignore[untyped-decorator]
+def _kept(ring: Any, value: Any) -> Any:
+    def half(ring: Any, value: Any) -> Any:
+        return _as_half(value)
+
+    def rounded(ring: Any, value: Any) -> Any:
+        return value * SPLIT - (value * SPLIT - value)
+
+    return half if ring.dtype == types.uint16 else rounded
 
 
 LOG2_E = f32(1.4426950408889634)

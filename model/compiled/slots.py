@@ -12,7 +12,7 @@ from model.codec.frame import FrameDecoder
 from model.codec.harmonic import HARMONICS, HarmonicDecoder
 from model.compiled.attention import Rings
 from model.compiled.encoder import encoder_for
-from model.compiled.micro import TILE
+from model.compiled.micro import TILE, WIDENS_HALVES
 from model.compiled.pack import array, packed
 from model.compiled.step import Buffers, Options, State, step
 from model.compiled.voice import Voices
@@ -34,6 +34,11 @@ def can_compile(bundle: Bundle) -> bool:
     )
 
 
+def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`transformer.kept`)."""
+    return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
+
+
 class CompiledSlots:
     """A fixed number of rows of one bundle; the weights are shared by all of its slots."""
 
@@ -52,9 +57,10 @@ class CompiledSlots:
         tiles = -(-window // TILE)
 
         def rings(layers: int, heads: int, width: int) -> Rings:
+            held = np.uint16 if WIDENS_HALVES else np.float32
             return Rings(
-                np.zeros((layers, rows, heads, tiles, width, TILE), np.float32),
-                np.zeros((layers, rows, heads, 1, window, TILE), np.float32),
+                np.zeros((layers, rows, heads, tiles, width, TILE), held),
+                np.zeros((layers, rows, heads, 1, window, TILE), held),
             )
 
         self._state = State(
@@ -110,12 +116,12 @@ class CompiledSlots:
     def _fill(self, rings: Rings, row: int, cache: KVCache) -> None:
         held = min(cache.length, self._window)
         for ring in rings:
-            ring[:, row] = 0.0  # slots that hold nothing are computed with, and must not be NaN
+            ring[:, row] = 0  # slots that hold nothing are computed with, and must not be NaN
         layers, heads, tiles, width, _ = rings.keys[:, row].shape
-        keys = np.zeros((layers, heads, tiles * TILE, width), np.float32)
-        keys[:, :, :held] = cache.keys[:, 0, :, :held].cpu().numpy()
+        keys = np.zeros((layers, heads, tiles * TILE, width), rings.keys.dtype)
+        keys[:, :, :held] = _as_kept(cache.keys[:, 0, :, :held], rings.keys)
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
-        rings.values[:, row, :, 0, :held, :width] = cache.values[:, 0, :, :held].cpu().numpy()
+        rings.values[:, row, :, 0, :held, :width] = _as_kept(cache.values[:, 0, :, :held], rings.values)
 
     def _fill_decoder(self, row: int, tensors: Sequence[Tensor | None]) -> None:
         """From `model.codec.streaming`: entry and histories of the frames, and then the same of the reader, voice."""

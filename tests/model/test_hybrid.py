@@ -41,7 +41,7 @@ def model() -> HybridLM:
             parameter *= 6
     model.mel_mean.normal_()
     model.mel_std.uniform_(0.5, 2.0)
-    return model
+    return model.double()  # see tests/model/test_transformer.py
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def sequence() -> tuple[Tensor, Tensor, Tensor]:
     tokens[:, 0] = BOS
     tokens[1, 22] = BOS
     masked = torch.rand(2, 40, generator=generator) < 0.2
-    return tokens, torch.randn(2, 40, MEL_BANDS, generator=generator), masked
+    return tokens, torch.randn(2, 40, MEL_BANDS, generator=generator).double(), masked
 
 
 @pytest.mark.parametrize("sizes", [[1] * 40, [9, 31], [3] * 13 + [1], [30] + [1] * 10, [40]], ids=lambda s: f"{s[0]}-")
@@ -72,7 +72,7 @@ def test_cached_equals_uncached(
         parts.append(model(tokens[:, now], None if mel is None else mel[:, now], gap, cache))
         start += size
     assert cache.length == 40
-    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-9)
 
 
 def test_repeated_cache(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -82,7 +82,7 @@ def test_repeated_cache(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]
     many = one.repeated(4)
     got = model(tokens[:1, 25:].expand(4, -1), slices[:1, 25:].expand(4, -1, -1), cache=many)
     whole = model(tokens[:1], slices[:1])[:, 25:]
-    torch.testing.assert_close(got, whole.expand(4, -1, -1), rtol=0, atol=2e-5)
+    torch.testing.assert_close(got, whole.expand(4, -1, -1), rtol=0, atol=1e-9)
 
 
 def centred(bundle: Bundle, samples: Tensor) -> Tensor:

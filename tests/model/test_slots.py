@@ -118,7 +118,9 @@ def poison(slots: Any, rows: list[int]) -> None:
     """NaN in all that these rows hold."""
     if isinstance(slots, CompiledSlots):
         state = slots._state
-        for array in (*state.rings, *state.mel_rings, state.histories, state.reader_histories):
+        for ring in (*state.rings, *state.mel_rings):
+            (ring.view(np.float16) if ring.dtype == np.uint16 else ring)[:, rows] = np.nan
+        for array in (state.histories, state.reader_histories):
             array[:, rows] = np.nan
         for array in (state.slices, state.entries, *state.voices, state.tails):
             array[rows] = np.nan

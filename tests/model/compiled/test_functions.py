@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from model.compiled import functions
 from model.compiled.options import compiled
+from model.transformer import kept
 
 
 @compiled
@@ -21,6 +22,27 @@ def each_exp(x: Any, out: Any) -> None:
 def each_erf(x: Any, out: Any) -> None:
     for i in range(x.shape[0]):
         out[i] = functions.erf(x[i])
+
+
+@compiled
+def each_kept(ring: Any, x: Any) -> None:
+    for i in range(x.shape[0]):
+        ring[i] = functions.kept(ring, x[i])
+
+
+def test_what_rings_hold_is_rounded_to_float16() -> None:
+    """Both forms: as float16, and as float32 for processors that cannot widen it (there without subnormals)."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(200_000) * 10.0 ** rng.uniform(-4, 3, 200_000)).astype(np.float32)
+    ties = (1 + (np.arange(2048) + 0.5) / 1024).astype(np.float32)  # half way between two: to the even one
+    x = np.concatenate([x, ties, -ties, np.array([0.0, -0.0, 6e-8, 65504.0], np.float32)])
+    halves, floats = np.empty(x.shape, np.uint16), np.empty_like(x)
+    each_kept(halves, x)
+    each_kept(floats, x)
+    np.testing.assert_array_equal(halves, x.astype(np.float16).view(np.uint16))
+    normal = np.abs(x) >= 2**-14
+    np.testing.assert_array_equal(floats[normal], x[normal].astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(halves, kept(torch.from_numpy(x)).half().numpy().view(np.uint16))
 
 
 def test_exp() -> None:
