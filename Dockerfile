@@ -29,6 +29,7 @@ RUN useradd --system --uid 10001 --no-create-home --home-dir /srv --shell /usr/s
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /srv /srv
 COPY weights /srv/weights
+COPY examples /srv/examples
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

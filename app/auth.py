@@ -1,4 +1,4 @@
-"""API keys: all routes but the probes, compared in constant time, never kept in the clear."""
+"""API keys: all routes but the probes and the page, compared in constant time, never kept in the clear."""
 
 import hashlib
 import hmac
@@ -28,7 +28,7 @@ class Keys:
 
 
 def require_key(request: Request) -> None:
-    """Dependency of every route that is not a probe."""
+    """Dependency of every route that is neither a probe nor a file of the page."""
     keys: Keys = request.app.state.keys
     keys.check(request)
 

@@ -92,6 +92,13 @@ def no_fault(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
+def page_address(settings: Settings) -> str:
+    """Where a browser on this machine finds the page."""
+    anywhere = settings.host in ("0.0.0.0", "::", "")  # compared, not bound
+    host = "localhost" if anywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}/"
+
+
 @settings_flags
 def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
@@ -101,6 +108,13 @@ def serve_command(settings: Settings) -> None:
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     logging.getLogger("uvicorn.error").addFilter(no_fault)
+    if settings.port:  # else it is not known yet
+        console.print(
+            f"the page, as soon as the server is ready: {page_address(settings)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     uvicorn.run(
         create_app(settings, bundle),
         host=settings.host,

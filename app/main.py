@@ -13,7 +13,7 @@ from app import __version__, errors
 from app.auth import Keys
 from app.engine import Engine
 from app.metrics import Metrics, RequestMiddleware
-from app.routes import continuation, health, scoring
+from app.routes import continuation, health, page, scoring
 from app.schemas import ErrorResponse
 from app.settings import Settings, load_settings
 from model.bundle import Bundle, load_bundle
@@ -94,7 +94,8 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
     errors.install(app)
-    for router in (continuation.router, scoring.router, health.router):
+    for router in (continuation.router, scoring.router, health.router, page.router):
         app.include_router(router)
+    app.mount("/static", page.files)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

@@ -19,8 +19,8 @@ WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 FACTOR_BUCKETS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 NLL_BUCKETS = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 14.0)
-ROUTES = {"/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs", "/openapi.json",
-          "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
+          "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 

@@ -1,0 +1,93 @@
+/** Where clips come from: the microphone, a file that is chosen or dropped, an example. */
+
+import { Recorder, inWords, whyNot } from "./recorder.js";
+import { byId, say, showError } from "./view.js";
+
+const area = byId("source", HTMLElement);
+const button = byId("record", HTMLButtonElement);
+const level = byId("level", HTMLMeterElement);
+const recorder = new Recorder();
+
+/**
+ * @typedef {(file: Blob, name: string) => Promise<void>} Open takes a clip
+ * @typedef {(recording: boolean) => void} Busy told when the microphone begins and ends to listen
+ */
+
+/** @param {boolean} closed whether there is no changing the clip now */
+export function closeSources(closed) {
+  area.inert = closed;
+}
+
+/**
+ * @param {Open} open
+ * @param {Busy} busy
+ */
+async function record(open, busy) {
+  if (recorder.running) return recorder.stop();
+  busy(true);
+  showError("");
+  say("Recording. Press the button again to end.");
+  level.hidden = false;
+  try {
+    const file = await recorder.record((seconds, loudness) => {
+      button.textContent = `Stop recording (${Math.floor(seconds)} s)`;
+      level.value = loudness;
+    });
+    await open(file, file.name);
+  } catch (error) {
+    say("");
+    showError(inWords(error));
+  } finally {
+    button.textContent = "Record";
+    level.hidden = true;
+    busy(false);
+  }
+}
+
+/**
+ * @param {string} name
+ * @param {Open} open
+ */
+async function example(name, open) {
+  const answer = await fetch(`examples/${name}`).catch(() => null);
+  if (answer?.ok) await open(await answer.blob(), name);
+  else showError("The examples are not installed on this server.");
+}
+
+/** @param {Open} open */
+function takeDrops(open) {
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault(); // else the browser leaves the page and opens the file
+    area.classList.add("over");
+  });
+  document.addEventListener("dragleave", () => area.classList.remove("over"));
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    area.classList.remove("over");
+    const file = event.dataTransfer?.files[0];
+    if (file && !area.inert && !recorder.running) void open(file, file.name);
+  });
+}
+
+/**
+ * @param {Open} open called with every clip that is given
+ * @param {Busy} busy
+ */
+export function listen(open, busy) {
+  const obstacle = whyNot();
+  const note = byId("no-microphone", HTMLElement);
+  note.hidden = !obstacle;
+  note.textContent = obstacle;
+  button.disabled = Boolean(obstacle);
+  button.addEventListener("click", () => record(open, busy));
+  const input = byId("file", HTMLInputElement);
+  input.addEventListener("change", () => {
+    const file = input.files?.[0];
+    if (file) void open(file, file.name);
+    input.value = ""; // so that the same file, changed meanwhile, can be chosen again
+  });
+  for (const link of document.querySelectorAll("[data-example]")) {
+    link.addEventListener("click", () => example(link.getAttribute("data-example") ?? "", open));
+  }
+  takeDrops(open);
+}

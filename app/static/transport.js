@@ -1,0 +1,122 @@
+/** Play and pause, the playhead, and seeking by pointer and keys. Seconds here are the timeline's. */
+
+import { byId, inSeconds } from "./view.js";
+
+/**
+ * @typedef {import("./player.js").Player} Player
+ * @typedef {import("./timeline.js").Timeline} Timeline
+ */
+
+const STEPS_SECONDS = new Map([["ArrowLeft", -0.5], ["ArrowDown", -0.5], ["ArrowRight", 0.5], ["ArrowUp", 0.5], ["PageDown", -5], ["PageUp", 5]]);
+
+export class Transport {
+  #slider = byId("timeline", HTMLElement);
+  #playhead = byId("playhead", HTMLElement);
+  #button = byId("play", HTMLButtonElement);
+  #readout = byId("readout", HTMLElement);
+  #picture = byId("picture", HTMLElement);
+  #start = 0; // where the sound begins: after the clip, when that is not part of it
+  #position = 0;
+  #turning = false;
+
+  /**
+   * @param {Player} player
+   * @param {Timeline} timeline
+   */
+  constructor(player, timeline) {
+    this.player = player;
+    this.timeline = timeline;
+    this.#button.addEventListener("click", () => this.toggle());
+    this.#slider.addEventListener("keydown", (event) => this.#key(event));
+    this.#slider.addEventListener("click", (event) => this.#seek(this.#pointed(event)));
+    this.#slider.addEventListener("pointermove", (event) => this.#read(this.#pointed(event)));
+    this.#slider.addEventListener("pointerleave", () => this.#read(null));
+    this.#read(null);
+  }
+
+  toggle() {
+    if (this.player.playing) {
+      this.player.stop();
+    } else {
+      const atEnd = this.#position > this.#end - 0.02;
+      this.player.play(atEnd ? 0 : this.#position - this.#start);
+    }
+    this.changed(this.#start);
+  }
+
+  /** Another sound: it begins at its beginning. */
+  reset() {
+    this.#position = 0;
+  }
+
+  /** @param {number} start where the sound begins on the timeline */
+  changed(start) {
+    this.#start = start;
+    this.#position = Math.max(start, this.#position);
+    if (!this.#turning) this.#turn();
+  }
+
+  get #end() {
+    return this.#start + this.player.seconds;
+  }
+
+  /** Follows the sound, once for every picture of the screen. */
+  #turn() {
+    const { playing } = this.player;
+    if (playing || this.#turning) this.#position = this.#start + this.player.position;
+    this.#turning = playing;
+    this.#show();
+    if (playing) requestAnimationFrame(() => this.#turn());
+  }
+
+  #show() {
+    const { player, timeline } = this;
+    const known = player.seconds > 0 && timeline.seconds > 0;
+    const atEnd = known && this.#position > this.#end - 0.02;
+    this.#picture.hidden = !timeline.frames;
+    this.#button.disabled = !known;
+    this.#button.textContent = player.playing ? "Pause" : atEnd ? "Play again" : "Play";
+    this.#playhead.hidden = !known;
+    this.#playhead.style.left = `${Math.min(100, (100 * this.#position) / (timeline.seconds || 1))}%`;
+    this.#slider.ariaValueMin = this.#start.toFixed(1);
+    this.#slider.ariaValueMax = this.#end.toFixed(1);
+    this.#slider.ariaValueNow = this.#position.toFixed(1);
+    this.#slider.ariaValueText = known ? `${this.#position.toFixed(1)} of ${this.#end.toFixed(1)} seconds` : "nothing to play";
+  }
+
+  /** @param {number} seconds */
+  #seek(seconds) {
+    if (!this.player.seconds) return;
+    this.#position = Math.max(this.#start, Math.min(seconds, this.#end));
+    if (this.player.playing) this.player.play(this.#position - this.#start);
+    this.#show();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const step = STEPS_SECONDS.get(event.key);
+    if (step) this.#seek(this.#position + step);
+    else if (event.key === "Home") this.#seek(this.#start);
+    else if (event.key === "End") this.#seek(this.#end);
+    else if (event.key === " " || event.key === "Enter") this.toggle();
+    else return;
+    event.preventDefault();
+  }
+
+  /**
+   * @param {MouseEvent} event
+   * @returns {number}
+   */
+  #pointed(event) {
+    const box = this.#slider.getBoundingClientRect();
+    return ((event.clientX - box.left) / box.width) * this.timeline.seconds;
+  }
+
+  /** @param {number | null} seconds what the pointer is on; null: nothing */
+  #read(seconds) {
+    const known = seconds === null ? null : this.timeline.at(seconds);
+    this.#readout.textContent = known
+      ? `${inSeconds(seconds ?? 0)}: token ${known.token}, log-likelihood ${known.logprob.toFixed(2)}`
+      : "Point at the strip to read a token.";
+  }
+}
