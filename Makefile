@@ -1,4 +1,4 @@
-# make install | serve | test | test-slow | lint | format | table | clean
+# make install | serve | test | test-slow | test-browser | lint | format | table | clean
 # Every target is idempotent, and works in a fresh clone with nothing but Python 3.11 or later.
 #
 # On Linux, PyPI's torch brings several GB of CUDA. For a machine without a GPU:
@@ -19,8 +19,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
 SET_UP := $(VENV)/.installed
 SET_UP_DEV := $(VENV)/.installed-dev
+SET_UP_BROWSER := $(VENV)/.installed-browser
 
-.PHONY: install serve test test-slow lint format table clean
+.PHONY: install serve test test-slow test-browser lint format table clean
 
 install: $(SET_UP)
 
@@ -49,10 +50,21 @@ lint: $(SET_UP_DEV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow and not browser" $(PYTEST_FLAGS)
 
 test-slow: $(SET_UP_DEV)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+# The system's Chromium, or the one that CHROMIUM names; where there is none, Playwright downloads its own.
+$(SET_UP_BROWSER): $(SET_UP_DEV)
+	@echo "installing the tools of the browser's tests"
+	$(PIP) -c constraints.txt -e ".[browser]"
+	@test -n "$(CHROMIUM)" || command -v chromium google-chrome >/dev/null \
+	    || $(BIN)/python -m playwright install --with-deps chromium
+	@touch $@
+
+test-browser: $(SET_UP_BROWSER)
+	$(BIN)/python -m pytest -m browser tests/app/test_browser.py $(PYTEST_FLAGS)
 
 format: $(SET_UP_DEV)
 	$(BIN)/ruff check --fix .

@@ -155,7 +155,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target", ["install", "serve", "test", "test-slow", "lint", "format", "clean"])
+@pytest.mark.parametrize("target", ["install", "serve", "test", "test-slow", "test-browser", "lint", "format", "clean"])
 def test_make_knows(target: str) -> None:
     shown = make("--dry-run", target)
     assert shown.returncode == 0, shown.stderr
