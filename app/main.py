@@ -97,5 +97,6 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     for router in (continuation.router, scoring.router, health.router, page.router):
         app.include_router(router)
     app.mount("/static", page.files)
+    app.mount("/docs/files", health.docs_files)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

@@ -395,6 +395,12 @@ def test_plain_http_from_elsewhere(pages: Pages) -> None:
     assert sum(each["samples"] for each in page.evaluate("played")) == 320 * (SPEECH_FRAMES + 38)
 
 
+def test_the_description_is_drawn(pages: Pages) -> None:
+    """Swagger UI, whose scripts come from this server as well."""
+    page = pages.open(address=f"{pages.address}/docs")
+    has_text(page, "#operations-continue-post_continue_continue_post .opblock-summary-path", re.compile("/.?continue"))
+
+
 def test_by_keyboard_alone(pages: Pages) -> None:
     page = pages.open()
     page.get_by_role("button", name="A piano example").focus()

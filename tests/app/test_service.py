@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,13 @@ def test_description_names_every_field(service: Any) -> None:
 
 
 def test_docs_page(service: Any) -> None:
-    assert "swagger" in service.get("/docs").text
+    answer = service.get("/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', answer.text)
+    assert len(addresses) == 3, "script, style, icon"
+    for address in addresses:
+        assert not re.match("https?:|/", address), "it needs no network, and may lie below a proxy's folder"
+        assert service.get(f"/{address}").status_code == 200
+    assert "http" not in answer.headers["content-security-policy"]
 
 
 def test_settings_from_environment_and_file(
