@@ -25,16 +25,26 @@ export class ApiError extends Error {
 const CUT = new ApiError("The connection to the server was cut.", "network");
 
 /**
- * @param {Response} answer
+ * @param {{message?: string, code?: string} | undefined} error of the server's envelope
+ * @param {string} otherwise what is said without one
+ * @returns {ApiError} its message as a sentence
+ */
+function refusal(error, otherwise) {
+  const message = error?.message || otherwise;
+  const ended = /[.!?]$/.test(message) ? message : `${message}.`;
+  return new ApiError(ended[0].toUpperCase() + ended.slice(1), error?.code ?? "");
+}
+
+/**
+ * @param {Response} answer of a status other than 200
  * @returns {Promise<ApiError>}
  */
-async function refusal(answer) {
-  const envelope = (await answer.json().catch(() => null))?.error; // a proxy in between may answer with a page
-  const message = envelope?.message ?? `The server answered with status ${answer.status}.`;
+async function refused(answer) {
+  const body = await answer.json().catch(() => null); // a proxy in between may answer with a page
+  const error = refusal(body?.error, `The server answered with status ${answer.status}`);
   const wait = answer.headers.get("retry-after");
-  const sentence = /[.!?]$/.test(message) ? message : `${message}.`;
-  const first = sentence[0].toUpperCase() + sentence.slice(1);
-  return new ApiError(wait ? `${first} Try again in ${wait} s.` : first, envelope?.code ?? "");
+  if (wait) error.message += ` Try again in ${wait} s.`;
+  return error;
 }
 
 /** Fields that are sent beside the file. @typedef {Record<string, string>} Fields */
@@ -62,7 +72,7 @@ export class Api {
       if (signal.aborted) throw error;
       throw new ApiError("The server does not answer, or did not take the whole file.", "network");
     });
-    if (!answer.ok) throw await refusal(answer);
+    if (!answer.ok) throw await refused(answer);
     return answer;
   }
 
@@ -81,7 +91,7 @@ export class Api {
     try {
       for await (const { name, data } of events(answer.body)) {
         if (name === "audio.delta") yield { kind: "piece", ...data, samples: samplesFromBase64(data.audio) };
-        if (name === "audio.error") throw new ApiError(data.error.message, data.error.code);
+        if (name === "audio.error") throw refusal(data.error, "The server broke off");
         if (name === "audio.done") return yield { kind: "done", figures: data };
       }
     } catch (error) {

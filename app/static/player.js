@@ -28,6 +28,7 @@ export class Player {
   clear() {
     this.stop();
     this.#pieces = [];
+    this.#marks = [];
     this.#length = 0;
     this.#whole = false;
   }

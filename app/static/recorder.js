@@ -1,7 +1,7 @@
 /** The microphone: one recording at a time, in whatever format the browser writes. */
 
 const FORMATS = ["audio/webm;codecs=opus", "audio/ogg;codecs=opus", "audio/mp4"];
-const MAX_SECONDS = 60; // the longest prompt that the server takes by default
+const MAX_SECONDS = 59; // the server takes 60 s by default, and a recorder stops a little late
 
 /** @returns {string} why this browser cannot record here; empty when it can */
 export function whyNot() {
@@ -34,7 +34,7 @@ export class Recorder {
   }
 
   /**
-   * Records until `stop`, or a minute has passed.
+   * Records until `stop`, or nearly a minute has passed.
    * @param {(seconds: number, level: number) => void} progress the level: 0 to 1
    * @returns {Promise<File>}
    */

@@ -4,6 +4,7 @@
 `playwright install chromium`.
 """
 
+import base64
 import itertools
 import os
 import re
@@ -346,6 +347,47 @@ def test_a_file_that_is_too_large(pages: Pages, tmp_path: Path) -> None:
     has_text(page, "#error", re.compile("^The body may hold 64 MiB|did not take the whole file"))
     pages.forgive_refusals()
     pages.said = [text for text in pages.said if "net::ERR_CONNECTION" not in text]
+
+
+DELTA = 'event: audio.delta\ndata: {"index": 0, "audio": "%s", "tokens": [1, 2], "logprobs": [-1.0, -2.0]}\n\n'
+BROKEN = {
+    "error-event": (
+        200, 'event: audio.error\ndata: {"error": {"message": "the server is shutting down", "code": "draining"}}\n\n',
+        "The server is shutting down.",
+    ),
+    "cut": (200, 'event: audio.de', "The connection to the server was cut."),
+    "proxy": (502, "<h1>Bad gateway</h1>", "The server answered with status 502."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "end", "told"), BROKEN.values(), ids=BROKEN)
+def test_what_breaks_off(pages: Pages, status: int, end: str, told: str) -> None:
+    """What came before is kept; the words are the server's where it has any."""
+    page = pages.open()
+    choose(page, SPEECH)
+    settings(page, include_prompt=False)
+    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2")).decode() if status == 200 else ""
+    headers = {"content-type": "text/event-stream", "x-whispergpt-prompt-tokens": str(SPEECH_FRAMES)}
+    page.route("**/continue", lambda route: route.fulfill(status=status, headers=headers, body=begun + end))
+    page.click("#go")
+    has_text(page, "#error", told)
+    has_text(page, "#go", "Continue")
+    assert sum(each["samples"] for each in page.evaluate("played")) == len(begun and bytes(640))
+    assert page.is_enabled("#download") == bool(begun)
+    pages.said = [text for text in pages.said if "502" not in text]
+    page.unroute("**/continue")
+    settings(page, seconds=0.5)
+    make(page)
+
+
+def test_no_server(pages: Pages) -> None:
+    page = pages.open()
+    choose(page, SPEECH)
+    page.route("**/continue", lambda route: route.abort("connectionrefused"))
+    page.click("#go")
+    has_text(page, "#error", re.compile("^The server does not answer"))
+    assert page.is_enabled("#play"), "the clip can still be heard"
+    pages.said = [text for text in pages.said if "net::ERR_CONNECTION_REFUSED" not in text]
 
 
 def test_a_key_is_asked_for(browser: Any, tmp_path: Path) -> None:
