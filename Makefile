@@ -50,7 +50,7 @@ lint: $(SET_UP_DEV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not browser" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
 
 test-slow: $(SET_UP_DEV)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)

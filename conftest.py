@@ -1,4 +1,4 @@
-"""Rules for the whole test run: no silent skips in CI, and CUDA tests only where there is CUDA."""
+"""Rules for the whole test run: no silent skips in CI, CUDA only where there is any, a browser only if asked."""
 
 import os
 from collections.abc import Generator
@@ -33,12 +33,17 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests marked `cuda` on a machine that has none; they are not skips."""
-    marked = [item for item in items if item.get_closest_marker("cuda")]
-    if not marked:
-        return
-    import torch
+    """Deselects tests marked `cuda` where there is none, and `browser` unless `-m` names it; they are not skips."""
 
-    if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=marked)
-        items[:] = [item for item in items if item not in marked]
+    def leave_out(mark: str) -> None:
+        left_out = [item for item in items if item.get_closest_marker(mark)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+    if "browser" not in config.option.markexpr:
+        leave_out("browser")  # its tools are an extra of their own: `make test-browser` installs them
+    if any(item.get_closest_marker("cuda") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            leave_out("cuda")
