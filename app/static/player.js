@@ -13,6 +13,7 @@ export class Player {
   #nodes = new Set();
   /** @type {{at: number, position: number}[]} from sample `at` of the context on, `position` of the sound is heard */
   #marks = [];
+  #from = 0; // the sample that is heard first
   #next = 0; // the context's sample at which the next piece starts
   #length = 0;
   #whole = true;
@@ -39,7 +40,7 @@ export class Player {
     const piece = { start: this.#length, samples };
     this.#pieces.push(piece);
     this.#length += samples.length;
-    if (this.#on) this.#schedule(piece, 0);
+    if (this.#on) this.#schedule(piece);
   }
 
   /** Nothing more comes. */
@@ -47,18 +48,15 @@ export class Player {
     this.#whole = true;
   }
 
-  /** @param {number} [from] seconds into the sound */
+  /** @param {number} [from] seconds into the sound; it may not have come that far yet */
   play(from = 0) {
     this.stop();
     this.wake();
-    const position = Math.round(Math.max(0, from) * RATE_HZ);
     this.#on = true;
+    this.#from = Math.round(Math.max(0, from) * RATE_HZ);
     this.#next = this.#soon();
-    this.#marks = [{ at: this.#next, position }];
-    for (const piece of this.#pieces) {
-      const skipped = Math.max(0, position - piece.start);
-      if (skipped < piece.samples.length) this.#schedule(piece, skipped);
-    }
+    this.#marks = [{ at: this.#next, position: this.#from }];
+    for (const piece of this.#pieces) this.#schedule(piece);
   }
 
   stop() {
@@ -95,12 +93,11 @@ export class Player {
     return this.#now() + LEAD_SAMPLES;
   }
 
-  /**
-   * @param {{start: number, samples: Float32Array}} piece
-   * @param {number} skipped samples of it that are not played
-   */
-  #schedule(piece, skipped) {
+  /** @param {{start: number, samples: Float32Array}} piece */
+  #schedule(piece) {
     const context = /** @type {AudioContext} */ (this.#context);
+    const skipped = Math.max(0, this.#from - piece.start);
+    if (skipped >= piece.samples.length) return;
     if (this.#next < this.#now()) {
       this.#next = this.#soon();
       this.#marks.push({ at: this.#next, position: piece.start + skipped });

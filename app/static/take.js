@@ -3,6 +3,8 @@
 import { toFloat } from "./wav.js";
 import { Part } from "./timeline.js";
 
+const LEAD_IN_SECONDS = 3; // of the clip are heard before its continuation: enough to know where one is
+
 /**
  * @typedef {import("./api.js").Api} Api
  * @typedef {import("./clip.js").Clip} Clip
@@ -63,7 +65,7 @@ export class Take {
           (event.tokens.length ? timeline.made : timeline.clip).add(samples);
           timeline.made.know(event.tokens, event.logprobs);
           player.push(samples);
-          if (this.pieces.length === 1) player.play();
+          if (this.pieces.length === 1) player.play(timeline.clipSeconds - LEAD_IN_SECONDS - this.startSeconds);
         } else {
           this.figures = event.figures;
         }

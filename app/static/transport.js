@@ -28,7 +28,10 @@ export class Transport {
     this.timeline = timeline;
     this.#button.addEventListener("click", () => this.toggle());
     this.#slider.addEventListener("keydown", (event) => this.#key(event));
-    this.#slider.addEventListener("click", (event) => this.#seek(this.#pointed(event)));
+    this.#slider.addEventListener("click", (event) => {
+      this.#seek(this.#pointed(event));
+      this.#read(this.#pointed(event)); // a finger does not hover
+    });
     this.#slider.addEventListener("pointermove", (event) => this.#read(this.#pointed(event)));
     this.#slider.addEventListener("pointerleave", () => this.#read(null));
     this.#read(null);
@@ -81,7 +84,9 @@ export class Transport {
     this.#slider.ariaValueMin = this.#start.toFixed(1);
     this.#slider.ariaValueMax = this.#end.toFixed(1);
     this.#slider.ariaValueNow = this.#position.toFixed(1);
-    this.#slider.ariaValueText = known ? `${this.#position.toFixed(1)} of ${this.#end.toFixed(1)} seconds` : "nothing to play";
+    const token = player.playing ? "" : this.#told(this.#position); // it would be old before it is read out
+    const where = `${this.#position.toFixed(1)} of ${this.#end.toFixed(1)} seconds`;
+    this.#slider.ariaValueText = known ? where + (token && `, ${token}`) : "nothing to play";
   }
 
   /** @param {number} seconds */
@@ -112,11 +117,18 @@ export class Transport {
     return ((event.clientX - box.left) / box.width) * this.timeline.seconds;
   }
 
+  /**
+   * @param {number} seconds
+   * @returns {string} what the model thought there; empty when that is not known
+   */
+  #told(seconds) {
+    const known = this.timeline.at(seconds);
+    return known ? `token ${known.token}, log-likelihood ${known.logprob.toFixed(2)}` : "";
+  }
+
   /** @param {number | null} seconds what the pointer is on; null: nothing */
   #read(seconds) {
-    const known = seconds === null ? null : this.timeline.at(seconds);
-    this.#readout.textContent = known
-      ? `${inSeconds(seconds ?? 0)}: token ${known.token}, log-likelihood ${known.logprob.toFixed(2)}`
-      : "Point at the strip to read a token.";
+    const told = seconds === null ? "" : this.#told(seconds);
+    this.#readout.textContent = told ? `${inSeconds(seconds ?? 0)}: ${told}` : "Point at the strip to read a token.";
   }
 }

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 BUNDLE = Path(os.environ.get("WHISPERGPT_TEST_BUNDLE", ROOT / "weights" / "default")).absolute()
 SPEECH = ROOT / "examples" / "speech.flac"
 SPEECH_FRAMES = 475
+LEAD_IN_FRAMES = 3 * 75  # of the clip are heard before its continuation
 WAIT_MS = 60_000  # for what takes a second on an idle machine
 SPY = """
 window.played = [];
@@ -218,7 +219,7 @@ def test_a_recording_goes_on(pages: Pages, api: httpx.Client) -> None:
     assert "2.00 s, 150 tokens" in page.inner_text("#made-figures")
     has_text(page, "#seed-used", "11")
     played = page.evaluate("played")
-    assert sum(each["samples"] for each in played) == 320 * (tokens + 150)
+    assert sum(each["samples"] for each in played) == 320 * (LEAD_IN_FRAMES + 150)
     assert {each["rate"] for each in played} == {24_000}, "no resampling, which would click where pieces meet"
     for before, after in itertools.pairwise(played):
         assert after["at"] == pytest.approx(before["at"] + before["samples"], abs=0.01), "without a gap"
@@ -434,7 +435,7 @@ def test_plain_http_from_elsewhere(pages: Pages) -> None:
     choose(page, SPEECH)
     settings(page, seconds=0.5)
     make(page)
-    assert sum(each["samples"] for each in page.evaluate("played")) == 320 * (SPEECH_FRAMES + 38)
+    assert sum(each["samples"] for each in page.evaluate("played")) == 320 * (LEAD_IN_FRAMES + 38)
 
 
 def test_the_description_is_drawn(pages: Pages) -> None:
@@ -463,6 +464,10 @@ def test_by_keyboard_alone(pages: Pages) -> None:
     assert float(slider.get_attribute("aria-valuenow")) == 0.5
     page.keyboard.press("End")
     assert slider.get_attribute("aria-valuetext") == "8.5 of 8.5 seconds"
+    page.keyboard.press("ArrowLeft")
+    spoken = r"8\.0 of 8\.5 seconds, token \d+, log-likelihood -?\d+\.\d\d"
+    assert re.fullmatch(spoken, slider.get_attribute("aria-valuetext"))
+    page.keyboard.press("End")
     has_text(page, "#play", "Play again")
     before = page.evaluate("played.length")
     page.keyboard.press("Enter")
