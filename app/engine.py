@@ -81,6 +81,7 @@ class Engine:
             self._reads,
         )
         self.places, self.taken = self.lanes.total + waiting, 0  # of the event loop alone: no lock
+        self.admitted = 0  # requests, so far
         self.draining = False
         self.empty = asyncio.Event()  # no request is inside
         self.empty.set()
@@ -155,6 +156,7 @@ class Engine:
             wait = max(1, round(self._recent_seconds * self.taken / self.lanes.total))
             raise Overloaded(f"all {self.places} places are taken", headers={"retry-after": str(min(wait, 120))})
         self.taken += 1
+        self.admitted += 1
         self.empty.clear()
         self._gauge()
         try:

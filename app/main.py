@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from app import __version__, errors
 from app.auth import Keys
 from app.engine import Engine
+from app.memory import keep_small
 from app.metrics import Metrics, RequestMiddleware
 from app.routes import continuation, health, page, scoring
 from app.schemas import ErrorResponse
@@ -65,15 +66,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     app.state.clip_decoders = anyio.CapacityLimiter(CLIP_DECODERS)
     await asyncio.to_thread(engine.start)
-    watcher = asyncio.create_task(watch_loop(metrics))
+    watchers = [
+        asyncio.create_task(watch_loop(metrics)),
+        asyncio.create_task(keep_small(lambda: (engine.admitted, engine.taken))),
+    ]
     log.info("ready: %s on %s", bundle.name, bundle.device)
     try:
         yield
     finally:
         await drain(engine, settings.drain_seconds)
-        watcher.cancel()
-        with suppress(asyncio.CancelledError):
-            await watcher
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
         await asyncio.to_thread(engine.stop)
 
 
