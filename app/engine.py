@@ -35,6 +35,7 @@ from app.lanes import Lanes, Seated
 from app.metrics import Metrics
 from model.bundle import Bundle
 from model.generate import PromptState
+from model.invariance import keeps_rows_apart
 from model.slots import default_slots, lanes_for, slots_for
 
 __all__ = ["Cancelled", "Continuation", "ContinueJob", "Engine", "Job", "NotFinite", "Piece", "ScoreJob", "Started"]
@@ -79,7 +80,9 @@ class Engine:
             metrics,
             self._alive,
             self._reads,
+            lambda slots: keeps_rows_apart(bundle, slots),
         )
+        self.batch_invariant = True  # until `start` knows
         self.places, self.taken = self.lanes.total + waiting, 0  # of the event loop alone: no lock
         self.admitted = 0  # requests, so far
         self.draining = False
@@ -102,7 +105,10 @@ class Engine:
 
     def start(self) -> None:
         """Starts the threads. Not for the event loop: the first start on a machine compiles for a minute."""
-        self.lanes.start()
+        self.batch_invariant = self.lanes.start()
+        self.metrics.batch_invariant.set(self.batch_invariant)
+        if not self.batch_invariant:
+            log.warning("on this machine a request's bits may depend on the requests beside it (docs/engine.md)")
         for thread in self._threads:
             if thread not in self.lanes.threads:
                 thread.start()

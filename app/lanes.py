@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from traceback import clear_frames
 from typing import NamedTuple
 
@@ -182,6 +183,7 @@ class Lanes:
         threads: what torch may use inside a step.
         beat: called by each lane at least once a second while all is well.
         busy: does anybody wait for a prompt to be read? Then streams do not run far ahead of their listeners.
+        check: what each lane asks of its slots, on its own thread, before the first row joins.
     """
 
     def __init__(
@@ -193,9 +195,11 @@ class Lanes:
         metrics: Metrics,
         beat: Callable[[], None],
         busy: Callable[[], bool] = lambda: False,
+        check: Callable[[AnySlots], bool] = lambda slots: True,
     ) -> None:
         self._make, self._rows, self._metrics, self._beat, self._busy = make, rows, metrics, beat, busy
-        self._torch_threads = threads
+        self._torch_threads, self._check = threads, check
+        self._checked: list[Future[bool]] = [Future() for _ in range(count)]
         self._changed = threading.Condition()
         self._waiting: deque[Choice] = deque()
         self._loads = [0] * count
@@ -207,11 +211,16 @@ class Lanes:
         ]
         metrics.slots_total.set(self.total)
 
-    def start(self) -> None:
-        """Makes the slots, which may take a minute where something must be compiled, and starts the threads."""
+    def start(self) -> bool:
+        """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
+
+        Returns whether the check held in every lane; raises what it raised.
+        """
         self._slots = [self._make(self._rows) for _ in self.threads]
         for thread in self.threads:
             thread.start()
+        held = [checked.result() for checked in self._checked]
+        return all(held)
 
     def stop(self) -> None:
         """Ends the threads after the step in hand."""
@@ -258,6 +267,11 @@ class Lanes:
     def _run(self, lane: int) -> None:
         torch.set_num_threads(self._torch_threads)
         slots = self._slots[lane]
+        try:
+            self._checked[lane].set_result(self._check(slots))
+        except BaseException as error:  # of the start: there is nothing that could serve
+            self._checked[lane].set_exception(error)
+            return
         rows: dict[int, Choice] = {}
         while True:
             self._beat()

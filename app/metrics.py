@@ -73,6 +73,9 @@ class Metrics:
         self.nonfinite = counter("nonfinite_logits", "Answers withheld because a likelihood was not finite")
         self.token_nll = histogram("token_nll", "Mean negative log-likelihood of a clip, nats a token", NLL_BUCKETS)
         self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop runs", FIRST_AUDIO_BUCKETS)
+        self.batch_invariant = gauge(
+            "batch_invariant", "1: a row made the same bits alone and in company, at the start"
+        )
         self.build = Info("whispergpt_build", "Version and weights", registry=self.registry)
 
 

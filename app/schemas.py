@@ -286,6 +286,9 @@ class ModelBody(BaseModel):
     window_seconds: float
     sample_rate: int
     frame_rate: int
+    batch_invariant: bool = Field(
+        description="a request with a seed has the same bits alone and beside others: tested at the start of the server"
+    )
 
 
 class ModelList(BaseModel):

@@ -61,6 +61,7 @@ async def models(request: Request) -> ModelList:
         window_seconds=bundle.decoder.config.window / FRAME_RATE_HZ,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,
+        batch_invariant=request.app.state.engine.batch_invariant,
     )
     return ModelList(data=[body])
 

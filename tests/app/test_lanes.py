@@ -257,6 +257,39 @@ class Breaking(Slots):
         return made
 
 
+class Leaking(Slots):
+    """Slots in which company changes the samples by a bit."""
+
+    def step(self, active: Sequence[int]) -> Frames:
+        made = super().step(active)
+        if len(active) > 1:
+            made.samples[:] = np.nextafter(made.samples, np.float32(1))
+        return made
+
+
+def test_the_start_asks_whether_rows_are_apart(service: Any) -> None:
+    assert service.value("batch_invariant") == 1
+    assert service.get("/v1/models").json()["data"][0]["batch_invariant"] is True
+
+
+def test_rows_that_are_not_apart_are_told_of_and_served(
+    serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app.engine, "slots_for", lambda bundle, rows, codebooks: Leaking(bundle, rows, codebooks))
+    service = serve(slots=4)
+    assert service.value("batch_invariant") == 0
+    assert service.get("/v1/models").json()["data"][0]["batch_invariant"] is False
+    assert "may depend on the requests beside it" in caplog.text
+    assert service.post("/continue", clip, data={"seconds": "0.2"}).status_code == 200
+
+
+def test_a_step_that_fails_at_the_start_fails_the_start(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slots, "step", lambda *given: 1 / 0)
+    monkeypatch.setattr(app.engine, "slots_for", lambda bundle, rows, codebooks: Slots(bundle, rows, codebooks))
+    with pytest.raises(ZeroDivisionError):
+        serve()
+
+
 @pytest.mark.parametrize("wrong", ["raise", "nan"])
 def test_a_failing_step_fails_its_rows_and_no_later_ones(
     serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, wrong: str
