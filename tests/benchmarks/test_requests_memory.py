@@ -12,7 +12,7 @@ from benchmarks.common import DEFAULT
 from benchmarks.requests_memory import SHARES, Reading, Visits, at_rest, summary, wish
 from benchmarks.served import serving
 
-WARM_UP, REQUESTS = 100, 300
+WARM_UP, REQUESTS = 80, 160
 LEVEL_MIB = 80.0
 
 
@@ -46,7 +46,7 @@ def test_a_leak_and_a_cache_that_fills_differ_in_the_second_half() -> None:
 def test_memory_is_level() -> None:
     """The weights that ship; before prompts' states and free memory were let go, it grew by XXX MiB here."""
     with serving(DEFAULT) as server:
-        visits = Visits(server, at_once=6, longest=6.0)
+        visits = Visits(server, at_once=6, longest=4.0)
         asyncio.run(visits.send(0, WARM_UP))
         _, _, before = at_rest(server, visits.done)
         asyncio.run(visits.send(WARM_UP, REQUESTS))
