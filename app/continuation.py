@@ -72,17 +72,13 @@ def join(prompt: Samples, tail: Samples, made: Samples) -> Samples:
 async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
     """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
-    form = upload.form
-    if len(upload.files) != 1:
-        raise InvalidParameter("file: send one file", "file")
+    form, (file,) = upload.form, upload.files
     if form.seconds > settings.max_seconds:
         raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
     if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
-    prompt = await decoded(
-        request, upload.files[0], until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end
-    )
+    prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
     job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)

@@ -88,6 +88,11 @@ def checked(form: type[F], fields: dict[str, str]) -> F:
         raise InvalidParameter(f"{place}: {message}"[:300], place[:64] or None) from error
 
 
+def too_many(max_files: int) -> InvalidParameter:
+    most = "send one file" if max_files == 1 else f"send {max_files} files at most"
+    return InvalidParameter(f"file: {most}", "file")
+
+
 @asynccontextmanager
 async def read(request: Request, form: type[F], settings: Settings, max_files: int) -> AsyncIterator[Upload[F]]:
     """The request's form; its files are closed, and gone, at the end.
@@ -101,10 +106,12 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
     try:
-        data = await _parsed(_guard(request, settings), max_files)
+        data = await _parsed(_guard(request, settings), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
         raise ClientGone("upload") from None
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise too_many(max_files) from error
         raise MalformedForm(error.message) from error
     try:
         files: list[UploadFile] = []
@@ -122,6 +129,8 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
                 fields[name] = value
         if not files:
             raise InvalidParameter("file: is missing", "file")
+        if len(files) > max_files:
+            raise too_many(max_files)
         yield Upload(checked(form, fields), files)
     finally:
         await data.close()

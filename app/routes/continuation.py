@@ -34,7 +34,7 @@ async def post_continue(request: Request) -> Response:
     state = request.app.state
     async with AsyncExitStack() as place:
         place.enter_context(state.engine.reserve())
-        async with forms.read(request, ContinueForm, state.settings, max_files=2) as upload:
+        async with forms.read(request, ContinueForm, state.settings, max_files=1) as upload:
             order = await unless_gone(request, ordered(request, upload), "decode")
         if order.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))

@@ -182,10 +182,14 @@ def test_fields_that_do_not_go_together(service: Any, clip: bytes) -> None:
     refused(service.post("/continue", clip, data=whole_only), 422, "invalid_parameter", "stream")
 
 
-def test_wrong_number_of_files(service: Any, clip: bytes) -> None:
-    refused(service.post("/continue", clip, clip), 422, "invalid_parameter", "file")
-    refused(service.post("/continue", clip, clip, clip), 400, "malformed_form")
-    refused(service.post("/score", *[clip] * 33), 400, "malformed_form")
+@pytest.mark.parametrize(
+    ("path", "count", "most"),
+    [("/continue", 2, "one file"), ("/continue", 3, "one file"), ("/score", 33, "32 files at most")],
+)
+def test_wrong_number_of_files(service: Any, clip: bytes, path: str, count: int, most: str) -> None:
+    answer = service.post(path, *[clip] * count)
+    refused(answer, 422, "invalid_parameter", "file")
+    assert answer.json()["error"]["message"] == f"file: send {most}"
     works(service, clip)
 
 
