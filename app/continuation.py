@@ -112,6 +112,24 @@ def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict
     }
 
 
+def timings(order: Order, made: Continuation, first_audio_seconds: float) -> Timings:
+    """Where the time of a request went, up to now."""
+    return Timings(
+        queue_seconds=made.queue_seconds,
+        prefill_seconds=made.prefill_seconds,
+        first_audio_seconds=first_audio_seconds,
+        total_seconds=time.monotonic() - order.job.arrived,
+        real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
+    )
+
+
+def server_timing(spent: Timings) -> dict[str, str]:
+    """The same for a browser's network panel (W3C Server Timing), in ms."""
+    parts = {"queue": spent.queue_seconds, "prefill": spent.prefill_seconds, "first-audio": spent.first_audio_seconds,
+             "total": spent.total_seconds}  # fmt: skip
+    return {"server-timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in parts.items())}
+
+
 def figures(request: Request, order: Order, made: Continuation, first_audio_seconds: float) -> Figures:
     """The numbers of an answer: all of it but the audio."""
     frames = len(made.prompt_logprobs)
@@ -139,13 +157,7 @@ def figures(request: Request, order: Order, made: Continuation, first_audio_seco
         frame_rate=FRAME_RATE_HZ,
         prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),
         choices=choices,
-        timings=Timings(
-            queue_seconds=made.queue_seconds,
-            prefill_seconds=made.prefill_seconds,
-            first_audio_seconds=first_audio_seconds,
-            total_seconds=time.monotonic() - order.job.arrived,
-            real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
-        ),
+        timings=timings(order, made, first_audio_seconds),
     )
 
 
@@ -164,12 +176,13 @@ def response(request: Request, order: Order, made: Continuation) -> Response:
             data = base64.b64encode(encode(audio(choice.index), "wav")).decode()
             choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
         body = ContinueResponse(**numbers.model_dump(exclude={"choices"}), choices=choices)
-        return JSONResponse(body.model_dump())
+        return JSONResponse(body.model_dump(), headers=server_timing(numbers.timings))
     told = headers(request, order, made.prompt_logprobs) | {
         "x-whispergpt-nll": f"{mean_nll(made.logprobs[0]):.6f}",
         "x-whispergpt-tokens": str(len(made.tokens[0])),
         "x-whispergpt-finish-reason": made.finish_reason,
     }
+    told |= server_timing(timings(order, made, made.first_audio_seconds))
     return Response(encode(audio(0), form), media_type=MEDIA_TYPES[form], headers=told)
 
 

@@ -42,6 +42,17 @@ def test_three_seconds(service: Any, clip: bytes) -> None:
     assert body["timings"]["real_time_factor"] > 0
 
 
+@pytest.mark.parametrize("form", ["json", "wav"])
+def test_a_browser_sees_where_the_time_went(service: Any, clip: bytes, form: str) -> None:
+    answer = service.post("/continue", clip, data={"seconds": "0.5", "response_format": form})
+    parts = dict(part.split(";dur=") for part in answer.headers["server-timing"].split(", "))
+    spent = {name: float(milliseconds) for name, milliseconds in parts.items()}
+    assert list(spent) == ["queue", "prefill", "first-audio", "total"]
+    assert 0 <= spent["queue"] and 0 < spent["prefill"] < spent["first-audio"] < spent["total"]
+    if form == "json":
+        assert spent["total"] == pytest.approx(1000 * answer.json()["timings"]["total_seconds"], abs=0.1)
+
+
 def test_answer_is_the_models(service: Any, bundle: Any, clip: bytes) -> None:
     """What comes over HTTP is what the model makes of the file's samples."""
     samples, _ = soundfile.read(io.BytesIO(clip), dtype="float32")
