@@ -9,11 +9,12 @@ import soundfile
 from app.encoders import MEDIA_TYPES
 from app.memory import trimmer
 from benchmarks.common import DEFAULT
-from benchmarks.requests_memory import SHARES, Reading, Visits, at_rest, summary, wish
+from benchmarks.requests_memory import SHARES, Reading, Visits, at_rest, reading, summary, wish
 from benchmarks.served import serving
 
 WARM_UP, REQUESTS = 80, 160
-LEVEL_MIB = 80.0
+MORE_MIB = 250.0  # than at the start, when all has warmed up
+LEVEL_MIB = 80.0  # from then on
 
 
 def test_requests_are_of_every_kind_and_each_a_function_of_its_number() -> None:
@@ -44,9 +45,13 @@ def test_a_leak_and_a_cache_that_fills_differ_in_the_second_half() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(trimmer() is None, reason="this system's C library cannot be asked to give memory back")
 def test_memory_is_level() -> None:
-    """The weights that ship; before prompts' states and free memory were let go, it grew by XXX MiB here."""
+    """The weights that ship. Measured: 92 MiB more at the first rest, and 30 from there to the second.
+
+    While prompts' states waited for Python's collector, and free memory for nothing: 339 and 126.
+    """
     with serving(DEFAULT) as server:
         visits = Visits(server, at_once=6, longest=4.0)
+        _, _, start = reading(server, 0)
         asyncio.run(visits.send(0, WARM_UP))
         _, _, before = at_rest(server, visits.done)
         asyncio.run(visits.send(WARM_UP, REQUESTS))
@@ -54,4 +59,5 @@ def test_memory_is_level() -> None:
     served = sum(count for outcome, count in visits.outcomes.items() if outcome.endswith(" 200"))
     assert served > 0.7 * (WARM_UP + REQUESTS), visits.outcomes
     assert not [outcome for outcome in visits.outcomes if ": 5" in outcome]
+    assert after - start < MORE_MIB, visits.readings
     assert after - before < LEVEL_MIB, visits.readings
