@@ -6,8 +6,10 @@ import inspect
 import json
 import logging
 import os
+import socket
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -18,12 +20,13 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 
 from app.cli_options import FriendlyGroup, UserError, console, errors, pick_device
-from app.main import create_app
+from app.main import END_SECONDS, create_app, drain
 from app.sending import connection
 from app.settings import PREFIX, Settings, load_settings, unknown_names
 from model.bundle import load_bundle
 
 config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
+START_FAILED = 3  # uvicorn's own exit code for it
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help=f"TOML file of settings ({PREFIX}CONFIG)")]
 
 
@@ -99,6 +102,20 @@ def page_address(settings: Settings) -> str:
     return f"http://{host}:{settings.port}/"
 
 
+class Server(uvicorn.Server):
+    """uvicorn's server; its application hears of the shutdown when it begins.
+
+    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state: Any = self.config.app
+        draining = asyncio.create_task(drain(state.state.engine, state.state.settings.drain_seconds))
+        await super().shutdown(sockets)
+        draining.cancel()
+        await asyncio.wait([draining])
+
+
 @settings_flags
 def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
@@ -115,16 +132,21 @@ def serve_command(settings: Settings) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    uvicorn.run(
+    how = uvicorn.Config(
         create_app(settings, bundle),
         host=settings.host,
         port=settings.port,
         http=connection(settings.send_timeout_seconds),
         log_config=logs,
         log_level=settings.log_level.lower(),
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        timeout_graceful_shutdown=round(settings.drain_seconds + END_SECONDS),  # connections that last are cut then
         server_header=False,
     )
+    server = Server(how)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(START_FAILED)
 
 
 @config.command("show")

@@ -126,6 +126,11 @@ class Engine:
             if thread.is_alive():
                 thread.join(timeout=10)
 
+    def end(self) -> None:
+        """The shutdown waits no longer: continuations return what they have, `cancelled`; all else gets Draining."""
+        self.draining = True
+        self.lanes.end()
+
     @property
     def healthy(self) -> bool:
         """The threads live, and their heartbeats are fresh."""
@@ -140,10 +145,15 @@ class Engine:
         self._beats[threading.get_ident()] = time.monotonic()
 
     def beat(self, job: Job) -> None:
-        """Called by a running job: shows life, and ends the job when nobody waits for it. Raises Cancelled."""
+        """Called by a job that reads or scores: shows life, and ends the job when nobody waits for it, or can.
+
+        Raises Cancelled or Draining.
+        """
         self._alive()
         if job.cancelled.is_set():
             raise Cancelled
+        if self.lanes.ending.is_set():
+            raise Draining("the server is shutting down")
 
     @contextmanager
     def reserve(self) -> Iterator[None]:
@@ -245,7 +255,7 @@ class Engine:
 
     def seat(self, job: ContinueJob, prompt: PromptState, started: Started) -> None:
         """A prompt has been read: its choices wait for slots."""
-        seated = Seated(job, prompt, started, self.metrics)
+        seated = Seated(job, prompt, started, self.metrics, self.lanes.ending)
         if job.streamed:
             seated.put(started)
         self.lanes.put(seated)

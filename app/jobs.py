@@ -57,7 +57,7 @@ class Piece:
     samples: FloatArray  # (320 F,), before `audio_io.limit`
 
 
-FinishReason = Literal["length", "timeout"]
+FinishReason = Literal["length", "timeout", "cancelled"]  # cancelled: the server stopped before the end
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Continuation:
 
     @property
     def finish_reason(self) -> FinishReason:
-        return "timeout" if "timeout" in self.finish_reasons else "length"
+        """That of the whole: the worst of its choices'."""
+        return next((reason for reason in ("cancelled", "timeout") if reason in self.finish_reasons), "length")
 
     @property
     def made_seconds(self) -> float:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from app.errors import Draining
 from app.jobs import Continuation, ContinueJob, Failure, FinishReason, FloatArray, IntArray, NotFinite, Piece, Started
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
@@ -36,8 +37,10 @@ class Seated:
     outlive its answer until Python's collector comes, hundreds of requests later.
     """
 
-    def __init__(self, job: ContinueJob, prompt: PromptState, started: Started, metrics: Metrics) -> None:
-        self.job, self.prompt, self.metrics = job, prompt, metrics
+    def __init__(
+        self, job: ContinueJob, prompt: PromptState, started: Started, metrics: Metrics, ending: threading.Event
+    ) -> None:
+        self.job, self.prompt, self.metrics, self.ending = job, prompt, metrics, ending
         self.started = started
         self.since = time.monotonic()  # waiting for slots
         self.waited = self.joined = self.first_frame = 0.0
@@ -61,6 +64,12 @@ class Seated:
                 self.job.stage = "step"
                 self.waited = self.started.queue_seconds + self.joined - self.since
                 self.metrics.queue_seconds.observe(self.waited)
+
+    def cut(self, now: float) -> FinishReason | None:
+        """Why it ends now, whatever is left to make; None while nothing is against its going on."""
+        if self.ending.is_set():
+            return "cancelled"
+        return "timeout" if now > self.job.deadline else None
 
     def frame(self, now: float) -> None:
         """A frame was made."""
@@ -141,18 +150,17 @@ class Choice:
 
     def ahead(self, now: float) -> bool:
         """Would somebody who listens since the first frame have audio in hand for a while?"""
-        if self.made == 0 or now > self.seated.job.deadline:
+        if self.made == 0 or self.seated.cut(now):
             return False
         return self.made / FRAME_RATE_HZ - (now - self.seated.first_frame) > AHEAD_SECONDS
 
     def over(self, now: float) -> bool:
-        """Is it complete, or is its time up?"""
+        """Is it complete, or must it end as it is?"""
         if self.made == self.seated.job.frames:
             return True
-        if now > self.seated.job.deadline:
-            self.finish = "timeout"
-            return True
-        return False
+        if reason := self.seated.cut(now):
+            self.finish = reason
+        return reason is not None
 
     def piece(self, last: bool) -> list[Piece]:
         """What is to be sent now: nothing, or one piece."""
@@ -204,6 +212,7 @@ class Lanes:
         self._waiting: deque[Choice] = deque()
         self._loads = [0] * count
         self._stopped = False
+        self.ending = threading.Event()  # the server stops: what runs ends with what it has
         self._slots: list[AnySlots] = []
         self.total = count * rows
         self.threads = [
@@ -227,6 +236,16 @@ class Lanes:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def end(self) -> None:
+        """Choices in slots end at their next step; continuations that have made nothing yet get Draining."""
+        with self._changed:
+            self.ending.set()
+            too_late = [choice.seated for choice in self._waiting if not choice.seated.joined]
+            self._waiting = deque(choice for choice in self._waiting if choice.seated.joined)
+            self._changed.notify_all()
+        for seated in too_late:
+            seated.fail(Draining("the server is shutting down"))
 
     def put(self, seated: Seated) -> None:
         """Its choices wait for slots from now on."""

@@ -24,6 +24,7 @@ CLIPS = 2  # clips of /score that are in memory at the same time, an hour of eac
 DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
 CLIP_DECODERS = 1  # of these for /score: an hour takes seconds, and no prompt shall wait for it
 ENCODERS = 2  # answers written at the same time
+END_SECONDS = 5.0  # after `drain_seconds`: for what runs to end with what it has, and to be taken
 UNREAD = 32  # streams that are made, have no place any more and wait for slow readers, each with all its samples
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
@@ -42,13 +43,24 @@ async def watch_loop(metrics: Metrics) -> None:
 
 
 async def drain(engine: Engine, seconds: float) -> None:
-    """Takes no more requests, and waits until those inside have their answers, or the time is up."""
+    """Takes no more requests, and waits until those inside have their answers, or the time is up.
+
+    Then what runs is ended: what a continuation has made so far is its answer. Called again, it only waits for that.
+    """
     engine.draining = True
+    if not engine.lanes.ending.is_set():
+        await _emptied(engine, seconds)
+    if engine.taken:
+        engine.end()
+        await _emptied(engine, END_SECONDS)
+    if engine.taken:
+        log.warning("%d requests were cut off by the shutdown", engine.taken)
+
+
+async def _emptied(engine: Engine, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await engine.empty.wait()
-    if engine.taken:
-        log.warning("%d requests were cut off by the shutdown", engine.taken)
 
 
 @asynccontextmanager

@@ -139,8 +139,9 @@ def delta(index: int, samples: Samples, tokens: list[int], logprobs: list[float]
 class StreamedResponse(Response):
     """Sends a stream as it is made; ends the job when the client leaves.
 
-    An error after the first byte is an `audio.error` event. Bare audio has no room for one: there the response is left
-    without its end, upon which the server cuts the connection, so that no client takes a part for the whole.
+    An error after the first byte is an `audio.error` event. Bare audio has no room for one, nor for the word that the
+    server stopped before the end: there the response is left without its end, upon which the server cuts the
+    connection, so that no client takes a part for the whole.
     """
 
     def __init__(self, request: Request, stream: Opened) -> None:
@@ -217,6 +218,9 @@ class StreamedResponse(Response):
                 self._made_audio = True
                 for block in blocks(limit(made.samples)):
                     yield file.feed(block)
+            assert isinstance(made, Continuation), made
+            if made.finish_reason == "cancelled":
+                raise Draining("the server is shutting down")
             yield file.finish()
         finally:
             file.close()

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from app.engine import Cancelled, ContinueJob, Job
-from app.errors import DeadlinePassed, NotReady
+from app.errors import DeadlinePassed, Draining, NotReady
 from app.main import drain
 from model.sampling import SamplingOptions
 
@@ -273,6 +273,19 @@ def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
         assert not drained.done()
     assert inside.result(10).status_code == 200
     drained.result(5)
+
+
+def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: bytes) -> None:
+    """Clips that are scored, prompts that are read: 503 within a chunk, so that another server may be asked."""
+    service = serve()
+    engine = service.app.state.engine
+    with suppress(Draining), busy(service):  # whose own jobs are ended, too
+        inside = [in_background(service, path, clip) for path in ("/continue", "/score")]
+        until(lambda: engine.taken == 2 and all(not one.empty() for one in engine._queues.values()))
+        engine.end()
+        answers = [one.result(10) for one in inside]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2
+    assert service.get("/readyz").status_code == 503
 
 
 def test_leaving_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:

@@ -382,7 +382,7 @@ def test_who_has_audio_in_hand_waits_for_those_without(service: Any, speech: Any
     def choice(made: int, begun: float) -> Choice:
         work = job(speech, frames=600)
         work.deadline = 12.0
-        one = Choice(Seated(work, None, nothing, metrics), 0)  # type: ignore[arg-type]
+        one = Choice(Seated(work, None, nothing, metrics, lanes.ending), 0)  # type: ignore[arg-type]
         one.made, one.seated.first_frame = made, begun
         return one
 

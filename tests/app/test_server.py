@@ -1,5 +1,6 @@
 """What only a socket shows: a real process, started by the command, and clients that break off."""
 
+import base64
 import json
 import os
 import re
@@ -188,16 +189,45 @@ def test_a_term_signal_ends_it_after_the_work_in_hand(folder: Path, clip: bytes)
         server.close()
 
 
-def test_a_term_signal_cuts_what_takes_too_long(folder: Path, clip: bytes) -> None:
-    server = Server(folder, "--drain-seconds", "1", "--max-seconds", "1000")
+def test_a_term_signal_ends_what_takes_too_long_with_what_is_made(folder: Path, clip: bytes) -> None:
+    """A whole answer at the drain deadline, which says why it is short. What waits for a slot has nothing."""
+    server = Server(folder, "--drain-seconds", "1", "--max-seconds", "1000", "--slots", "1")
     try:
-        with server.connect() as client:
-            client.sendall(server.form("/continue", clip, seconds="900"))
-            server.until("requests_running", 1)
+        with server.connect() as client, server.connect() as waiting:
+            client.sendall(server.form("/continue", clip, seconds="900", seed="3"))
+            server.until("slots_used", 1)
+            waiting.sendall(server.form("/continue", clip, seconds="900"))
+            server.until("requests_running", 2)
             started = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             server.process.wait(20)
-            assert time.monotonic() - started < 10
+            assert 1 <= time.monotonic() - started < 5
+            head, _, body = taken(client).partition(b"\r\n\r\n")
+            refused, _, error = taken(waiting).partition(b"\r\n\r\n")
+        assert b" 200 " in head.splitlines()[0]
+        choice = json.loads(body)["choices"][0]
+        assert choice["finish_reason"] == "cancelled"
+        assert 75 < len(choice["tokens"]) == len(choice["logprobs"]) < 900 * 75
+        assert len(base64.b64decode(choice["audio"]["data"])) == 44 + 2 * 320 * len(choice["tokens"])
+        assert b" 503 " in refused.splitlines()[0]
+        assert json.loads(error)["error"]["code"] == "draining"
+        assert "Traceback" not in server.output()
+        assert "graceful shutdown exceeded" not in server.output()
+    finally:
+        server.close()
+
+
+def test_a_term_signal_cuts_what_cannot_end(folder: Path, clip: bytes) -> None:
+    """A body that does not come to its end: nothing is made that could be returned."""
+    server = Server(folder, "--drain-seconds", "0")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip)[:-100])
+            server.until("requests_waiting", 1)
+            started = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(20)
+            assert time.monotonic() - started < 15
             head, _, body = taken(client).partition(b"\r\n\r\n")
             assert b" 503 " in head.splitlines()[0]
             assert json.loads(body)["error"]["code"] == "draining"
@@ -310,7 +340,7 @@ def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: 
 
 @pytest.mark.parametrize("form", ["json", "pcm"])
 def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form: str) -> None:
-    """Bare audio has no room for a word: there the end of the body is missing."""
+    """All that was made, and `cancelled`. Bare audio has no room for a word: there the end of the body is missing."""
     server = Server(folder, "--drain-seconds", "1", "--max-seconds", "1000")
     try:
         with server.connect() as client:
@@ -320,13 +350,16 @@ def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form
             answer += taken(client)
         server.process.wait(20)
         if form == "json":
-            name, data = answer.replace(b"\r\n0\r\n\r\n", b"").strip().rsplit(b"\n", 2)[-2:]
-            assert name.endswith(b"event: audio.error")
-            assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "draining"
+            assert answer.endswith(b"\r\n0\r\n\r\n")
+            name, data = answer.removesuffix(b"\r\n0\r\n\r\n").strip().rsplit(b"\n", 2)[-2:]
+            assert name.endswith(b"event: audio.done")
+            (choice,) = json.loads(data.removeprefix(b"data: "))["choices"]
+            assert choice["finish_reason"] == "cancelled"
+            assert len(choice["tokens"]) > 75
         else:
             assert not answer.endswith(b"0\r\n\r\n")
             assert len(answer) > 10_000
-        assert "broke: draining" in server.output()
+            assert "broke: draining" in server.output()
         assert "Traceback" not in server.output()
     finally:
         server.close()
