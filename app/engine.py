@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from app.choices import Seated
 from app.errors import DeadlinePassed, Draining, NotReady, Overloaded
 from app.jobs import (
     Cancelled,
@@ -31,7 +32,7 @@ from app.jobs import (
     Started,
     Ticket,
 )
-from app.lanes import Lanes, Seated
+from app.lanes import Lanes
 from app.metrics import Metrics
 from model.bundle import Bundle
 from model.generate import PromptState

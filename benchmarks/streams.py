@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from app.choices import FIRST_PIECE_FRAMES
 from app.cli_bench import clips
-from app.lanes import FIRST_PIECE_FRAMES
 from app.load import Load, Player, put_load, summary
 from app.settings import default_threads
 from benchmarks.baselines import a_prompt

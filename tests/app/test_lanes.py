@@ -12,9 +12,10 @@ import pytest
 
 import app.engine
 import model.generate
+from app.choices import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Seated
 from app.engine import Continuation, ContinueJob, NotFinite, Piece, Started
 from app.errors import DeadlinePassed
-from app.lanes import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Lanes, Seated
+from app.lanes import Lanes
 from model.sampling import SamplingOptions
 from model.slots import AnySlots, Frames, Slots
 from tests.app.test_engine import until
