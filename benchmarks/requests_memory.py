@@ -169,17 +169,23 @@ def main() -> None:
     made_on = conditions() | {name: getattr(arguments, name) for name in ("requests", "at_once", "longest")}
     console.print(made_on)
     with serving(arguments.bundle) as server:
-        before = reading(server, 0)
+        before = half = reading(server, 0)
         visits = Visits(server, arguments.at_once, arguments.longest, every=max(1, arguments.requests // 80))
         for first in range(0, arguments.requests, arguments.requests // 10):
             count = min(arguments.requests // 10, arguments.requests - first)
             asyncio.run(visits.send(first, count))
             console.print(visits.done, visits.readings[-1], dict(visits.outcomes))
+            if first < arguments.requests / 2 <= first + count:
+                half = at_rest(server, visits.done)
         after = at_rest(server, visits.done)
-    found = summary(visits.readings, before, after) | {"outcomes": dict(sorted(visits.outcomes.items()))}
+    found = summary(visits.readings, before, after) | {
+        "half_rest_mib": half[1],
+        "outcomes": dict(sorted(visits.outcomes.items())),
+    }
     print(
         f"{visits.done} requests: {found['start_mib']:.0f} MiB at the start, {found['high_mib']:.0f} at most, "
-        f"{found['rest_mib']:.0f} at rest, "
+        f"{half[1]:.0f} at rest after a half, "
+        f"{found['rest_mib']:.0f} at the end; under load "
         f"{found['first_half_mib_a_thousand']:+.0f} MiB a thousand in the first half, "
         f"{found['second_half_mib_a_thousand']:+.0f} in the second"
     )
