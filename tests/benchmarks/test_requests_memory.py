@@ -45,9 +45,9 @@ def test_a_leak_and_a_cache_that_fills_differ_in_the_second_half() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(trimmer() is None, reason="this system's C library cannot be asked to give memory back")
 def test_memory_is_level() -> None:
-    """The weights that ship. Measured: 92 MiB more at the first rest, and 30 from there to the second.
+    """The weights that ship. From the first rest to the second 30 MiB were measured.
 
-    While prompts' states waited for Python's collector, and free memory for nothing: 339 and 126.
+    While prompts' states waited for Python's collector, and free memory for nothing, it was 126.
     """
     with serving(DEFAULT) as server:
         visits = Visits(server, at_once=6, longest=4.0)
