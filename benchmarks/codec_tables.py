@@ -77,7 +77,8 @@ def fine_codes(report: Report) -> list[str]:
             for figure, digits in names.items():
                 cells.append(interval(figures.get(figure), digits))
                 cells.append(interval(figures.get(f"{figure}_beside_true"), digits, "+"))
+            cells.append(interval(figures.get("distance"), 1))
             rows.append([count, variant, *cells])
-        heads = ["codebooks", "fine codes", "log-mel", "beside true", "STOI", "beside true", "PESQ", "beside true"]
-        lines += table(heads, rows)
+        heads = ["log-mel", "beside true", "STOI", "beside true", "PESQ", "beside true", "distance"]
+        lines += table(["codebooks", "fine codes", *heads], rows)
     return lines

@@ -93,18 +93,19 @@ def default_models(bundle: Path, runs: Path = TABLE) -> list[str]:
 
 
 def load_subjects(given: Sequence[str], default: Path) -> list[Subject]:
-    """``NAME=FOLDER`` or ``NAME=FOLDER:masked`` each; FOLDER is a bundle, or a table's run with the default's codec."""
+    """``NAME=FOLDER[:masked][:K]`` each, K codebooks; FOLDER is a bundle, or a table's run with the default's codec."""
     base = load_bundle(default)
     loaded: dict[Path, Bundle] = {default.resolve(): base}
     subjects = []
     for text in given:
         name, _, where = text.partition("=")
+        where, _, wanted = where.rpartition(":") if where[-1:].isdigit() and ":" in where else (where, "", "")
         folder = Path(where.removesuffix(MASKED)).resolve()
         run = (folder / "checkpoint.pt").exists()
         if folder not in loaded:
             loaded[folder] = from_run(folder, base) if run else load_bundle(folder)
         books = 1 if run else loaded[folder].codec.config.codebooks
-        subjects.append(Subject(name, loaded[folder], where.endswith(MASKED), books))
+        subjects.append(Subject(name, loaded[folder], where.endswith(MASKED), int(wanted or books)))
     return subjects
 
 

@@ -7,10 +7,15 @@ Only codebooks 2 to n are drawn anew, frame by frame, by the depth decoder; the 
 the drawn fine ones. Beside it stand the same clip with its true fine codes, and with fine codes drawn at random from
 codes of other frames of the same codebook (a control: fine codes that know nothing).
 Differences are paired by clip, with 95 % bootstrap intervals over clips.
+
+Log-mel distance, STOI and PESQ compare with the clip itself, and so charge codes that are drawn well for being others
+than the true ones. The distance of `benchmarks/latents.py` does not: it asks whether all clips together sound like the
+real ones together.
 """
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.latents import Array, Space, distance, pooled
 from model.bundle import Bundle, load_bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.fine import NO_CODE, frames_before
@@ -64,8 +70,18 @@ def sound(made: Tensor, real: Tensor) -> dict[str, float]:
     return {"log_mel": float(SPECTRAL(made[None], real[None])[0])} | intelligibility(made, real)
 
 
-def figures_of(bundle: Bundle, samples: Tensor, seed: int) -> tuple[dict[str, dict[str, float]], Tensor, Tensor]:
-    """One clip (N,): figures by "COUNT/VARIANT"; NLL (K - 1,) of the true fine codes, nats; codes (T, K)."""
+@dataclass(frozen=True)
+class Clip:
+    """What was measured on a clip."""
+
+    figures: dict[str, dict[str, float]]  # by "COUNT/VARIANT"
+    latents: dict[str, Array]  # the same, and "real": (pieces, 256)
+    nll: Array  # (K - 1,) of the true fine codes, nats
+    codes: Tensor  # (T, K)
+
+
+def measured(bundle: Bundle, samples: Tensor, seed: int) -> Clip:
+    """One clip (N,)."""
     codes = bundle.codec.encode(samples[None])[0].T  # (T, K)
     real = samples[: len(codes) * HOP_SAMPLES]
     tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.decoder.config.mel else None)
@@ -73,16 +89,21 @@ def figures_of(bundle: Bundle, samples: Tensor, seed: int) -> tuple[dict[str, di
     logprobs = bundle.decoder.fine(hidden, codes, frames_before(codes[None])[0]).log_softmax(-1)
     nll = -logprobs.gather(-1, codes[:, 1:, None])[..., 0].mean(0)
     variants = {"true": codes, "shuffled": shuffled_codes(codes, seed)}
-    figures = {"1/true": sound(bundle.codec.decode(codes[None, :, :1].transpose(1, 2))[0], real)}
+    waves = {"1/true": bundle.codec.decode(codes[None, :, :1].transpose(1, 2))}
     for count in (c for c in COUNTS if c <= codes.shape[1]):
         drawn = {f"drawn at {t:g}": drawn_codes(bundle, hidden, codes[:, :count], t, seed) for t in TEMPERATURES}
         for name, own in (variants | drawn).items():
-            figures[f"{count}/{name}"] = sound(bundle.codec.decode(own[None, :, :count].transpose(1, 2))[0], real)
-    return figures, nll, codes
+            waves[f"{count}/{name}"] = bundle.codec.decode(own[None, :, :count].transpose(1, 2))
+    figures = {name: sound(wave[0], real) for name, wave in waves.items()}
+    latents = {name: pooled(bundle, wave)[0] for name, wave in {"real": real[None], **waves}.items()}
+    return Clip(figures, latents, nll.numpy(), codes)
 
 
-def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Means over clips, and the paired difference from the true codes of as many codebooks."""
+def summary(clips: list[Clip]) -> dict[str, Any]:
+    """Means over clips, the paired difference from the true codes of as many codebooks, and distances of all clips."""
+    rows = [clip.figures for clip in clips]
+    real = [clip.latents["real"] for clip in clips]
+    space = Space.of(np.concatenate(real))
     out: dict[str, Any] = {}
     for name in rows[0]:
         true = f"{name.split('/')[0]}/true"
@@ -97,6 +118,8 @@ def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
             entry[figure] = bootstrap(own) | {"clips": len(pairs)}
             if name != true:
                 entry[f"{figure}_beside_true"] = bootstrap(own - others)
+        made = [space.project(clip.latents[name]) for clip in clips]
+        entry["distance"] = distance([space.project(one) for one in real], made)
         out[name] = entry
     return out
 
@@ -104,26 +127,23 @@ def summary(rows: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
 @torch.inference_mode()
 def measure(bundle: Bundle, clips: list[tuple[str, Tensor]]) -> dict[str, Any]:
     """All figures on some clips."""
-    rows, likelihoods, all_codes = [], [], []
+    found = []
     for seed, (name, samples) in enumerate(clips):
-        figures, nll, codes = figures_of(bundle, samples, seed)
-        rows.append(figures)
-        likelihoods.append(nll.numpy())
-        all_codes.append(codes)
+        found.append(measured(bundle, samples, seed))
         print(f"{seed + 1}/{len(clips)} {name}", flush=True)
-    frames = [len(codes) for codes in all_codes]
-    codes = torch.cat(all_codes)
+    frames = [len(clip.codes) for clip in found]
+    codes = torch.cat([clip.codes for clip in found])
     per_book = {}
     for book in range(1, codes.shape[1]):
         share = torch.bincount(codes[:, book]).double() / len(codes)
         entropy = float(-(share[share > 0] * share[share > 0].log()).sum())
-        nll = bootstrap(np.array([row[book - 1] for row in likelihoods]), frames)
+        nll = bootstrap(np.array([clip.nll[book - 1] for clip in found]), frames)
         per_book[str(book + 1)] = {"nll": nll, "entropy": round(entropy, 4)}
     return {
         "clips": len(clips),
         "seconds": round(len(codes) * HOP_SAMPLES / SAMPLE_RATE_HZ, 1),
         "nll_per_codebook": per_book,
-        "sound": summary(rows),
+        "sound": summary(found),
     }
 
 

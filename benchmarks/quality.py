@@ -8,10 +8,9 @@ through the codec (the ceiling of anything that the codec decodes), and the true
 random other speaker, through the codec. Measured twice: on validation speakers, by which the default temperature is
 chosen, and on the test speakers, which only report. Intervals are 95 % bootstraps over prompts.
 
-* similarity: cosine of Resemblyzer's speaker embeddings (Apache-2.0; weights in its wheel) of prompt and
-continuation. * distance: squared Frechet distance to the true continuations, of the codec encoder's output: mean and
-deviation of each third of a second, scaled by the true ones' spread, projected on their first principal components. *
-voiced: share of 5 ms frames with a pitch (WORLD's DIO); range: 10th to 90th percentile of it, semitones.
+* similarity: cosine of Resemblyzer's speaker embeddings (Apache-2.0; weights in its wheel) of prompt and continuation.
+* distance: squared Frechet distance to the true continuations, of the codec encoder's output (`benchmarks/latents.py`).
+* voiced: share of 5 ms frames with a pitch (WORLD's DIO); range: 10th to 90th percentile of it, semitones.
 """
 
 import argparse
@@ -43,17 +42,15 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.continuing import Made, coded, continue_all
+from benchmarks.latents import POOL_FRAMES, Space, distance, pooled
 from benchmarks.voices import embedding
-from model.bundle import Bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.sampling import SamplingOptions
 from model.training.evaluate import bootstrap
 
 PROMPT_SECONDS, MADE_SECONDS = 3, 5
 TEMPERATURES = (0.7, 0.9, 1.0)
-POOL_FRAMES = 25  # a third of a second
-COMPONENTS = 32
-RESAMPLES = 200
+FEWER_CODEBOOKS = (4, 2, 1)  # than the 8 that the bundle makes
 ROWS = 32  # continued at a time
 PER_SPEAKER = 8
 FIGURES = ("similarity", "voiced", "range", "silence", "level")
@@ -114,52 +111,6 @@ def make(subject: Subject, prompts: Tensor, options: SamplingOptions, keep: Path
             parts.append((found["tokens"], found["logprobs"], found["samples"].astype(np.float32)))
     tokens, logprobs, samples = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Made(tokens, logprobs, samples)
-
-
-@torch.inference_mode()
-def pooled(bundle: Bundle, samples: Tensor) -> Array:
-    """Mean and deviation over time of the encoder's output: (B, N) -> (B, pieces, 256)."""
-    found = []
-    for some in samples.split(2):
-        latents = bundle.codec.encoder(some[:, None])  # (b, 128, T)
-        pieces = latents.shape[-1] // POOL_FRAMES
-        blocks = latents[..., : pieces * POOL_FRAMES].unflatten(-1, (pieces, POOL_FRAMES))
-        found.append(torch.cat([blocks.mean(-1), blocks.std(-1)], 1).transpose(1, 2))
-    joined: Array = torch.cat(found).double().numpy()
-    return joined
-
-
-@dataclass(frozen=True)
-class Space:
-    """Where distances are measured: scale and principal directions of the true continuations."""
-
-    mean: Array
-    scale: Array
-    directions: Array  # (256, COMPONENTS)
-
-    @classmethod
-    def of(cls, vectors: Array, components: int = COMPONENTS) -> "Space":
-        """Fitted to vectors (N, D)."""
-        mean, scale = vectors.mean(0), vectors.std(0) + 1e-9
-        directions = np.linalg.svd((vectors - mean) / scale, full_matrices=False)[2][:components].T
-        return cls(mean, scale, directions)
-
-    def project(self, vectors: Array) -> Array:
-        """(..., D) -> (..., components)"""
-        projected: Array = (vectors - self.mean) / self.scale @ self.directions
-        return projected
-
-
-def distance(real: Array, made: Array, seed: int = 0) -> dict[str, float]:
-    """Frechet distance of vectors (B, pieces, D) with an interval: both sets' prompts are drawn together."""
-    prompts, _, width = real.shape
-
-    def of(rows: npt.NDArray[np.integer]) -> float:
-        return acoustics.frechet(real[rows].reshape(-1, width), made[rows].reshape(-1, width))
-
-    picks = np.random.default_rng(seed).integers(0, prompts, (RESAMPLES, prompts))
-    low, high = np.percentile([of(rows) for rows in picks], [2.5, 97.5])
-    return {"mean": of(np.arange(prompts)), "low": float(low), "high": float(high)}
 
 
 def described(prompts: Prompts, voices: list[Array], samples: Array) -> dict[str, list[float | None]]:
@@ -242,7 +193,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "quality.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    subjects = load_subjects(arguments.model or default_models(arguments.bundle), arguments.bundle)
+    fewer = [f"hybrid-4m, {count} codebooks={arguments.bundle}:{count}" for count in FEWER_CODEBOOKS]
+    models = arguments.model or [*default_models(arguments.bundle), *fewer]
+    subjects = load_subjects(models, arguments.bundle)
     temperatures = arguments.temperature or TEMPERATURES
     splits = {
         "validation": list(by_speaker(valid_clips(arguments.corpus)).items()),  # short clips, put together

@@ -86,6 +86,8 @@ def test_subjects_from_bundles_and_runs(bundle: Bundle, run: Path, tmp_path: Pat
     folder = tmp_path / "bundle"
     save_bundle(bundle, folder, half=False)
     one, two, three = load_subjects([f"a={folder}", f"b={folder}:masked", f"c={run}"], folder)
+    few, both = load_subjects([f"d={folder}:2", f"e={folder}:masked:1"], folder)
+    assert [(x.codebooks, x.masked) for x in (few, both)] == [(2, False), (1, True)]
     assert (one.name, one.mel, one.codebooks, one.bundle.preset) == ("a", "real", 8, bundle.preset)
     assert (two.name, two.mel, two.bundle) == ("b", "masked", one.bundle)
     assert (three.mel, three.codebooks, three.bundle.preset) == ("masked", 1, "gpt-s")  # its fine codes are untrained

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.codec import locked
-from benchmarks.fine_codes import drawn_codes, shuffled_codes, summary
+from benchmarks.fine_codes import Clip, drawn_codes, shuffled_codes, summary
 from model.bundle import random_bundle
 from model.constants import SAMPLE_RATE_HZ, VOCABULARY
 from model.fine import frames_before
@@ -44,10 +45,16 @@ def test_shuffled_codes_keep_their_counts_and_lose_their_frames(codes: Tensor) -
 
 
 def test_summary_pairs_clips() -> None:
-    def row(true: float, drawn: float) -> dict[str, dict[str, float]]:
-        return {"2/true": {"log_mel": true, "pesq": 1.0}, "2/drawn": {"log_mel": drawn}}
+    rng = np.random.default_rng(0)
 
-    out = summary([row(0.1, 0.2), row(5.1, 5.2), row(9.1, 9.2)])
+    def clip(true: float, drawn: float) -> Clip:
+        figures = {"2/true": {"log_mel": true, "pesq": 1.0}, "2/drawn": {"log_mel": drawn}}
+        real = rng.standard_normal((20, 40))
+        return Clip(figures, {"real": real, "2/true": real, "2/drawn": real + 1.0}, np.zeros(7), torch.zeros(1, 8))
+
+    out = summary([clip(0.1, 0.2), clip(5.1, 5.2), clip(9.1, 9.2)])
+    assert out["2/true"]["distance"]["mean"] == pytest.approx(0.0, abs=1e-6)
+    assert out["2/drawn"]["distance"]["low"] > 10  # every direction is off by one deviation
     assert out["2/drawn"]["log_mel_beside_true"] == {name: pytest.approx(0.1) for name in ("mean", "low", "high")}
     assert out["2/true"]["log_mel"]["clips"] == 3
     assert "log_mel_beside_true" not in out["2/true"]

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import acoustics, quality
+from benchmarks import acoustics, latents, quality
 from benchmarks.common import Subject
-from benchmarks.quality import Prompts, Space, best, cut, distance, make, measure, pooled, strangers, summary
+from benchmarks.latents import Space, distance, pooled
+from benchmarks.quality import Prompts, best, cut, make, measure, strangers, summary
 from model.bundle import Bundle
 from model.sampling import SamplingOptions
 from tests.conftest import make_speech_like
@@ -115,7 +116,7 @@ def test_measure(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(acoustics, "pitch", lambda wave: np.where(np.arange(200) % 2, 100.0 + np.arange(200) % 50, 0.0))
     monkeypatch.setattr(quality, "PROMPT_SECONDS", 1)
     monkeypatch.setattr(quality, "MADE_SECONDS", 1)
-    monkeypatch.setattr(quality, "RESAMPLES", 10)
+    monkeypatch.setattr(latents, "RESAMPLES", 10)
     pieces = torch.stack([make_speech_like(2.0, seed) for seed in range(4)])
     prompts = Prompts(["a", "b", "a", "c"], pieces[:, :24_000], pieces[:, 24_000:])
     subjects = [Subject("hybrid", bundle), Subject("coarse", bundle, masked=True, codebooks=1)]
