@@ -49,7 +49,7 @@ def token_work(config: DecoderConfig, rows: int, positions: int, weight_width: i
     if config.mel:
         weights += config.mel_layers * block_weights(config.mel_dim) + config.mel_dim * (MEL_BANDS + config.mel_out)
         cached += config.mel_layers * 2 * held * config.mel_dim
-    return Work(2.0 * rows * (weights + cached), float(weights * weight_width), float(rows * cached * SINGLE))
+    return Work(2.0 * rows * (weights + cached), float(weights * weight_width), float(rows * cached * HALF))
 
 
 def frame_work(bundle: Bundle, rows: int, positions: int, codebooks: int, weight_width: int = HALF) -> Work:

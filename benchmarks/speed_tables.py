@@ -150,3 +150,15 @@ def speed(folder: Path) -> list[str]:
         lines += table(["what", "figure", GOALS], rows)
     step = loaded(folder, "step")
     return lines + (step_table(step) if step is not None else [])
+
+
+def prompts_together(report: Report) -> list[str]:
+    """Reading in a batch beside reading one by one."""
+    at, times = report["conditions"], report["milliseconds"]
+    rows = []
+    for part, ratio in report["batch_times_one_by_one"].items():
+        own = (f"{times[f'{part}, {way}']['wall']['median']:.0f}" for way in ("one by one", "one batch"))
+        rows.append([part, *own, f"{ratio:.2f}"])
+    what = f"{at['prompts']} prompts of {at['prompt_seconds']} s"
+    lines = [f"{what} on one core, milliseconds, medians of {at['turns']} turns ({on(at)}):", ""]
+    return lines + table(["part", "one by one", "one batch", "batch / one by one"], rows)

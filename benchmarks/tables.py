@@ -11,7 +11,7 @@ from benchmarks.codec_tables import codec, fine_codes, token_probe
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.evaluation_tables import consistency, free_running, quality
 from benchmarks.pages import Page, of
-from benchmarks.speed_tables import speed
+from benchmarks.speed_tables import prompts_together, speed
 from benchmarks.table_report import tables
 
 PAGES = (
@@ -33,6 +33,7 @@ PAGES = (
             "fine_codes": of("fine_codes", fine_codes),
         },
     ),
+    Page(ROOT / "docs" / "engine.md", {"prompts_together": of("prompts_together", prompts_together)}),
     Page(ROOT / "docs" / "table.md", {"table": of("table", tables)}),
 )
 
