@@ -10,6 +10,7 @@ whole.
 import argparse
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from app.cli_bench import clips
 from app.load import Load, Report, put_load
+from app.memory import GIVE_BACK_SECONDS
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.served import Server, serving
 from benchmarks.timing import conditions, console, write
@@ -76,13 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=DEFAULT)
     parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--rest", type=float, default=GIVE_BACK_SECONDS + 3.0, help="seconds after the warm-up")
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     arguments = parser.parse_args()
-    made_on = conditions() | {"stream_seconds": arguments.seconds}
+    made_on = conditions() | {"stream_seconds": arguments.seconds, "rest_seconds": arguments.rest}
     console.print(made_on)
     limits = ("--max-seconds", str(arguments.seconds), "--timeout-seconds", "3600")
     with serving(arguments.bundle, *limits) as server:
-        asyncio.run(streamed(server, 2, min(30.0, arguments.seconds)))  # what a server takes once
+        asyncio.run(streamed(server, 2, min(30.0, arguments.seconds)))  # what a server takes once,
+        time.sleep(arguments.rest)  # and what it gives back of it: that is no slope of the stream's
         with Watch(server, pause=arguments.seconds / 2400) as watch:  # hundreds of readings, however fast it is
             report = asyncio.run(streamed(server, 1, arguments.seconds))
     one = report.outcomes[0]
