@@ -89,10 +89,8 @@ class Engine:
         self.draining = False
         self.empty = asyncio.Event()  # no request is inside
         self.empty.set()
-        self._queues: dict[str, queue.SimpleQueue[Job | None]] = {
-            "read": queue.SimpleQueue(),
-            "score": queue.SimpleQueue(),
-        }
+        # not SimpleQueue: where two threads wait with a timeout, CPython's may let one wait for ever (seen with 3.11.7)
+        self._queues: dict[str, queue.Queue[Job | None]] = {"read": queue.Queue(), "score": queue.Queue()}
         self._beats: dict[int, float] = {}  # of each thread
         self._computing = 0  # jobs that a thread has begun and that have not ended
         self._reading = 0  # prompts that a thread reads

@@ -23,6 +23,7 @@ from model.constants import FRAME_RATE_HZ
 from model.slots import AnySlots, Frames
 
 PAUSE_SECONDS = 0.005
+IDLE_SECONDS = 0.5  # between two heartbeats of a lane without rows
 log = logging.getLogger("whispergpt")
 
 
@@ -139,7 +140,7 @@ class Lanes:
         rows: dict[int, Choice] = {}
         while True:
             self._beat()
-            taken = self._take(lane, 0.5)
+            taken = self._take(lane, IDLE_SECONDS)
             if taken is None:
                 return
             try:

@@ -226,10 +226,30 @@ def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes) -> None:
     assert slowest < 0.5
 
 
+def test_no_thread_waits_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that come just when the waiting for them ends: a queue that loses count of the time would keep a thread."""
+    monkeypatch.setattr("app.engine.HEARTBEAT_SECONDS", 0.0005)
+    engine = serve(threads=4).app.state.engine
+
+    class Dropped(Job):
+        def run(self, engine: Any) -> None:
+            raise AssertionError("it was cancelled before")
+
+    now = time.monotonic()
+    for _ in range(20_000):
+        nobody = Dropped(now, now + 60)
+        nobody.cancelled.set()
+        engine._queues[nobody.kind].put(nobody)
+    monkeypatch.setattr("app.engine.STALE_SECONDS", 1.0)
+    time.sleep(1.5)
+    until(lambda: engine.healthy)
+
+
 def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heartbeat of a job that hangs grows old; the process still lives."""
-    monkeypatch.setattr("app.engine.STALE_SECONDS", 0.1)
+    monkeypatch.setattr("app.engine.STALE_SECONDS", 0.5)
     monkeypatch.setattr("app.engine.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("app.lanes.IDLE_SECONDS", 0.02)
     service = serve()
     until(lambda: service.get("/readyz").status_code == 200)
     hang = threading.Event()
