@@ -43,8 +43,12 @@ SPLIT = f32(8193.0)  # 2^13 + 1: Dekker's splitting leaves the 11 bits that a fl
 
 
 def kept(ring: Any, value: Any) -> Any:
-    """A float32 as a ring holds it, `model.transformer.kept`: uint16 that is a float16, or float32 rounded alike."""
-    raise NotImplementedError("compiled code has a form for each kind of ring")
+    """A float32 as a ring holds it, `model.transformer.kept`: uint16 that is a float16, or float32 rounded alike.
+
+    This is how Python does it; compiled code has `_kept`.
+    """
+    half = np.float16(value)
+    return half.view(np.uint16) if ring.dtype == np.uint16 else f32(half)
 
 
 @overload(kept)  # type: ignore[untyped-decorator]

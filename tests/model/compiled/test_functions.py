@@ -43,6 +43,9 @@ def test_what_rings_hold_is_rounded_to_float16() -> None:
     normal = np.abs(x) >= 2**-14
     np.testing.assert_array_equal(floats[normal], x[normal].astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(halves, kept(torch.from_numpy(x)).half().numpy().view(np.uint16))
+    for ring in (halves, floats):
+        plain = np.array([functions.kept(ring, value) for value in x[:1000]], ring.dtype)
+        np.testing.assert_array_equal(plain[normal[:1000]], ring[:1000][normal[:1000]])
 
 
 def test_exp() -> None:
