@@ -31,7 +31,8 @@ def step_table(report: Report) -> list[str]:
     lines = [
         f"**A step** beside what one would pick instead ({on(at)}; one thread; median of {at['turns']} turns of "
         f"{at['steps']} steps in one process, after a prompt of {at['prompt_positions']} positions; in brackets the "
-        f"machine's limit: operations and bytes of the step at the rates measured beside it; transformers "
+        f"machine's limit: operations and bytes of the step at the rates measured a moment "
+        f"apart, which a noisy machine can beat; transformers "
         f"{at['transformers']}; weights of gpt-s and gpt-l random)",
         "",
     ]
