@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from model.codec.frame import FrameDecoder
 from model.codec.harmonic import HarmonicDecoder, PitchReader
+from model.codec.source_filter import SourceFilterDecoder
+from model.codec.spectral import SpectralEncoder
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
 from model.encodec_import import import_encodec
 
-DecoderKind = Literal["frame", "harmonic", "seanet"]
+DecoderKind = Literal["frame", "harmonic", "seanet", "source_filter"]
+EncoderKind = Literal["seanet", "spectral"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class CodecConfig:
     """Shape of a codec. Meta's `encodec_24khz` is ``CodecConfig.meta()``; the project's own is the default."""
 
     decoder: DecoderKind = "frame"
+    encoder: EncoderKind = "seanet"
     n_filters: int = 16  # Meta: 32
     lstm_layers: int = 2
     pad_mode: Literal["constant", "reflect"] = "constant"  # zeros: causal from the first sample on. Meta: reflect
@@ -37,6 +41,10 @@ class CodecConfig:
     frame_kernel: int = 7
     pitch_dim: int = 128  # of the network that reads the pitch; expansion and kernel are the frame decoder's
     pitch_blocks: int = 6
+    encoder_dim: int = 256  # of the spectral encoder
+    encoder_blocks: int = 6
+    encoder_expansion: int = 2
+    encoder_kernel: int = 5
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodecConfig":
@@ -55,9 +63,11 @@ class CodecConfig:
         return asdict(self)
 
 
-def _decoder(config: CodecConfig) -> FrameDecoder | HarmonicDecoder:
+def _decoder(config: CodecConfig) -> FrameDecoder | HarmonicDecoder | SourceFilterDecoder:
     """A decoder at 75 Hz, of random weights."""
     shape = (config.frame_expansion, config.frame_kernel)
+    if config.decoder == "source_filter":
+        return SourceFilterDecoder(config.frame_dim, config.frame_blocks, *shape)
     frame = FrameDecoder(config.frame_dim, config.frame_blocks, *shape)
     if config.decoder == "frame":
         return frame
@@ -76,7 +86,11 @@ class Codec(nn.Module):
             channels=1, dimension=LATENT_DIM, n_filters=config.n_filters, ratios=list(ENCODEC_RATIOS),
             norm="none", causal=True, pad_mode=config.pad_mode, lstm=config.lstm_layers,
         )  # fmt: skip
-        self.encoder = modules.SEANetEncoder(**seanet)
+        self.encoder: nn.Module = (
+            SpectralEncoder(config.encoder_dim, config.encoder_blocks, config.encoder_expansion, config.encoder_kernel)
+            if config.encoder == "spectral"
+            else modules.SEANetEncoder(**seanet)
+        )
         self.quantizer = quantization.ResidualVectorQuantizer(
             dimension=LATENT_DIM, n_q=config.codebooks, bins=VOCABULARY, kmeans_init=False, threshold_ema_dead_code=0
         )
