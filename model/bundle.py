@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.codec.codec import Codec, CodecConfig, DecoderKind
+from model.codec.codec import Codec, CodecConfig, DecoderKind, EncoderKind
 from model.config import PRESETS, DecoderConfig
 from model.constants import LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
 from model.hybrid import HybridLM
@@ -214,12 +214,15 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
     return bundle.to(device)
 
 
-def random_bundle(preset: str = "tiny", seed: int = 0, decoder: DecoderKind = "frame") -> Bundle:
+def random_bundle(
+    preset: str = "tiny", seed: int = 0, decoder: DecoderKind = "frame", encoder: EncoderKind = "seanet"
+) -> Bundle:
     """A bundle of random weights, for tests: small, and loud enough to be told from silence."""
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    small = {"n_filters": 2, "lstm_layers": 1, "frame_dim": 16, "frame_blocks": 2, "pitch_dim": 16, "pitch_blocks": 2}
-    codec = Codec(CodecConfig.from_dict(small | {"decoder": decoder}))
+    small = {"n_filters": 2, "lstm_layers": 1, "frame_dim": 16, "frame_blocks": 2, "pitch_dim": 16, "pitch_blocks": 2,
+             "encoder_dim": 16, "encoder_blocks": 2}  # fmt: skip
+    codec = Codec(CodecConfig.from_dict(small | {"decoder": decoder, "encoder": encoder}))
     model = HybridLM(PRESETS[preset])
     torch.set_rng_state(generator_state)
     with torch.no_grad():

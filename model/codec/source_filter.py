@@ -198,7 +198,7 @@ class SourceFilterDecoder(nn.Module):
 
     def sines(self, amplitudes: Tensor, before: Sources) -> Tensor:
         """Amplitudes (B, S, NOTES) -> the sum of the running sines (B, 160 S)"""
-        rows, count, _ = amplitudes.shape
+        count = amplitudes.shape[1]
         with torch.no_grad():
             # the phase where each subframe begins, then a turn that is the same for all of them
             first = before.frames[:, None] * HOP_SAMPLES + SUBFRAME * torch.arange(count, device=amplitudes.device)

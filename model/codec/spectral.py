@@ -9,7 +9,6 @@ so the encoder is causal by construction, and its state is nothing but samples a
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.frame import CausalConv, ConvNeXtBlock

@@ -5,7 +5,9 @@ Nothing is overlapped or crossfaded: each layer carries the inputs that its next
 * a convolution: its last (k - 1) d - (s - 1) inputs, (B, C, n);
 * a transposed convolution: the part of its output that reaches into the next chunk, without its bias, (B, C, k - s);
 * an LSTM: h and c, (layers, B, H) each;
-* oscillators: phase (B,) and pitch (B,) in float64, and amplitudes (B, HARMONICS), of `model.codec.harmonic.Voice`.
+* oscillators: phase (B,) and pitch (B,) in float64, and amplitudes (B, HARMONICS), of `model.codec.harmonic.Voice`;
+* sources and filters: `model.codec.source_filter.Sources`;
+* an analysis: the last 8192 samples.
 
 A state begins empty (None). With zero padding that stands for zeros; with EnCodec's reflection the first chunk is
 mirrored, as at the start of a clip, and must hold at least ``PRIMING_FRAMES`` frames.
@@ -20,6 +22,8 @@ from torch import Tensor, nn
 from model.codec.codec import Codec
 from model.codec.frame import CausalConv, ConvNeXtBlock, FrameDecoder, FrameTrunk
 from model.codec.harmonic import HarmonicDecoder, Voice
+from model.codec.source_filter import RESPONSE, SourceFilterDecoder, Sources
+from model.codec.spectral import LEFT_SAMPLES, SpectralEncoder
 from model.constants import HOP_SAMPLES, VOCABULARY
 
 PRIMING_FRAMES = 7  # the longest reflection at 75 Hz mirrors 6 frames, and needs one more to mirror at
@@ -167,13 +171,18 @@ def _frame_convolution(conv: CausalConv, x: Tensor, carry: _Carry) -> Tensor:
     return out[..., None]
 
 
-def _features(trunk: FrameTrunk, latents: Tensor, carry: _Carry) -> Tensor:
-    """`FrameTrunk.features` over the chunk: (B, 128, n) -> (B, n, dim)"""
-    x = _frame_convolution(trunk.entry, latents, carry)
-    for block in trunk.blocks:
+def _blocks(blocks: nn.ModuleList, x: Tensor, carry: _Carry) -> Tensor:
+    """ConvNeXt blocks over the chunk: (B, dim, n) -> (B, dim, n)"""
+    for block in blocks:
         assert isinstance(block, ConvNeXtBlock)
         mixed = _frame_convolution(block.depthwise, x, carry)
         x = x + block.mix(mixed.transpose(1, 2)).transpose(1, 2)
+    return x
+
+
+def _features(trunk: FrameTrunk, latents: Tensor, carry: _Carry) -> Tensor:
+    """`FrameTrunk.features` over the chunk: (B, 128, n) -> (B, n, dim)"""
+    x = _blocks(trunk.blocks, _frame_convolution(trunk.entry, latents, carry), carry)
     normed: Tensor = trunk.norm(x.transpose(1, 2))
     return normed
 
@@ -194,6 +203,31 @@ def _harmonic(decoder: HarmonicDecoder, latents: Tensor, carry: _Carry) -> Tenso
     return samples
 
 
+def _source_filter(decoder: SourceFilterDecoder, latents: Tensor, carry: _Carry) -> Tensor:
+    """A `source_filter` decoder over the chunk: (B, 128, n) -> (B, 1, 320 n)"""
+    features = _features(decoder.trunk, latents, carry)
+    place = len(carry.after)
+    held = carry.before[place : place + len(Sources._fields)]
+    before = Sources(*[tensor for tensor in held if tensor is not None]) if held else None
+    samples, after = decoder.render(features, before)
+    for tensor in after:
+        carry.leave(tensor)
+    return samples
+
+
+def _spectral(encoder: SpectralEncoder, samples: Tensor, carry: _Carry) -> Tensor:
+    """A `spectral` encoder over the chunk: (B, 320 n) -> (B, 128, n)"""
+    left = carry.take()
+    if left is None:
+        left = samples.new_zeros(len(samples), LEFT_SAMPLES)
+    carry.leave(torch.cat([left, samples], -1)[:, -LEFT_SAMPLES:].clone())
+    features = torch.cat(list(encoder.analysis(samples, left).values()), -1)
+    x = _frame_convolution(encoder.entry, features.transpose(1, 2), carry)
+    x = _blocks(encoder.blocks, x, carry)
+    latents: Tensor = encoder.out(encoder.norm(x.transpose(1, 2)))
+    return latents.transpose(1, 2)
+
+
 class StreamingDecoder:
     """Codes to samples, chunk by chunk, with the weights of a codec: shared, but for the codebooks, which it gathers
     into one table (4 MB) when it is made.
@@ -209,10 +243,13 @@ class StreamingDecoder:
     def memory(self) -> int | None:
         """Frames that reach into the state; None when all of them do (an LSTM forgets nothing for certain).
 
-        Of a `harmonic` decoder: all but the phase, of which only the change from frame to frame is heard.
+        Of a `harmonic` or a `source_filter` decoder: all but the phase, of which only the change from frame to frame
+        is heard, and the place in the noise and in the sines.
         """
         if isinstance(self.decoder, HarmonicDecoder):
             return 1 + max(self.decoder.frame.memory, self.decoder.reader.memory)  # 1: pitch and amplitudes before
+        if isinstance(self.decoder, SourceFilterDecoder):
+            return self.decoder.trunk.memory - (-RESPONSE // HOP_SAMPLES)  # what still rings began so many frames ago
         return self.decoder.memory if isinstance(self.decoder, FrameDecoder) else None
 
     def start(self, rows: int) -> DecoderState:
@@ -233,6 +270,8 @@ class StreamingDecoder:
             samples = self.decoder.frames_from(_features(self.decoder, x, carry)).flatten(1)[:, None]
         elif isinstance(self.decoder, HarmonicDecoder):
             samples = _harmonic(self.decoder, x, carry)
+        elif isinstance(self.decoder, SourceFilterDecoder):
+            samples = _source_filter(self.decoder, x, carry)
         else:
             for module in self.decoder.model:  # type: ignore[union-attr]
                 x = _seanet(module, x, carry, self.pad_mode)
@@ -261,7 +300,10 @@ class StreamingEncoder:
             raise StreamingError(f"a chunk of {rows} rows and {count} samples for a state of {state.rows} rows")
         carry = _Carry(state)
         x = samples[:, None]
-        for module in self.codec.encoder.model:
-            x = _seanet(module, x, carry, self.pad_mode)
+        if isinstance(self.codec.encoder, SpectralEncoder):
+            x = _spectral(self.codec.encoder, samples, carry)
+        else:
+            for module in self.codec.encoder.model:  # type: ignore[union-attr]
+                x = _seanet(module, x, carry, self.pad_mode)
         after = StreamState(rows, carry.after, carry.row_dims, state.frames + count // HOP_SAMPLES)
         return self.codec.quantize(x), after

@@ -31,7 +31,8 @@ NARROW_UP_TO = 32  # outputs: so many or fewer are packed in narrow tiles
 
 def can_encode(codec: Codec) -> bool:
     """Is there a compiled encoder for this codec on its device?"""
-    return codec.config.pad_mode == "constant" and next(codec.parameters()).device.type == "cpu"
+    config, device = codec.config, next(codec.parameters()).device
+    return config.encoder == "seanet" and config.pad_mode == "constant" and device.type == "cpu"
 
 
 def _tile(outputs: int) -> int:

@@ -21,7 +21,9 @@ def edition(paths: Iterable[Path]) -> str:
 
 
 _here = Path(__file__).parent
-_constants = [_here.parent / name for name in ("constants.py", "mel.py", "transformer.py")]  # are taken from these
+_taken_from = ("constants.py", "mel.py", "transformer.py", "codec/harmonic.py", "codec/source_filter.py",
+               "codec/spectral.py")  # fmt: skip
+_constants = [_here.parent / name for name in _taken_from]
 EDITION = edition([*_here.glob("*.py"), *_constants])
 
 

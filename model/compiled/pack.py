@@ -15,12 +15,15 @@ from model.bundle import Bundle
 from model.codec.codec import Codec
 from model.codec.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
 from model.codec.harmonic import LINES, HarmonicDecoder, PitchReader
+from model.codec.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
+from model.codec.spectral import NOTES
 from model.compiled.attention import StackWeights
-from model.compiled.micro import WIDENS_HALVES, is_half, pack
+from model.compiled.micro import TILE, WIDENS_HALVES, is_half, pack
 from model.compiled.sound import DecoderWeights, MelTables, TrunkWeights
 from model.compiled.step import FineWeights, MelWeights, ModelWeights
+from model.compiled.tones import ToneWeights
 from model.compiled.voice import VoiceWeights
-from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES
+from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ
 from model.hybrid import HybridLM
 from model.mel import LogMel
 from model.transformer import Stack
@@ -146,26 +149,59 @@ def _voice(decoder: HarmonicDecoder, packed: Packer) -> VoiceWeights:
     )
 
 
+def bit_reversed(size: int) -> npt.NDArray[np.int64]:
+    """Each index below ``size``, a power of 2, with its bits in reverse order: (size,)"""
+    bits = size.bit_length() - 1
+    return np.array([int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)])
+
+
+def _tones(decoder: SourceFilterDecoder, packed: Packer) -> ToneWeights:
+    tiles = -(-(decoder.bins.out_features + decoder.head.out_features) // TILE) * TILE
+    bias = np.zeros(tiles, np.float32)
+    own = np.concatenate([_bias(decoder.bins), _bias(decoder.head)])
+    bias[: len(own)] = own
+    turns = decoder.band_phases.double().cpu().numpy() / (2 * math.pi)
+    responses = np.concatenate([array(decoder.band_gains), turns.astype(np.float32)], 1)  # (BANDS, 2 BINS)
+    assert responses.shape == (BANDS, 2 * BINS)
+    note_turns = decoder.note_hertz.cpu().numpy() / SAMPLE_RATE_HZ
+    angle = 2 * math.pi * ((note_turns[:, None] * np.arange(1, SUBFRAME + 1)) % 1.0)  # (NOTES, SUBFRAME)
+    waves = np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
+    assert waves.shape == (2 * NOTES, SUBFRAME)
+    table = 2 * math.pi * np.arange(FFT // 2) / FFT
+    return ToneWeights(
+        heads=packed(np.concatenate([array(decoder.bins.weight), array(decoder.head.weight)])),
+        heads_bias=bias,
+        log_hertz=decoder.log_hertz.cpu().numpy().astype(np.float64),
+        responses=pack(np.ascontiguousarray(responses.T), half=False),
+        waves=pack(np.ascontiguousarray(waves.T), half=False),
+        note_turns=note_turns.astype(np.float64),
+        reversed=bit_reversed(FFT),
+        cos=np.cos(table).astype(np.float32),
+        sin=(-np.sin(table)).astype(np.float32),
+    )
+
+
 def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
+    """All kinds have the same types; what a kind does not have is a small stand-in that is never read."""
     decoder = codec.decoder
-    assert isinstance(decoder, FrameDecoder | HarmonicDecoder), "only decoders at 75 Hz have a compiled form"
-    sings = isinstance(decoder, HarmonicDecoder)
-    if isinstance(decoder, HarmonicDecoder):
-        singer = decoder
-    else:
-        with torch.random.fork_rng(devices=[]):
-            singer = HarmonicDecoder(decoder, PitchReader(16, 1, 1, 1))  # the same types, never read
+    assert isinstance(decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder), "no compiled form"
+    with torch.random.fork_rng(devices=[]):
+        player = decoder if isinstance(decoder, SourceFilterDecoder) else SourceFilterDecoder(16, 1, 1, 1)
+        frame = decoder if isinstance(decoder, FrameDecoder) else FrameDecoder(16, 1, 1, 1)
+        singer = decoder if isinstance(decoder, HarmonicDecoder) else HarmonicDecoder(frame, PitchReader(16, 1, 1, 1))
     frame = singer.frame
     return DecoderWeights(
         books=array(codec.codebooks()),
-        trunk=_trunk(frame, packed),
+        trunk=_trunk(decoder.trunk if isinstance(decoder, SourceFilterDecoder) else frame, packed),
         head=packed(array(frame.head.weight)),
         head_bias=_bias(frame.head),
         gain=array(frame.gain.weight[0]),
         gain_bias=np.float32(_bias(frame.gain)[0]),
-        sings=sings,
+        sings=isinstance(decoder, HarmonicDecoder),
         reader=_trunk(singer.reader, packed),
         voice=_voice(singer, packed),
+        plays=isinstance(decoder, SourceFilterDecoder),
+        tones=_tones(player, packed),
     )
 
 
@@ -175,8 +211,6 @@ def mel_tables(mel: LogMel) -> MelTables:
     bank = array(mel.bank.t())
     used = bank > 0
     filled = used.any(1)
-    bits = half.bit_length() - 1
-    turned = np.array([int(f"{i:0{bits}b}"[::-1], 2) for i in range(half)])
     angle = -2 * math.pi * np.arange(half) / half
     real_angle = -2 * math.pi * np.arange(half + 1) / MEL_WINDOW_SAMPLES
     assert bank.shape == (MEL_BANDS, half + 1)
@@ -185,7 +219,7 @@ def mel_tables(mel: LogMel) -> MelTables:
         bank=bank,
         first=np.where(filled, used.argmax(1), 0),
         last=np.where(filled, half + 1 - used[:, ::-1].argmax(1), 0),
-        reversed=turned,
+        reversed=bit_reversed(half),
         cos=np.cos(angle).astype(np.float32),
         sin=np.sin(angle).astype(np.float32),
         real_cos=np.cos(real_angle).astype(np.float32),

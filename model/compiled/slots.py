@@ -10,11 +10,14 @@ from torch import Tensor
 from model.bundle import Bundle
 from model.codec.frame import FrameDecoder
 from model.codec.harmonic import HARMONICS, HarmonicDecoder
+from model.codec.source_filter import RESPONSE, SOURCES, SourceFilterDecoder
+from model.codec.spectral import NOTES
 from model.compiled.attention import Rings
 from model.compiled.encoder import encoder_for
 from model.compiled.micro import TILE, WIDENS_HALVES
 from model.compiled.pack import array, packed
 from model.compiled.step import Buffers, Options, State, step
+from model.compiled.tones import Tones
 from model.compiled.voice import Voices
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.generate import PromptState
@@ -29,7 +32,7 @@ def can_compile(bundle: Bundle) -> bool:
     widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
     return (
         bundle.device.type == "cpu"
-        and isinstance(bundle.codec.decoder, FrameDecoder | HarmonicDecoder)
+        and isinstance(bundle.codec.decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder)
         and all(width <= TILE for width in widths)  # a head's values fit a tile
     )
 
@@ -75,6 +78,14 @@ class CompiledSlots:
             histories=np.zeros((codec.frame_blocks, rows, past, codec.frame_dim), np.float32),
             reader_histories=np.zeros((codec.pitch_blocks, rows, past, codec.pitch_dim), np.float32),
             voices=Voices(np.zeros(rows), np.zeros(rows), np.zeros((rows, HARMONICS), np.float32)),
+            tones=Tones(
+                np.zeros(rows, np.int64),
+                np.zeros(rows),
+                np.zeros(rows),
+                np.zeros((rows, SOURCES), np.float32),
+                np.zeros((rows, NOTES), np.float32),
+                np.zeros((rows, RESPONSE), np.float32),
+            ),
             tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
         )
         self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows))
@@ -131,7 +142,11 @@ class CompiledSlots:
         state.entries[row] = array(held[0].t())
         for block, history in enumerate(held[1 : 1 + blocks]):
             state.histories[block, row] = array(history.t())
-        if len(held) > 1 + blocks:
+        rest = held[1 + blocks :]
+        if len(rest) == len(Tones._fields):
+            for place, tensor in zip(state.tones, rest, strict=True):
+                place[row] = tensor.cpu().numpy()
+        elif rest:
             *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
             for block, history in enumerate(histories):
                 state.reader_histories[block, row] = array(history.t())

@@ -9,6 +9,7 @@ import numpy as np
 from model.compiled.functions import ZERO, copy, exp, f32, gelu, layer_norm
 from model.compiled.micro import add_product
 from model.compiled.options import compiled
+from model.compiled.tones import play
 from model.compiled.voice import voice
 from model.constants import HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
 from model.mel import LOG_FLOOR
@@ -19,8 +20,11 @@ TrunkWeights = namedtuple(
     "entry entry_bias depthwise depthwise_bias norm norm_bias expand expand_bias contract contract_bias scale "
     "last_norm last_norm_bias",
 )
-# books (K, 1024, 128); reader and voice: of a `harmonic` decoder, never read unless it sings
-DecoderWeights = namedtuple("DecoderWeights", "books trunk head head_bias gain gain_bias sings reader voice")
+# books (K, 1024, 128); reader and voice: of a `harmonic` decoder, never read unless it sings; tones: of a
+# `source_filter` one, never read unless it plays, which has none of the rest but the trunk
+DecoderWeights = namedtuple(
+    "DecoderWeights", "books trunk head head_bias gain gain_bias sings reader voice plays tones"
+)
 # window (1024,), bank (64, 513) with the range of bins that each band uses, and the transform's tables
 MelTables = namedtuple("MelTables", "window bank first last reversed cos sin real_cos real_sin")
 HALF_WINDOW = MEL_WINDOW_SAMPLES // 2
@@ -93,14 +97,17 @@ def trunk(windows: Any, weights: Any, histories: Any, rows: Any, x: Any, normed:
 
 @compiled
 def decode(codes: Any, weights: Any, state: Any, rows: Any, buffers: Any) -> None:
-    """Codes (A, k) -> ``buffers.samples`` (A, 320 or more), by a `frame` or a `harmonic` decoder; the rows move on.
+    """Codes (A, k) -> ``buffers.samples`` (A, 320 or more), by any decoder at 75 Hz; the rows move on.
 
-    state: entries (R, kernel - 1, 128), histories and reader_histories of `trunk`, and voices.
+    state: entries (R, kernel - 1, 128), histories and reader_histories of `trunk`, voices, and tones.
     """
     count = codes.shape[0]
     windows, normed, samples = buffers.windows, buffers.normed, buffers.samples
     look_up(codes, weights.books, state.entries, rows, windows)
     trunk(windows, weights.trunk, state.histories, rows, buffers.x, normed, buffers.wide)
+    if weights.plays:
+        play(normed, weights.tones, state.tones, rows, samples)
+        return
     dim = weights.gain.shape[0]
     for a in range(count):
         copy(weights.head_bias, samples[a], HOP_SAMPLES)

@@ -19,7 +19,9 @@ ModelWeights = namedtuple("ModelWeights", "uses_mel window mel embedding stack n
 # of the depth decoder, all books: recall (K or 0, 1025, F), embeddings (K - 1, 1024, F), matrices packed
 # (K - 1, tiles, K, 64)
 FineWeights = namedtuple("FineWeights", "entry recall embeddings norms expands contracts head_norms heads")
-State = namedtuple("State", "codes slices positions mel_rings rings entries histories reader_histories voices tails")
+State = namedtuple(
+    "State", "codes slices positions mel_rings rings entries histories reader_histories voices tones tails"
+)
 Options = namedtuple("Options", "temperature top_k top_p")
 Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work windows samples")
 

@@ -1,7 +1,7 @@
 """Train a codec whose decoder makes tones: spectral or SEANet encoder, residual quantiser, source-filter decoder.
 
-First the tokens alone: heads read mel, linear spectrum, semitones, pitch and voicing off the quantised latents, at every
-depth, without a waveform; a step of this kind is cheap. From ``waveform_from`` on everything is trained together, with
+First the tokens alone: heads read mel, linear spectrum, semitones, pitch and voicing off the quantised latents, at
+every depth, without a waveform; a step of this kind is cheap. From ``waveform_from`` on all is trained together, with
 the distances of the decoded waveform. What was measured on the way stands in docs/log.md.
 """
 
@@ -131,7 +131,7 @@ class Heads(nn.Module):
         )  # fmt: skip
 
     def surprise(self, coarse: Tensor) -> Tensor:
-        """Vectors of the first codebook (B, 128, T) -> squared error of predicting the next ones, over their variance"""
+        """Vectors of the first codebook (B, 128, T) -> squared error of predicting the next, over their variance"""
         told = self.predictor(coarse).unflatten(1, (self.AHEAD, -1))
         errors = [
             (told[:, ahead, :, : -ahead - 1] - coarse[:, :, ahead + 1 :]).square().mean() for ahead in range(self.AHEAD)
