@@ -46,6 +46,8 @@ class TokenSettings:
     takes: int = 1  # versions of each training clip, each with its own speed and gain
     augment: bool = True  # half of the takes change speed by up to 10 %, all change gain by up to 6 dB
     seed: int = 0
+    longest_pause: float = 0.5  # seconds of silence that training speech keeps at a stretch; 0 leaves it as it is
+    end_pause: float = 0.2  # and at its beginning and its end, where nothing follows that would end it
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,33 @@ def _take(job: _Job, settings: TokenSettings) -> _Take:
     return _Take(speed, gain, int(rng.choice(counts, p=weights)))
 
 
+QUIET_SHARE = 0.02  # of a clip's loud frames, below which a frame is silent: -34 dB
+
+
+def shorten_pauses(samples: npt.NDArray[np.float32], longest: float, at_ends: float) -> npt.NDArray[np.float32]:
+    """Samples (N,) with no silence longer than ``longest`` seconds, nor than ``at_ends`` at the beginning and the end.
+
+    A recording that ends in silence teaches that silence is followed by silence, and a continuation has no end: a model
+    that has heard many such ends stays silent once it is. What is cut is the middle of a pause.
+    """
+    frames = len(samples) // HOP_SAMPLES
+    levels = np.sqrt(np.square(samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)).mean(1))
+    quiet = levels < max(QUIET_SHARE * float(np.quantile(levels, 0.9)), 1e-5)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
+    kept = np.ones(frames, dtype=bool)
+    for first, last in zip(edges[::2], edges[1::2], strict=True):  # a pause of frames first to last - 1
+        outer = round((at_ends if first == 0 or last == frames else longest) * FRAME_RATE_HZ)
+        before = 0 if first == 0 else outer if last == frames else outer // 2
+        kept[first + before : max(last - (outer - before), first + before)] = False
+    if not kept.any():
+        return samples
+    return samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)[kept].reshape(-1)
+
+
 def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> npt.NDArray[np.float32]:
     samples = corpus.read(job.clip, job.offset, job.length)
+    if settings.longest_pause > 0 and job.clip.kind == "speech" and job.split == "train":
+        samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause)
     if settings.augment and job.split == "train":
         take = _take(job, settings)
         if take.speed != 1.0:
