@@ -10,14 +10,16 @@ import anyio
 from fastapi import FastAPI
 
 from app import __version__, errors
-from app.auth import Keys
-from app.engine import Engine
-from app.memory import keep_small
+from app.continuations import router as continuation
+from app.continuations.schemas import ErrorResponse
+from app.engine.engine import Engine
 from app.metrics import Metrics, RequestMiddleware
-from app.routes import continuation, health, page, scoring
-from app.schemas import ErrorResponse
+from app.scores import router as scoring
+from app.server.auth import Keys
+from app.server.memory import keep_small
 from app.settings import Settings, load_settings
-from model.bundle import Bundle, load_bundle
+from app.system import health, page
+from model.checkpoint import Bundle, load_bundle
 
 LAG_SECONDS = 0.25
 CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
@@ -100,7 +102,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         summary="Continues audio and scores audio with a hybrid audio language model.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # routes/health.py has them, so that they want a key as all routes do
+        docs_url=None,  # system/docs.py has them, so that they want a key as all routes do
         redoc_url=None,
         openapi_url=None,
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},

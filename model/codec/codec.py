@@ -2,7 +2,8 @@
 
 EnCodec (arXiv 2210.13438) through the `encodec` package: its SEANet encoder and residual quantiser, with a decoder of
 one of three kinds. ``seanet`` is the package's own (what Meta's checkpoint has). ``frame`` works at 75 Hz and yields
-the 320 samples of a frame at once (`model.codec.frame`). ``harmonic`` is that and oscillators (`model.codec.harmonic`).
+the 320 samples of a frame at once (`model.codec.decoders.frame`). ``harmonic`` is that and oscillators
+(`model.codec.decoders.harmonic`).
 
 This file holds the plain, whole-clip path, the one that training uses. `model.codec.streaming` runs the same weights
 chunk by chunk.
@@ -14,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from model.codec.frame import FrameDecoder
-from model.codec.harmonic import HarmonicDecoder, PitchReader
+from model.codec.decoders.frame import FrameDecoder
+from model.codec.decoders.harmonic import HarmonicDecoder, PitchReader
+from model.codec.encodec_import import import_encodec
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
-from model.encodec_import import import_encodec
 
 DecoderKind = Literal["frame", "harmonic", "seanet"]
 

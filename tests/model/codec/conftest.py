@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.codec.codec import Codec, CodecConfig
-from model.training.codec import lsuv
+from model.training.train_codec import lsuv
 
 Decoder = Literal["frame", "harmonic", "seanet"]
 PadMode = Literal["constant", "reflect"]

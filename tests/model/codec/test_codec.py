@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.codec.codec import Codec, CodecConfig
+from model.codec.encodec_import import import_encodec
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
-from model.encodec_import import import_encodec
 
 FRAMES = 14
 KINDS = [(decoder, pad_mode) for decoder in ("frame", "harmonic", "seanet") for pad_mode in ("constant", "reflect")]
