@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.codec.codec import Codec, CodecConfig, DecoderKind
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig, DecoderKind
 from model.constants import LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
 from model.lm.config import PRESETS, DecoderConfig
 from model.lm.hybrid_lm import HybridLM

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle, random_bundle
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.constants import SAMPLE_RATE_HZ
 from model.training.train_codec import lsuv
 

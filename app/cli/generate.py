@@ -31,11 +31,13 @@ from app.scores.service import clip_error, result, window_of
 from app.server.multipart import checked
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
-from model.inference.generate import PromptState, generate, prefill
+from model.inference.backend import slots_for
+from model.inference.generate import generate
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import Baseline, TooShortError, WindowError, score
 from model.inference.scoring import MelSource as ScoreMel
-from model.inference.torch_backend import slots_for
+from model.inference.types import PromptState
 
 BundleFolder = Annotated[
     Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from app.cli.options import FriendlyGroup, UserError, console, dataclass_options, existing, limit_threads, pick_device
 from model.checkpoint import load_bundle
-from model.codec.codec import CodecConfig
+from model.codec.config import CodecConfig
 from model.lm.config import PRESETS
 from model.training.corpus import Corpus, build_corpus
 from model.training.evaluate import evaluate

@@ -36,9 +36,9 @@ from app.engine.worker import Lanes
 from app.errors import DeadlinePassed, Draining, NotReady, Overloaded
 from app.metrics import Metrics
 from model.checkpoint import Bundle
-from model.inference.generate import PromptState
+from model.inference.backend import default_slots, lanes_for, slots_for
 from model.inference.invariance import keeps_rows_apart
-from model.inference.torch_backend import default_slots, lanes_for, slots_for
+from model.inference.types import PromptState
 
 __all__ = ["Cancelled", "Continuation", "ContinueJob", "Engine", "Job", "NotFinite", "Piece", "ScoreJob", "Started"]
 

@@ -16,7 +16,7 @@ import torch
 from app.errors import DeadlinePassed
 from app.metrics import Metrics
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.generate import prefill
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import CHUNK_FRAMES, Score, Window, score
 

@@ -20,8 +20,7 @@ from app.engine.requests import (
 )
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
-from model.inference.generate import PromptState
-from model.inference.torch_backend import Frames
+from model.inference.types import Frames, PromptState
 
 FIRST_PIECE_FRAMES = 3  # 40 ms: what a player needs to begin
 LONGEST_PIECE_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups

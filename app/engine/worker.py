@@ -20,7 +20,8 @@ from app.engine.sequence import Choice, Seated
 from app.errors import Draining
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ
-from model.inference.torch_backend import AnySlots, Frames
+from model.inference.backend import AnySlots
+from model.inference.types import Frames
 
 PAUSE_SECONDS = 0.005
 IDLE_SECONDS = 0.5  # between two heartbeats of a lane without rows

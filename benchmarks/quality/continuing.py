@@ -12,9 +12,11 @@ from torch import Tensor
 from benchmarks.common import Subject
 from model.codec.streaming import StreamingDecoder, StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES
-from model.inference.generate import LoopState, prefill, step
-from model.inference.sampling import RowOptions, SamplingOptions, uniforms
-from model.inference.torch_backend import slots_for
+from model.inference.backend import slots_for
+from model.inference.generate import LoopState, step
+from model.inference.prefill import prefill
+from model.inference.rng import uniforms
+from model.inference.sampling import RowOptions, SamplingOptions
 from model.lm.hybrid_lm import shift
 
 

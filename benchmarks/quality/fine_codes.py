@@ -26,7 +26,8 @@ from torch import Tensor
 from benchmarks.quality.latents import Array, Space, distance, pooled
 from model.checkpoint import Bundle, load_bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.sampling import SamplingOptions, draw, uniforms
+from model.inference.rng import uniforms
+from model.inference.sampling import SamplingOptions, draw
 from model.lm.depth_decoder import NO_CODE, frames_before
 from model.lm.hybrid_lm import shift
 from model.lm.mel import LogMel

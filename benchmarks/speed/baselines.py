@@ -16,12 +16,13 @@ from benchmarks.speed.timing import Clocks, clocks, since
 from model.checkpoint import Bundle
 from model.codec.encodec_import import ensure_importable
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, VOCABULARY
-from model.inference.generate import prefill
+from model.inference.backend import AnySlots
 from model.inference.numba_backend.backend import CompiledSlots
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.lm_step import choose, predict
+from model.inference.prefill import prefill
 from model.inference.sampling import RowOptions, SamplingOptions, draw
-from model.inference.torch_backend import AnySlots, Slots
+from model.inference.torch_backend import Slots
 from model.lm.config import PRESETS, DecoderConfig
 from model.lm.hybrid_lm import HybridLM, LMSlots
 

@@ -17,9 +17,10 @@ from benchmarks.speed.baselines import PROMPT_SECONDS, a_prompt
 from benchmarks.speed.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, write
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from model.inference.generate import generate, prefill
+from model.inference.backend import slots_for
+from model.inference.generate import generate
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import slots_for
 
 CODEBOOKS = (2, 4, 8)
 

@@ -20,7 +20,7 @@ from benchmarks.speed.baselines import PROMPT_SECONDS, a_prompt
 from benchmarks.speed.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, write
 from model.checkpoint import Bundle, load_bundle
 from model.codec.streaming import StreamingEncoder
-from model.inference.numba_backend.encoder import encoder_for
+from model.inference.backend import encoder_for
 
 PROMPTS = 4
 PARTS = ("encoder", "encoder in torch", "language model")

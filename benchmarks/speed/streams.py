@@ -29,9 +29,10 @@ from benchmarks.speed.served import Server, serving, share_below
 from benchmarks.speed.timing import conditions, console, write
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ
-from model.inference.generate import PromptState, prefill
+from model.inference.backend import lanes_for, slots_for
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import lanes_for, slots_for
+from model.inference.types import PromptState
 
 BUFFER_SECONDS = 0.1
 PROMPT_SECONDS = 3.0

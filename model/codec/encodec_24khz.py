@@ -13,7 +13,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.codec.encodec_import import import_encodec
 
 FILE_NAME = "encodec_24khz-d7cc33bc.th"  # the package's: its name ends in the beginning of its SHA-256

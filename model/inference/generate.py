@@ -5,97 +5,20 @@ the frame's 320 samples, and their mel slice goes back in. The model hears exact
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.codec.streaming import DecoderState, StreamingDecoder
-from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
-from model.inference.sampling import RowOptions, SamplingOptions, draw, uniforms
-from model.inference.scoring import MIN_FRAMES, Reader, TooShortError, chunks
+from model.constants import MEL_LEFT_SAMPLES
+from model.inference.prefill import prefill
+from model.inference.rng import uniforms
+from model.inference.sampling import RowOptions, SamplingOptions, draw
+from model.inference.types import GeneratedFrame, LoopMel, PromptState
 from model.lm.hybrid_lm import LMCache
-
-TAIL_FRAMES = -(-MEL_LEFT_SAMPLES // HOP_SAMPLES)  # that the tail of the decoded prompt reaches into
-LoopMel = Literal["real", "decoded", "masked"]
-
-
-@dataclass(frozen=True)
-class PromptState:
-    """A prompt that has been read once, for any number of continuations.
-
-    ``tokens`` (T,) int64 and ``logprobs`` (T,) are the prompt's own; the rest is the state after it, of one row.
-    """
-
-    tokens: Tensor
-    logprobs: Tensor
-    cache: LMCache
-    codes: Tensor  # (1, k): those of the last frame, whose coarse token the model has not seen yet
-    slices: Tensor  # (1, 1, 64): the slice that goes with it
-    codec: DecoderState
-    tail: Tensor  # (1, 704): the last samples of the decoded prompt
-    real_tail: Tensor  # (1, 704): the last samples of the prompt itself
-    codebooks: int
-    masked: bool
-
-    @property
-    def nll(self) -> float:
-        """Mean negative log-likelihood of the prompt, nats a token."""
-        return -float(self.logprobs.double().mean())
-
-
-@dataclass(frozen=True)
-class GeneratedFrame:
-    """One frame of n continuations; on the model's device, nothing has been waited for."""
-
-    index: int
-    codes: Tensor  # (n, k) int64
-    logprobs: Tensor  # (n,) of the coarse token, under the model's own distribution
-    fine_logprobs: Tensor  # (n, k - 1)
-    samples: Tensor  # (n, 320)
-    mel: Tensor  # (n, 64): the slice that the next position is given
-
-
-@torch.inference_mode()
-def prefill(
-    bundle: Bundle,
-    samples: Tensor,
-    *,
-    codebooks: int | None = None,
-    masked: bool = False,
-    between: Callable[[], None] = lambda: None,
-) -> PromptState:
-    """Read a prompt, (N,) samples at 24 kHz; a trailing part of a frame is left out.
-
-    ``between`` is called after each chunk of 4 s, and may raise to end the reading. Raises TooShortError for fewer
-    than ``MIN_FRAMES`` frames.
-    """
-    if frames_in(len(samples)) < MIN_FRAMES:
-        raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
-    memory = StreamingDecoder(bundle.codec).memory
-    reader = Reader(bundle, "masked" if masked else "real", codebooks, decode=memory is None)
-    read = []
-    for chunk in chunks(samples):
-        read.append(reader.read(chunk))
-        between()
-    if memory is not None:  # what came before leaves no trace: no need to decode it
-        codes = torch.cat([forced.codes for forced in read], dim=-1)
-        reader.decode_codes(codes[..., -(memory + TAIL_FRAMES) :])
-    return PromptState(
-        tokens=torch.cat([forced.codes[0, 0] for forced in read]),
-        logprobs=torch.cat([forced.logprobs[0] for forced in read]),
-        cache=reader.cache,
-        codes=read[-1].codes[:, : reader.codebooks, -1],
-        slices=reader.slice,
-        codec=reader.decoder_state,
-        tail=reader.decoded_tail,
-        real_tail=reader.real_tail,
-        codebooks=reader.codebooks,
-        masked=masked,
-    )
 
 
 @dataclass

@@ -9,9 +9,10 @@ import torch
 
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.generate import PromptState, prefill
+from model.inference.backend import AnySlots
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import AnySlots, Frames
+from model.inference.types import Frames, PromptState
 
 PROMPT_FRAMES = (20, 31)
 OPTIONS = SamplingOptions(seed=1)

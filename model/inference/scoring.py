@@ -15,7 +15,7 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.codec.streaming import DecoderState, EncoderState, StreamingDecoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES
-from model.inference.numba_backend.encoder import encoder_for
+from model.inference.backend import encoder_for
 from model.lm.hybrid_lm import BOS, LMCache
 
 MelSource = Literal["real", "decoded", "masked"]

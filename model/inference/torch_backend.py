@@ -6,63 +6,19 @@ row counts that are a multiple of 4 [`padded`]; a change of shape is what change
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.codec.streaming import DecoderState, StreamingDecoder
 from model.constants import MEL_BANDS, MEL_LEFT_SAMPLES
-from model.inference.generate import PromptState
-from model.inference.sampling import RowOptions, SamplingOptions, draw, uniforms
+from model.inference.rng import Numbers
+from model.inference.sampling import RowOptions, SamplingOptions, draw
+from model.inference.types import Frames, PromptState
 
-BLOCK = 128  # frames of random numbers made at a time
 ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
 REACH_MULTIPLE = 64  # of slots that attention looks at on a CPU
-
-
-@dataclass(frozen=True)
-class Frames:
-    """One frame of each active row, in the order of ``active``."""
-
-    codes: npt.NDArray[np.int64]  # (A, K)
-    logprobs: npt.NDArray[np.float32]  # (A,): of the coarse token, under the model's own distribution
-    fine_logprobs: npt.NDArray[np.float32]  # (A, K - 1)
-    samples: npt.NDArray[np.float32]  # (A, 320)
-    mel: npt.NDArray[np.float32]  # (A, 64): the slice that the next position is given
-
-
-class AnySlots(Protocol):
-    """What the engine needs of slots."""
-
-    rows: int
-    codebooks: int
-
-    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None: ...
-    def leave(self, row: int) -> None: ...
-    def step(self, active: Sequence[int]) -> Frames: ...
-
-
-class Numbers:
-    """The random numbers of one row, made a block at a time."""
-
-    def __init__(self, seed: int, choice: int, codebooks: int) -> None:
-        self.seed, self.choice, self.codebooks = seed, choice, codebooks
-        self.frame = 0
-        self._first, self._block = 0, np.empty((0, codebooks))
-
-    def next(self) -> npt.NDArray[np.float64]:
-        """Those of the next frame, (K,)."""
-        if self.frame >= self._first + len(self._block):
-            self._first = self.frame
-            self._block = uniforms(self.seed, self.choice, self.frame, BLOCK, self.codebooks)
-        self.frame += 1
-        row: npt.NDArray[np.float64] = self._block[self.frame - 1 - self._first]
-        return row
 
 
 def padded(rows: int, device: torch.device) -> int:
@@ -207,32 +163,3 @@ class Slots:
         """A token a row and its log-probability before temperature, top-k and top-p: (R,), (R,)"""
         token = draw(logits, self._drawing, uniform)
         return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
-
-
-def compiles(bundle: Bundle) -> bool:
-    """Is there a compiled step (`model.inference.numba_backend`) for this bundle on its device?"""
-    from model.inference.numba_backend.backend import can_compile  # imports this module, and takes a second to import
-
-    return can_compile(bundle)
-
-
-def default_slots(bundle: Bundle) -> int:
-    """Slots that suit the device: what one processor core or one GPU can step in real time, by measurement.
-
-    (Torch computes all of its rows at every step; 4 is the fewest that keep rows independent of each other.)
-    """
-    return 64 if bundle.device.type == "cuda" else 32 if compiles(bundle) else 4
-
-
-def lanes_for(bundle: Bundle, threads: int) -> int:
-    """How many sets of slots may step at the same time: one a core, and one where torch computes."""
-    return threads if compiles(bundle) else 1
-
-
-def slots_for(bundle: Bundle, rows: int, codebooks: int | None = None) -> AnySlots:
-    """The fastest slots for a bundle on its device."""
-    if compiles(bundle):
-        from model.inference.numba_backend.backend import CompiledSlots
-
-        return CompiledSlots(bundle, rows, codebooks)
-    return Slots(bundle, rows, codebooks)

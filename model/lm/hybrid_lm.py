@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from model.constants import MEL_BANDS, VOCABULARY
 from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import DepthDecoder
-from model.lm.transformer import KVCache, RMSNorm, SlotCache, Stack
+from model.lm.kv_cache import KVCache, SlotCache
+from model.lm.transformer import RMSNorm, Stack
 
 BOS = VOCABULARY
 

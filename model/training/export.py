@@ -23,7 +23,8 @@ from model.checkpoint import (
     sha256_of,
     tokeniser_sha256,
 )
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.codec.encodec_24khz import FILE_NAME, load_meta_codec
 from model.lm.config import DecoderConfig
 from model.lm.hybrid_lm import HybridLM

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.codec.decoders.frame import CausalConv, FrameDecoder
 from model.codec.decoders.harmonic import HarmonicDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY

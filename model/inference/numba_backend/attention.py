@@ -9,7 +9,7 @@ import numpy as np
 from model.inference.numba_backend.gemm import TILE, add_product, add_row
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32, gelu, kept, rms_norm
-from model.lm.transformer import ROPE_BASE
+from model.lm.rotary import ROPE_BASE
 
 # of all layers: norms (L, D), matrices packed (L, tiles, K, 64)
 StackWeights = namedtuple("StackWeights", "attention_norm qkv out feed_norm expand contract")

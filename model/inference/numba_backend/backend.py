@@ -12,16 +12,16 @@ from model.checkpoint import Bundle
 from model.codec.decoders.frame import FrameDecoder
 from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
-from model.inference.generate import PromptState
 from model.inference.numba_backend.attention import Rings
-from model.inference.numba_backend.encoder import encoder_for
+from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
 from model.inference.numba_backend.harmonics import Voices
 from model.inference.numba_backend.lm_step import Buffers, Options, State, step
 from model.inference.numba_backend.weights import array, packed
+from model.inference.rng import Numbers
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Frames, Numbers
-from model.lm.transformer import KVCache
+from model.inference.types import Frames, PromptState
+from model.lm.kv_cache import KVCache
 
 
 def can_compile(bundle: Bundle) -> bool:
@@ -94,7 +94,8 @@ class CompiledSlots:
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
         self.step([])
-        encoder_for(bundle.codec)
+        if can_encode(bundle.codec):
+            CompiledEncoder(bundle.codec)
 
     def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
         """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from model.codec.codec import Codec
-from model.codec.streaming import StreamingEncoder, StreamingError, StreamState
+from model.codec.streaming import StreamingError, StreamState
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.inference.numba_backend.encoder_kernels import (
     ENTRY_KERNEL,
@@ -178,8 +178,3 @@ def _room(rows: int, width: int, held: int) -> Room:
         return np.empty((rows, _filled(columns)), np.float32)
 
     return Room(buffer(width), np.empty((rows + held) * width, np.float32), buffer(-(-width // 2)), buffer(width))
-
-
-def encoder_for(codec: Codec) -> CompiledEncoder | StreamingEncoder:
-    """The fastest encoder for a codec on its device."""
-    return CompiledEncoder(codec) if can_encode(codec) else StreamingEncoder(codec)

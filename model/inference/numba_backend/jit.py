@@ -22,7 +22,8 @@ def edition(paths: Iterable[Path]) -> str:
 
 _here = Path(__file__).parent
 _model = _here.parents[1]
-_constants = [_model / name for name in ("constants.py", "lm/mel.py", "lm/transformer.py")]  # are taken from these
+# constants are taken from these
+_constants = [_model / name for name in ("constants.py", "lm/mel.py", "lm/rotary.py", "codec/decoders/harmonic.py")]
 EDITION = edition([*_here.glob("*.py"), *_constants])
 
 

@@ -7,9 +7,10 @@ import numpy as np
 
 from model.constants import MEL_BANDS, VOCABULARY
 from model.inference.numba_backend.attention import stack_step
-from model.inference.numba_backend.codec_decoder import decode, hear
+from model.inference.numba_backend.codec_decoder import decode
 from model.inference.numba_backend.gemm import add_product
 from model.inference.numba_backend.jit import compiled
+from model.inference.numba_backend.log_mel import hear
 from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
 from model.inference.numba_backend.sampler import draw
 

@@ -17,10 +17,11 @@ from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
 from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchReader
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES
 from model.inference.numba_backend.attention import StackWeights
-from model.inference.numba_backend.codec_decoder import DecoderWeights, MelTables, TrunkWeights
+from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
 from model.inference.numba_backend.gemm import WIDENS_HALVES, is_half, pack
 from model.inference.numba_backend.harmonics import VoiceWeights
 from model.inference.numba_backend.lm_step import FineWeights, MelWeights, ModelWeights
+from model.inference.numba_backend.log_mel import MelTables
 from model.lm.hybrid_lm import HybridLM
 from model.lm.mel import LogMel
 from model.lm.transformer import Stack

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-import model.inference.generate
+import model.inference.prefill
 from app.engine import engine as engine_module
 from app.engine.engine import Continuation, ContinueJob, NotFinite, Piece, Started
 from app.engine.sequence import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Seated
 from app.engine.worker import Lanes
 from app.errors import DeadlinePassed
+from model.inference.backend import AnySlots
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import AnySlots, Frames, Slots
+from model.inference.torch_backend import Slots
+from model.inference.types import Frames
 from tests.app.engine.test_engine import until
 
 
@@ -339,12 +341,12 @@ def uncollected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[An
     """What prompts leave in memory, while Python's collector of circles does not run."""
     seen: list[weakref.ref[Any]] = []
 
-    class Seen(model.inference.generate.Reader):
+    class Seen(model.inference.prefill.Reader):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             seen.extend([weakref.ref(self), weakref.ref(self.cache)])  # the cache goes on into the prompt's state
 
-    monkeypatch.setattr(model.inference.generate, "Reader", Seen)
+    monkeypatch.setattr(model.inference.prefill, "Reader", Seen)
     gc.collect()
     gc.disable()
     yield seen
@@ -362,7 +364,7 @@ def test_a_prompt_leaves_memory_with_its_answer(
     elif how == "stream":
         service.wait(collect(engine, job(speech)))
     elif how == "fails":
-        monkeypatch.setattr(model.inference.generate.StreamingDecoder, "step", lambda *given: 1 / 0)
+        monkeypatch.setattr(model.inference.prefill.StreamingDecoder, "step", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             service.wait(engine.submit(job(speech)))
     else:

@@ -14,7 +14,7 @@ from benchmarks.speed.memory import Watch, slope
 from benchmarks.speed.served import serving, share_below
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ
-from model.inference.generate import prefill
+from model.inference.prefill import prefill
 
 
 def ran(monkeypatch: pytest.MonkeyPatch, script, tmp_path: Path, folder: Path, *arguments: object) -> dict:  # type: ignore[no-untyped-def, type-arg]

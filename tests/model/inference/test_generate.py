@@ -9,9 +9,11 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.codec.streaming import StreamingDecoder
 from model.constants import HOP_SAMPLES
-from model.inference.generate import TAIL_FRAMES, GeneratedFrame, LoopMel, PromptState, generate, prefill
+from model.inference.generate import generate
+from model.inference.prefill import TAIL_FRAMES, prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import MIN_FRAMES, TooShortError
+from model.inference.types import GeneratedFrame, LoopMel, PromptState
 from model.lm.hybrid_lm import shift
 
 PROMPT, MADE = 30, 40  # frames: together they pass the window of 48

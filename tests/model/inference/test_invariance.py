@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.inference.generate import prefill
 from model.inference.invariance import FEW, keeps_rows_apart
 from model.inference.numba_backend.backend import CompiledSlots
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Frames, Slots
+from model.inference.torch_backend import Slots
+from model.inference.types import Frames
 
 KINDS = [Slots, CompiledSlots]
 FIELDS = ["codes", "logprobs", "fine_logprobs", "samples", "mel"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.inference.sampling import MAX_SEED, SamplingOptions, draw, philox, probabilities, uniforms
+from model.inference.rng import philox, uniforms
+from model.inference.sampling import MAX_SEED, SamplingOptions, draw, probabilities
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
-from model.inference.generate import prefill
+from model.inference.prefill import prefill
 from model.inference.scoring import (
     MIN_FRAMES,
     MelSource,

@@ -13,10 +13,14 @@ from torch import Tensor
 
 from model.checkpoint import Bundle, random_bundle
 from model.constants import HOP_SAMPLES
-from model.inference.generate import PromptState, generate, prefill
+from model.inference.backend import AnySlots, slots_for
+from model.inference.generate import generate
 from model.inference.numba_backend.backend import CompiledSlots, can_compile
+from model.inference.prefill import prefill
+from model.inference.rng import BLOCK
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import BLOCK, AnySlots, Frames, Slots, slots_for
+from model.inference.torch_backend import Slots
+from model.inference.types import Frames, PromptState
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import HybridLM
 from tests.conftest import enliven

@@ -10,7 +10,7 @@ from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.lm.config import PRESETS, DecoderConfig
 from model.lm.hybrid_lm import BOS, HybridLM, LMCache, shift
-from model.lm.transformer import KVCache
+from model.lm.kv_cache import KVCache
 
 FRAMES = 14
 REACH = 192  # samples of the next frame that a centred window of 1024 sees

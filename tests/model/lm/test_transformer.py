@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.lm.transformer import KVCache, RMSNorm, Stack, band_mask, kept, rotary, rotate
+from model.lm.kv_cache import KVCache, kept
+from model.lm.rotary import rotary, rotate
+from model.lm.transformer import RMSNorm, Stack, band_mask
 
 DIM, LAYERS, HEADS, WINDOW = 16, 2, 2, 10
 # In double precision: what two orders of summation differ by moves no key or value across a float16's rounding, so the

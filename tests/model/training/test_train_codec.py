@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.codec.decoders.frame import CausalConv
 from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.training.corpus import Corpus

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
-from model.inference.numba_backend.codec_decoder import HALF_WINDOW, hear, magnitudes
+from model.inference.numba_backend.log_mel import HALF_WINDOW, hear, magnitudes
 from model.inference.numba_backend.weights import mel_tables
 from model.lm.mel import LogMel
 

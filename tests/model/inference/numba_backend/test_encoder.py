@@ -12,7 +12,8 @@ from model.checkpoint import Bundle, load_bundle
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder, StreamingError
 from model.constants import HOP_SAMPLES
-from model.inference.numba_backend.encoder import CompiledEncoder, can_encode, encoder_for
+from model.inference.backend import encoder_for
+from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 
 SHIPPED = Path(__file__).resolve().parents[4] / "weights" / "default"
 SETTINGS: list[dict[str, Any]] = [{}, {"lstm_layers": 0}, {"n_filters": 8, "lstm_layers": 2, "codebooks": 4}]

@@ -88,7 +88,7 @@ if platform.machine() == "x86_64":
 @pytest.mark.parametrize(("name", "features"), PROCESSORS)
 def test_every_processor_makes_the_same_bits(name: str, features: str, tmp_path: Path) -> None:
     """Fewer or no vector registers; on a `generic` x86 nothing that fuses, and nothing that widens float16."""
-    code = "from tests.model.compiled import test_micro as t; print(t.WIDENS_HALVES, t.digest(t.WIDENS_HALVES))"
+    code = "from tests.model.inference.numba_backend.test_gemm import *; print(WIDENS_HALVES, digest(WIDENS_HALVES))"
     environment = dict(os.environ, NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features, NUMBA_CACHE_DIR=str(tmp_path))
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     halves, found = run.stdout.split()

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from model.checkpoint import Bundle, load_bundle
 from model.constants import HOP_SAMPLES
-from model.inference.generate import PromptState, generate, prefill
+from model.inference.generate import generate
 from model.inference.numba_backend.backend import CompiledSlots
 from model.inference.numba_backend.weights import packed
+from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Frames
+from model.inference.types import Frames, PromptState
 
 SHIPPED = Path(__file__).resolve().parents[4] / "weights" / "default"
 OPTIONS = [

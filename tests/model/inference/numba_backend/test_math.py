@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from model.inference.numba_backend import math as functions
 from model.inference.numba_backend.jit import compiled
-from model.lm.transformer import kept
+from model.lm.kv_cache import kept
 
 
 @compiled
