@@ -9,16 +9,18 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from fastapi import FastAPI
 
-from app import __version__, errors
-from app.continuations import router as continuation
-from app.continuations.schemas import ErrorResponse
+from app import __version__
+from app.continuations import router as continuations
 from app.engine.engine import Engine
-from app.metrics import Metrics, RequestMiddleware
-from app.scores import router as scoring
+from app.metrics import Metrics
+from app.scores import router as scores
 from app.server.auth import Keys
+from app.server.errors import install as install_errors
 from app.server.memory import keep_small
+from app.server.middleware import RequestMiddleware
+from app.server.schemas import ErrorResponse
 from app.settings import Settings, load_settings
-from app.system import health, page
+from app.system import docs, health, models, page
 from model.checkpoint import Bundle, load_bundle
 
 LAG_SECONDS = 0.25
@@ -111,10 +113,10 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.metrics = metrics = Metrics()
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
-    errors.install(app)
-    for router in (continuation.router, scoring.router, health.router, page.router):
+    install_errors(app)
+    for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)
     app.mount("/static", page.files)
-    app.mount("/docs/files", health.docs_files)
+    app.mount("/docs/files", docs.docs_files)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

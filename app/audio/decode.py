@@ -10,22 +10,19 @@ from typing import BinaryIO
 
 import av
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from app.audio.formats import BLOCK_FRAMES, Samples
 from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, DeadlinePassed, UnsupportedFormat
 from model.constants import SAMPLE_RATE_HZ
 
-Samples = npt.NDArray[np.float32]
-BLOCK_FRAMES = 65_536  # libsndfile's Vorbis has crashed on larger ones
 RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files
 MAX_CHANNELS = 64
 SOURCE_RATE = 384_000  # samples a second, all channels together, that the longest clip may have: 8 at 48 kHz
 MAX_PEAK = 100.0  # 40 dB above full scale; beyond it a float file holds no audio, and would make the model overflow
 HEAD_BYTES = 26  # up to the end of FLAC's sample count
 FALLBACK = {b"RIFF": "wav", b"OggS": "ogg"}  # MP3 in WAV, Speex: what libsndfile cannot open and FFmpeg can
-LIMIT_KNEE = 0.9  # full scale; above it the limiter bends
 
 
 def sniff(head: bytes) -> str | None:
@@ -180,10 +177,3 @@ def decode(
     if not len(samples):
         raise AudioTooShort(f"the audio ends at {position / SAMPLE_RATE_HZ:.2f} s", "prompt_start")
     return np.asarray(samples, dtype=np.float32)
-
-
-def limit(samples: Samples) -> Samples:
-    """Bends what lies above 0.9 of full scale so that it never passes 1; for samples that the model made."""
-    loud = np.abs(samples)
-    bent = LIMIT_KNEE + (1 - LIMIT_KNEE) * np.tanh((loud - LIMIT_KNEE) / (1 - LIMIT_KNEE))
-    return np.where(loud <= LIMIT_KNEE, samples, np.copysign(bent, samples)).astype(np.float32)

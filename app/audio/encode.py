@@ -15,14 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from app.audio.decode import BLOCK_FRAMES, Samples
+from app.audio.formats import BLOCK_FRAMES, Format, Samples, StreamFormat
 from model.constants import SAMPLE_RATE_HZ
 
-StreamFormat = Literal["wav", "pcm", "opus", "mp3"]
-Format = Literal["wav", "flac", "pcm", "opus", "mp3"]
-MEDIA_TYPES: dict[Format, str] = {
-    "wav": "audio/wav", "flac": "audio/flac", "pcm": "audio/pcm", "opus": "audio/ogg", "mp3": "audio/mpeg",
-}  # fmt: skip
 UNKNOWN = 0xFFFF_FFFF  # the size that a streamed WAV tells; readers take what comes (with 0 they take nothing)
 OPUS_FRAME_SAMPLES = SAMPLE_RATE_HZ // 50  # 20 ms: Opus' own default
 MP3_FRAME_SAMPLES = 576  # 24 ms: MPEG-2 Layer III

@@ -15,11 +15,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Column, Table
 
 from app import __version__
-from app.audio.decode import Samples
 from app.audio.encode import encode
-from app.cli.options import UserError, console, errors, existing
+from app.audio.formats import Samples
+from app.cli.options import console, errors, existing
 from app.client.client import CONNECT_SECONDS
 from app.client.load_generator import Arrivals, Form, Load, Report, Route, put_load, summary
+from app.errors import UserError
 from model.constants import SAMPLE_RATE_HZ
 
 LABELS = {

@@ -14,56 +14,26 @@ import numpy as np
 import soundfile
 import torch
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from rich.table import Column, Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.audio.decode import Samples, decode, limit
-from app.audio.encode import Format, encode, parts
-from app.cli.options import UserError, console, errors, existing, limit_threads, pick_device
-from app.cli.serve import settings_from
+from app.audio.encode import encode, parts
+from app.audio.formats import SUFFIXES, Samples
+from app.audio.mixing import join, limit, opening
+from app.cli.local import ApiKey, BundleFolder, Device, Threads, Url, load, read
+from app.cli.options import console, errors, existing
 from app.cli.stream import STDOUT, stream_format, write_stream
 from app.client.client import post, post_stream
-from app.continuations.schemas import ScoreForm
-from app.continuations.service import SEED_BITS, join, opening
-from app.errors import ServiceError
-from app.scores.service import clip_error, result, window_of
-from app.server.multipart import checked
-from model.checkpoint import Bundle, load_bundle
+from app.continuations.service import SEED_BITS
+from app.errors import UserError
+from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.backend import slots_for
 from model.inference.generate import generate
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.scoring import Baseline, TooShortError, WindowError, score
-from model.inference.scoring import MelSource as ScoreMel
 from model.inference.types import PromptState
 
-BundleFolder = Annotated[
-    Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
-]
-Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead of computing here")]
-ApiKey = Annotated[str | None, typer.Option(envvar="WHISPERGPT_API_KEY", help="Key for the server at --url")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 1")]
 Mel = Literal["decoded", "masked"]
-MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
-SUFFIXES: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".opus": "opus", ".mp3": "mp3", ".pcm": "pcm"}
-SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
-WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
-
-
-def _load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle:
-    """The bundle that the flags, or the server's settings, name."""
-    settings = settings_from(bundle=bundle, device=device, threads=threads)
-    limit_threads(threads or 1)  # one request: its matrices are too small to be shared out
-    return load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
-
-
-def _read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
-    """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
-    with path.open("rb") as file:
-        return decode(file, MAX_SECONDS, start_seconds, end_seconds)
 
 
 def _frames(
@@ -192,9 +162,9 @@ def continue_command(
     }  # fmt: skip
 
     def here() -> tuple[Bundle, torch.Tensor, int, SamplingOptions, int | None, Mel, bool]:
-        prompt = torch.from_numpy(_read(clip, prompt_start, prompt_end))
+        prompt = torch.from_numpy(read(clip, prompt_start, prompt_end))
         options = SamplingOptions(temperature, top_k, top_p, seed)
-        loaded = _load(bundle, device, threads)
+        loaded = load(bundle, device, threads)
         return loaded, prompt, frames_for_seconds(seconds), options, codebooks, mel, include_prompt
 
     if stream:
@@ -215,82 +185,3 @@ def continue_command(
     choice = body["choices"][0]
     made = len(choice["tokens"]) / FRAME_RATE_HZ
     console.print(f"{out}: {made:.2f} s made, seed {body['seed']}, nll {choice['nll']:.3f} nats a token")
-
-
-def _score_here(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: ScoreMel) -> list[dict[str, Any]]:
-    """One result a clip, an error in its place where it cannot be scored: what the server answers."""
-    results: list[dict[str, Any]] = []
-    context, window = frames_for_seconds(form.prompt_seconds), window_of(form)
-    for clip in track(clips, description="clips", console=errors, transient=True, disable=len(clips) == 1):
-        try:
-            samples = _read(clip)
-            scored = score(bundle, torch.from_numpy(samples), context_frames=context, mel=mel, window=window)
-        except (TooShortError, WindowError) as error:
-            results.append({"filename": clip.name, "error": clip_error(error).body(None)})
-            continue
-        except ServiceError as error:
-            results.append({"filename": clip.name, "error": error.body(None)})
-            continue
-        results.append(result(clip.name, scored, form))
-    return results
-
-
-def _show_scores(results: list[dict[str, Any]]) -> None:
-    """A table of what was scored; what was not goes to standard error, a line each."""
-    local = {key: name for key, name in WINDOW_FIGURES.items() if any(key in one.get("window", {}) for one in results)}
-    shown = {"nll": "nll"} if local else SCORE_FIGURES  # not more than a terminal's 80 columns hold
-    names = ("seconds", "tokens", *shown.values(), *local.values())
-    table = Table("clip", *(Column(name, justify="right") for name in names))
-    for one in results:
-        if "error" in one:
-            errors.print(f"{one['filename']}: {one['error']['message']}", style="red", markup=False, soft_wrap=True)
-            continue
-        figures = [f"{one[name]:.3f}" for name in shown] + [f"{one['window'][name]:.3f}" for name in local]
-        table.add_row(escape(one["filename"]), f"{one['seconds']:.2f}", str(one["tokens"]), *figures)
-    if table.row_count:
-        console.print(table)
-
-
-def score_command(
-    clips: Annotated[list[Path], typer.Argument(help="Audio files")],
-    prompt_seconds: Annotated[float, typer.Option(min=0.0, help="So much of each clip is context, not scored")] = 0.0,
-    window_start: Annotated[
-        float | None, typer.Option(min=0.0, help="Score a window by itself, too: where it starts, seconds")
-    ] = None,
-    window_seconds: Annotated[
-        float | None, typer.Option(min=0.0, help="How long the window is; default: to the clip's end")
-    ] = None,
-    normalise_by: Annotated[
-        Baseline | None, typer.Option(help="Less the window's nll by the unigram, or when read without its past")
-    ] = None,
-    detail: Annotated[Literal["summary", "tokens"], typer.Option(help="tokens adds logprobs and codes")] = "summary",
-    as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
-    mel: Annotated[
-        ScoreMel, typer.Option(help="Mel of the clip, of its decoded codes, or none; not with --url")
-    ] = "real",
-    bundle: BundleFolder = None,
-    device: Device = None,
-    threads: Threads = None,
-    url: Url = None,
-    api_key: ApiKey = None,
-) -> None:
-    """Tell how likely clips are."""
-    existing(clips)
-    fields = {
-        "prompt_seconds": prompt_seconds, "detail": detail, "window_start": window_start,
-        "window_seconds": window_seconds, "normalise_by": normalise_by,
-    }  # fmt: skip
-    form = checked(ScoreForm, {name: str(value) for name, value in fields.items() if value is not None})
-    if url is not None:
-        with errors.status(f"waiting for {url}"):
-            body = post(url, "/score", clips, fields, api_key).json()
-    else:
-        loaded = _load(bundle, device, threads)
-        results = _score_here(loaded, clips, form, mel)
-        body = {"object": "audio.score", "model": loaded.name, "results": results}
-    if as_json:
-        print(json.dumps(body))  # noqa: T201
-    else:
-        _show_scores(body["results"])
-    if all("error" in result for result in body["results"]):
-        raise typer.Exit(1)

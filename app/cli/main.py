@@ -6,9 +6,11 @@ import typer
 
 from app import __version__
 from app.cli.bench import bench_command
-from app.cli.generate import continue_command, score_command
+from app.cli.config import config
+from app.cli.generate import continue_command
 from app.cli.options import FriendlyGroup, console
-from app.cli.serve import config, serve_command
+from app.cli.score import score_command
+from app.cli.serve import serve_command
 from app.cli.train import eval_command, train
 
 cli = typer.Typer(

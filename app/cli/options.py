@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from app.errors import ServiceError
+from app.errors import ServiceError, UserError
 from model.checkpoint import BundleError
 from model.codec.encodec_24khz import MetaCodecError
 from model.inference.scoring import TooShortError
@@ -26,10 +26,6 @@ from model.training.corpus import DataError
 
 console = Console()
 errors = Console(stderr=True)
-
-
-class UserError(Exception):
-    """Something that the user can put right; the message says what."""
 
 
 FILE_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)

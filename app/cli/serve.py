@@ -3,11 +3,8 @@
 import asyncio
 import copy
 import inspect
-import json
 import logging
-import os
 import socket
-import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,41 +12,18 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 import uvicorn
-from pydantic import SecretStr, ValidationError
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
-from rich.table import Table
 
-from app.cli.options import FriendlyGroup, UserError, console, errors, pick_device
+from app.cli.config import ConfigFile, settings_from, shown
+from app.cli.options import console, pick_device
+from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.responses import connection
-from app.settings import PREFIX, Settings, load_settings, unknown_names
+from app.settings import PREFIX, Settings
 from model.checkpoint import load_bundle
 
-config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
 START_FAILED = 3  # uvicorn's own exit code for it
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help=f"TOML file of settings ({PREFIX}CONFIG)")]
-
-
-def settings_from(file: Path | None = None, **flags: Any) -> Settings:
-    """Settings from flags, environment and file. Raises UserError that names each bad value."""
-    if file is not None:
-        os.environ[PREFIX + "CONFIG"] = str(file)
-    try:
-        return load_settings(**flags)
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']} (given: {_given(item)})" for item in error.errors()
-        ]
-        raise UserError("; ".join(problems)) from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{os.environ[PREFIX + 'CONFIG']} is not TOML: {error}") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _given(item: Any) -> str:
-    """A refused value as it may be shown: keys are not."""
-    return "hidden" if item["loc"][:1] == ("api_keys",) else repr(item["input"])
 
 
 def _flag_type(field: FieldInfo) -> Any:
@@ -81,13 +55,6 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
     run.__doc__ = command.__doc__
     return run
-
-
-def shown(value: Any) -> str:
-    """A setting as a person reads it; secrets stay hidden."""
-    if isinstance(value, list):
-        return f"{len(value)} set" if value else "none"
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def no_fault(record: logging.LogRecord) -> bool:
@@ -147,35 +114,3 @@ def serve_command(settings: Settings) -> None:
         server.run()
     if not server.started:
         raise typer.Exit(START_FAILED)
-
-
-@config.command("show")
-def show_command(file: ConfigFile = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show the settings that a server started here would have."""
-    settings = settings_from(file)
-    values = {name: getattr(settings, name) for name in Settings.model_fields}
-    if as_json:
-        plain = {
-            name: [str(item) for item in value] if isinstance(value, list) else value for name, value in values.items()
-        }
-        typer.echo(json.dumps(plain, indent=1, default=str))
-        return
-    table = Table("setting", "value", "meaning")
-    for name, value in values.items():
-        changed = name in settings.model_fields_set
-        table.add_row(name, shown(value), Settings.model_fields[name].description, style="bold" if changed else None)
-    console.print(table)
-
-
-@config.command("validate")
-def validate_command(file: ConfigFile = None) -> None:
-    """Check environment and file: unknown names and bad values are told, with exit code 1."""
-    settings = settings_from(file)
-    problems = [f"unknown setting: {name}" for name in unknown_names()]
-    if not (settings.bundle / "config.json").exists():
-        problems.append(f"no bundle in {settings.bundle}")
-    for problem in problems:
-        errors.print(problem, style="red", markup=False, soft_wrap=True)
-    if problems:
-        raise typer.Exit(1)
-    console.print("settings are valid")

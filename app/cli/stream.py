@@ -8,8 +8,9 @@ from typing import get_args
 
 import typer
 
-from app.audio.encode import StreamFormat, wav_head
-from app.cli.options import UserError
+from app.audio.encode import wav_head
+from app.audio.formats import StreamFormat
+from app.errors import UserError
 
 STDOUT = Path("-")
 SUFFIXES: dict[str, StreamFormat] = {f".{form}": form for form in get_args(StreamFormat)}

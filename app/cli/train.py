@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from app.cli.options import FriendlyGroup, UserError, console, dataclass_options, existing, limit_threads, pick_device
+from app.cli.options import FriendlyGroup, console, dataclass_options, existing, limit_threads, pick_device
+from app.errors import UserError
 from model.checkpoint import load_bundle
 from model.codec.config import CodecConfig
 from model.lm.config import PRESETS

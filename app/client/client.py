@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from app.cli.options import UserError
+from app.errors import UserError
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0  # the server has its own deadline; this one is for a server that hangs

@@ -5,14 +5,15 @@ from contextlib import AsyncExitStack
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.audio.encode import MEDIA_TYPES
-from app.continuations.schemas import ContinueForm, ContinueResponse, multipart
+from app.audio.formats import MEDIA_TYPES
+from app.continuations.schemas import ContinueForm, ContinueResponse
 from app.continuations.service import continued, ordered, response
 from app.continuations.stream import StreamedResponse, opened
 from app.server import multipart as forms
 from app.server.auth import require_key
+from app.server.disconnect import unless_gone
 from app.server.responses import WholeResponse
-from app.server.uploads import unless_gone
+from app.server.schemas import multipart
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}

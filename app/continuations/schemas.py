@@ -1,29 +1,12 @@
 """Requests and responses, as docs/api.md has them. Field names, units and ranges are a contract."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.server.schemas import MAX_CLIP_SECONDS, Form
 from model.inference.sampling import MAX_SEED
-
-MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
-LATER = {
-    "csv": "the format is json",
-    "png": "the format is json",
-}
-
-
-def _supported(value: str) -> str:
-    if value in LATER:
-        raise ValueError(f"{value} is not offered by this version: {LATER[value]}")
-    return value
-
-
-class Form(BaseModel):
-    """Fields beside the file; unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ContinueForm(Form):
@@ -65,80 +48,6 @@ class ContinueForm(Form):
         if self.n > 1 and self.response_format != "json":
             raise ValueError("n: a bare audio answer holds one continuation; use json for more")
         return self
-
-
-class ScoreForm(Form):
-    """Fields of POST /score."""
-
-    model_config = ConfigDict(json_schema_extra={"example": {"detail": "tokens", "prompt_seconds": 1}})
-
-    prompt_seconds: Annotated[
-        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="so much is context, and not scored")
-    ] = 0.0
-    window_start: Annotated[
-        float | None,
-        Field(
-            ge=0, le=MAX_CLIP_SECONDS,
-            description="localised score: where its window starts, seconds from the clip's start, rounded up to whole "
-            "frames; not before prompt_seconds, which is also the default",
-        ),
-    ] = None  # fmt: skip
-    window_seconds: Annotated[
-        float | None,
-        Field(
-            gt=0, le=MAX_CLIP_SECONDS, description="localised score: the window's length; default: to the clip's end"
-        ),
-    ] = None
-    normalise_by: Annotated[
-        Literal["unigram", "alone"] | None,
-        Field(
-            description="also report the window's nll less that of the same tokens without the clip's past: by the "
-            "bundle's unigram counts, or by the model when it reads the window alone"
-        ),
-    ] = None
-    detail: Annotated[Literal["summary", "tokens"], Field(description="tokens adds logprobs and codes")] = "summary"
-    response_format: Annotated[
-        Literal["json", "csv", "png"],
-        AfterValidator(_supported),
-        Field(description="json (csv and png: not in this version)"),
-    ] = "json"
-    timeout_seconds: Annotated[float | None, Field(gt=0, description="after which the request ends with 504")] = None
-
-    @model_validator(mode="after")
-    def _check(self) -> "ScoreForm":
-        if self.window_start is not None and self.window_start < self.prompt_seconds:
-            raise ValueError("window_start: must not lie before prompt_seconds, which is not scored")
-        return self
-
-    @property
-    def windowed(self) -> bool:
-        """Whether a localised or a normalised score is asked for."""
-        return any(field is not None for field in (self.window_start, self.window_seconds, self.normalise_by))
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-    request_id: str | None = None
-
-
-class ErrorResponse(BaseModel):
-    """Every answer that is not a 200."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "error": {
-                    "message": "the file holds no samples", "type": "invalid_request_error", "code": "audio_invalid",
-                    "param": "file", "request_id": "6f1d",
-                }
-            }
-        }
-    )  # fmt: skip
-
-    error: ErrorBody
 
 
 class AudioBody(BaseModel):
@@ -220,89 +129,3 @@ class Delta(BaseModel):
     audio: str = Field(description="base64 of s16le, 24 kHz, mono")
     tokens: list[int]
     logprobs: list[float]
-
-
-class WindowResult(BaseModel):
-    """Likelihood of a part of a clip, given all of the clip before it (arXiv 2601.06329)."""
-
-    start: float = Field(description="seconds from the clip's start")
-    seconds: float
-    tokens: int
-    nll: float = Field(description="mean over the window's tokens, nats a token")
-    perplexity: float
-    normalised_by: Literal["unigram", "alone"] | None = None
-    baseline_nll: float | None = Field(None, description="of the same tokens without the clip's past")
-    normalised_nll: float | None = Field(None, description="nll - baseline_nll: lower = better explained by the past")
-
-
-class ScoreResult(BaseModel):
-    filename: str
-    seconds: float
-    tokens: int
-    nll: float
-    perplexity: float
-    bits_per_second: float
-    accuracy: float
-    window: WindowResult | None = Field(None, description="only with window_start, window_seconds or normalise_by")
-    logprobs: list[float] | None = None
-    codes: list[int] | None = None
-
-
-class ScoreFailure(BaseModel):
-    filename: str
-    error: ErrorBody
-
-
-class ScoreResponse(BaseModel):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "object": "audio.score", "model": "default",
-                "results": [{
-                    "filename": "a.flac", "seconds": 6.34, "tokens": 475, "nll": 4.2, "perplexity": 66.7,
-                    "bits_per_second": 454.4, "accuracy": 0.15,
-                    "window": {
-                        "start": 3.0, "seconds": 1.0, "tokens": 75, "nll": 3.9, "perplexity": 49.4,
-                        "normalised_by": "alone", "baseline_nll": 4.4, "normalised_nll": -0.5,
-                    },
-                }],
-            }
-        }
-    )  # fmt: skip
-    object: Literal["audio.score"] = "audio.score"
-    model: str
-    results: list[ScoreResult | ScoreFailure]
-
-
-class ModelBody(BaseModel):
-    id: str
-    object: Literal["model"] = "model"
-    preset: str
-    parameters: int = Field(description="of the language model without its depth decoder")
-    fine_parameters: int = Field(description="of the depth decoder")
-    codec: dict[str, Any]
-    hashes: dict[str, str]
-    licence: str
-    window_seconds: float
-    sample_rate: int
-    frame_rate: int
-    batch_invariant: bool = Field(
-        description="a request with a seed has the same bits alone and beside others: tested at the start of the server"
-    )
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelBody]
-
-
-def multipart(form: type[Form], many: bool) -> dict[str, Any]:
-    """OpenAPI's description of a form with its file. Routes read the body themselves, after admission."""
-    schema = form.model_json_schema()
-    binary = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
-    file: dict[str, Any] = {"type": "array", "items": binary, "minItems": 1} if many else binary
-    schema["properties"] = {"file": file | {"description": "audio, any rate, any number of channels"}} | schema[
-        "properties"
-    ]
-    schema["required"] = ["file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

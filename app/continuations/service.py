@@ -10,8 +10,9 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from app.audio.decode import Samples, limit
-from app.audio.encode import MEDIA_TYPES, encode
+from app.audio.encode import encode
+from app.audio.formats import MEDIA_TYPES, Samples
+from app.audio.mixing import join, limit
 from app.continuations.schemas import (
     AudioBody,
     Choice,
@@ -22,16 +23,16 @@ from app.continuations.schemas import (
     PromptBody,
     Timings,
 )  # fmt: skip
-from app.engine.engine import Continuation, ContinueJob, Engine
+from app.engine.engine import Engine
+from app.engine.requests import Continuation, ContinueJob
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded
 from app.settings import Settings
-from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ, frames_for_seconds, frames_in
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import MIN_FRAMES, TooShortError
 
-JOINT_SAMPLES = 240  # 10 ms of crossfade, inside the prompt: the length of neither part changes
 SEED_BITS = 48  # exact in JavaScript's numbers, so that a seed survives a browser
 
 
@@ -51,22 +52,6 @@ class Order:
 def mean_nll(logprobs: np.ndarray) -> float:
     """Minus the mean of (T,) log-probabilities, nats a token."""
     return -float(logprobs.astype(np.float64).mean())
-
-
-def opening(prompt: Samples, tail: Samples) -> Samples:
-    """The prompt's own whole frames, as they stand in front of what is made.
-
-    Their last 10 ms fade into the codec's version of them (``tail``), which the made samples go on from.
-    """
-    own = prompt[: frames_in(len(prompt)) * HOP_SAMPLES].copy()
-    fade = (0.5 - 0.5 * np.cos(np.pi * (np.arange(JOINT_SAMPLES) + 0.5) / JOINT_SAMPLES)).astype(np.float32)
-    own[-JOINT_SAMPLES:] = own[-JOINT_SAMPLES:] * (1 - fade) + limit(tail[-JOINT_SAMPLES:]) * fade
-    return own
-
-
-def join(prompt: Samples, tail: Samples, made: Samples) -> Samples:
-    """The prompt's own whole frames and then what was made, limited."""
-    return np.concatenate([opening(prompt, tail), limit(made)])
 
 
 async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
@@ -184,6 +169,3 @@ def response(request: Request, order: Order, made: Continuation) -> Response:
     }
     told |= server_timing(timings(order, made, made.first_audio_seconds))
     return Response(encode(audio(0), form), media_type=MEDIA_TYPES[form], headers=told)
-
-
-assert JOINT_SAMPLES <= MEL_LEFT_SAMPLES and JOINT_SAMPLES <= MIN_FRAMES * HOP_SAMPLES

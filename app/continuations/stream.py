@@ -11,17 +11,20 @@ from typing import cast
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from app.audio.decode import Samples, limit
-from app.audio.encode import MEDIA_TYPES, PcmEncoder, StreamFormat, encoder
-from app.continuations.schemas import Delta, ErrorBody, ErrorResponse
-from app.continuations.service import Order, figures, headers, opening, too_short
-from app.engine.engine import Continuation, Piece, Started
-from app.errors import ClientGone, Draining, ServiceError, told
+from app.audio.encode import PcmEncoder, encoder
+from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
+from app.audio.mixing import limit, opening
+from app.continuations.schemas import Delta
+from app.continuations.service import Order, figures, headers, too_short
+from app.engine.requests import Continuation, Piece, Started
+from app.errors import ClientGone, Draining, ServiceError
+from app.server.disconnect import unless_gone
+from app.server.errors import told
 from app.server.responses import Stalled, handed_over
-from app.server.uploads import unless_gone
+from app.server.schemas import ErrorBody, ErrorResponse
+from app.server.sse import event
 from model.constants import SAMPLE_RATE_HZ
 from model.inference.scoring import TooShortError
 
@@ -123,11 +126,6 @@ async def opened(request: Request, order: Order, place: AsyncExitStack) -> Opene
     assert isinstance(started, Started), started
     order.job.forget()  # the prompt has been read; only what is to be sent of it is kept
     return Opened(order, started, feed)
-
-
-def event(name: str, data: BaseModel) -> bytes:
-    """One server-sent event (WHATWG HTML, section 9.2): JSON on one line."""
-    return f"event: {name}\ndata: {data.model_dump_json()}\n\n".encode()
 
 
 def delta(index: int, samples: Samples, tokens: list[int], logprobs: list[float]) -> bytes:

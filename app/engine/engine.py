@@ -27,7 +27,6 @@ from app.engine.requests import (
     Job,
     NotFinite,
     Piece,
-    ScoreJob,
     Started,
     Ticket,
 )
@@ -39,8 +38,6 @@ from model.checkpoint import Bundle
 from model.inference.backend import default_slots, lanes_for, slots_for
 from model.inference.invariance import keeps_rows_apart
 from model.inference.types import PromptState
-
-__all__ = ["Cancelled", "Continuation", "ContinueJob", "Engine", "Job", "NotFinite", "Piece", "ScoreJob", "Started"]
 
 HEARTBEAT_SECONDS = 1.0
 STALE_SECONDS = 30.0  # a heartbeat older than this means a stuck engine: one chunk of scoring takes far less

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,12 @@ import torch
 
 from app.errors import DeadlinePassed
 from app.metrics import Metrics
+from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import CHUNK_FRAMES, Score, Window, score
-
-if TYPE_CHECKING:
-    from app.engine.engine import Engine
+from model.inference.types import PromptState
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -109,6 +108,20 @@ class Ticket:
             self.loop.call_soon_threadsafe(deliver)
 
 
+class Host(Protocol):
+    """What a job may ask of the engine that runs it."""
+
+    bundle: Bundle
+    codebooks: int
+    metrics: Metrics
+
+    def beat(self, job: "Job") -> None:
+        """Shows life, and ends the job when nobody waits for it, or can: raises Cancelled or Draining."""
+
+    def seat(self, job: "ContinueJob", prompt: PromptState, started: Started) -> None:
+        """A prompt has been read: its choices wait for slots."""
+
+
 @dataclass
 class Job(ABC):
     """Work for the engine. Times are `time.monotonic` seconds."""
@@ -126,7 +139,7 @@ class Job(ABC):
     starts_at_once: ClassVar[bool] = True  # when its thread takes it, and ends with `run`
 
     @abstractmethod
-    def run(self, engine: "Engine") -> Any:
+    def run(self, engine: "Host") -> Any:
         """Runs on one of the engine's threads; calls ``engine.beat(self)`` at least once a chunk.
 
         Returns the result, unless other threads go on with it.
@@ -150,12 +163,12 @@ class ContinueJob(Job):
     def forget(self) -> None:
         self.prompt = None
 
-    def _go_on(self, engine: "Engine") -> None:
+    def _go_on(self, engine: "Host") -> None:
         engine.beat(self)
         if time.monotonic() > self.deadline:
             raise DeadlinePassed("the prompt could not be read in time")
 
-    def run(self, engine: "Engine") -> None:
+    def run(self, engine: "Host") -> None:
         """Reads the prompt; the choices then wait for slots."""
         samples = self.prompt
         if samples is None:
@@ -189,7 +202,7 @@ class ScoreJob(Job):
     def forget(self) -> None:
         self.clip = None
 
-    def run(self, engine: "Engine") -> Score:
+    def run(self, engine: "Host") -> Score:
         clip = self.clip
         if clip is None:
             raise Cancelled

@@ -5,12 +5,13 @@ from contextlib import AsyncExitStack
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.continuations.schemas import ScoreForm, ScoreResponse, multipart
+from app.scores.schemas import ScoreForm, ScoreResponse
 from app.scores.service import response, score_audio
 from app.server import multipart as forms
 from app.server.auth import require_key
+from app.server.disconnect import unless_gone
 from app.server.responses import WholeResponse
-from app.server.uploads import unless_gone
+from app.server.schemas import multipart
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
 

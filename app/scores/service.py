@@ -9,9 +9,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
-from app.continuations.schemas import ScoreForm, ScoreResponse
-from app.engine.engine import Engine, ScoreJob
+from app.engine.engine import Engine
+from app.engine.requests import ScoreJob
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
+from app.scores.schemas import ScoreForm, ScoreResponse
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded, turn
 from app.settings import Settings

@@ -16,8 +16,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from app.continuations.schemas import Form
 from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, UploadTimeout
+from app.server.schemas import Form
 from app.settings import Settings
 
 F = TypeVar("F", bound=Form)

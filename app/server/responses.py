@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from app.errors import ClientGone
-from app.server.uploads import unless_gone
+from app.server.disconnect import unless_gone
 
 PART_BYTES = 65_536  # what a server's socket buffers before it makes the sender wait
 GRACE_SECONDS = 5.0  # for the application to notice first, and to count it

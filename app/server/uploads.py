@@ -3,43 +3,17 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from app.audio.decode import Samples, decode
-from app.errors import ClientGone, DeadlinePassed
+from app.audio.decode import decode
+from app.audio.formats import Samples
+from app.errors import DeadlinePassed
 from app.settings import Settings
-
-T = TypeVar("T")
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has left; the body has been read, so nothing else can come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T], stage: str | Callable[[], str]) -> T:
-    """The result of ``work``, which is cancelled when the client leaves. Raises ClientGone then, with the stage.
-
-    A plain handler runs to its end after the client has gone, and the slot with it.
-    """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone(stage if isinstance(stage, str) else stage())
-        return task.result()
-    finally:
-        for one in (task, watch):
-            one.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
 
 
 def deadline(request: Request, settings: Settings, wanted: float | None) -> tuple[float, float]:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from app.audio.encode import MEDIA_TYPES
+from app.audio.formats import MEDIA_TYPES
 from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.served import Server, serving

@@ -201,8 +201,9 @@ def test_operations_guide_names_what_exists() -> None:
 
 
 def test_api_guide_names_every_field_and_route() -> None:
-    from app.continuations.schemas import ContinueForm, ScoreForm
+    from app.continuations.schemas import ContinueForm
     from app.main import create_app
+    from app.scores.schemas import ScoreForm
 
     guide = (ROOT / "docs" / "api.md").read_text()
     for form in (ContinueForm, ScoreForm):

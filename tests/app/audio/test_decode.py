@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.audio.decode import decode, limit, sniff
+from app.audio.decode import decode, sniff
+from app.audio.mixing import limit
 from app.errors import AudioInvalid, AudioTooLong, UnsupportedFormat
 
 RATE = 48_000

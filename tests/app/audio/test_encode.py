@@ -10,8 +10,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.audio.decode import Samples, decode, limit
+from app.audio.decode import decode
 from app.audio.encode import MP3_FRAME_SAMPLES, OPUS_FRAME_SAMPLES, encode, encoder, to_pcm, wav_head
+from app.audio.formats import Samples
+from app.audio.mixing import limit
 
 FORMS = ("wav", "pcm", "opus", "mp3")
 LENGTHS = (0, 1, 319, 320, 479, 480, 481, 576, 5_000, 24_001)

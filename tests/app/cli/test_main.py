@@ -23,8 +23,9 @@ from typer.testing import CliRunner, Result
 
 from app import __version__
 from app.cli.main import cli
-from app.cli.options import UserError, dataclass_options, field_comments
+from app.cli.options import dataclass_options, field_comments
 from app.cli.train import take
+from app.errors import UserError
 from app.main import create_app
 from app.settings import Settings
 from model.checkpoint import load_bundle, random_bundle, save_bundle

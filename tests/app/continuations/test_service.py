@@ -11,7 +11,7 @@ import soundfile
 import torch
 
 from app.audio.encode import encode
-from app.continuations.service import JOINT_SAMPLES
+from app.audio.mixing import JOINT_SAMPLES
 from model.inference.generate import generate
 from model.inference.sampling import SamplingOptions
 

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from app.audio.encode import wav_head
-from app.engine.engine import Piece
+from app.engine.requests import Piece
 from tests.app.engine.test_engine import busy, until
 
 GOOD = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engine.engine import Cancelled, ContinueJob, Job
+from app.engine.requests import Cancelled, ContinueJob, Job
 from app.errors import DeadlinePassed, Draining, NotReady
 from app.main import drain
 from model.inference.sampling import SamplingOptions

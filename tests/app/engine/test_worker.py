@@ -12,7 +12,7 @@ import pytest
 
 import model.inference.prefill
 from app.engine import engine as engine_module
-from app.engine.engine import Continuation, ContinueJob, NotFinite, Piece, Started
+from app.engine.requests import Continuation, ContinueJob, NotFinite, Piece, Started
 from app.engine.sequence import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Seated
 from app.engine.worker import Lanes
 from app.errors import DeadlinePassed

@@ -6,7 +6,7 @@ import io
 import pytest
 import soundfile
 
-from app.audio.encode import MEDIA_TYPES
+from app.audio.formats import MEDIA_TYPES
 from app.server.memory import trimmer
 from benchmarks.common import DEFAULT
 from benchmarks.speed.requests_memory import SHARES, Reading, Visits, at_rest, reading, summary, wish
