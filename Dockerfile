@@ -38,7 +38,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 WORKDIR /srv
 # The step is compiled for the processor that builds; on another one the first start compiles anew, into the same folder.
 ENV NUMBA_CACHE_DIR=/srv/.numba
-RUN python -m model.compiled && chown -R 10001 /srv/.numba
+RUN python -m model.inference.numba_backend && chown -R 10001 /srv/.numba
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \

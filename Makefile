@@ -33,7 +33,7 @@ $(SET_UP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PIP) "$(TORCH)"
 	$(PIP) -c constraints.txt -e .
-	$(BIN)/python -m model.compiled
+	$(BIN)/python -m model.inference.numba_backend
 	@touch $@
 
 $(SET_UP_DEV): $(SET_UP)
@@ -64,7 +64,7 @@ $(SET_UP_BROWSER): $(SET_UP_DEV)
 	@touch $@
 
 test-browser: $(SET_UP_BROWSER)
-	$(BIN)/python -m pytest -m browser tests/app/test_browser.py $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m browser tests/app/system/test_browser.py $(PYTEST_FLAGS)
 
 format: $(SET_UP_DEV)
 	$(BIN)/ruff check --fix .
@@ -73,9 +73,9 @@ format: $(SET_UP_DEV)
 # The paper's table (docs/table.md): folders with train and test inside; goes on where it stopped. On a GPU:
 #   make table TABLE_FLAGS="--device cuda"
 table: $(SET_UP_DEV)
-	$(BIN)/python -m benchmarks.table --speech $(SPEECH) --music $(MUSIC) $(TABLE_FLAGS)
-	$(BIN)/python -m benchmarks.table_plot
-	$(BIN)/python -m benchmarks.tables
+	$(BIN)/python -m benchmarks.quality.table --speech $(SPEECH) --music $(MUSIC) $(TABLE_FLAGS)
+	$(BIN)/python -m benchmarks.report.table_plot
+	$(BIN)/python -m benchmarks.report.tables
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

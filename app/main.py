@@ -9,15 +9,19 @@ from contextlib import asynccontextmanager, suppress
 import anyio
 from fastapi import FastAPI
 
-from app import __version__, errors
-from app.auth import Keys
-from app.engine import Engine
-from app.memory import keep_small
-from app.metrics import Metrics, RequestMiddleware
-from app.routes import continuation, health, page, scoring
-from app.schemas import ErrorResponse
+from app import __version__
+from app.continuations import router as continuations
+from app.engine.engine import Engine
+from app.metrics import Metrics
+from app.scores import router as scores
+from app.server.auth import Keys
+from app.server.errors import install as install_errors
+from app.server.memory import keep_small
+from app.server.middleware import RequestMiddleware
+from app.server.schemas import ErrorResponse
 from app.settings import Settings, load_settings
-from model.bundle import Bundle, load_bundle
+from app.system import docs, health, models, page
+from model.checkpoint import Bundle, load_bundle
 
 LAG_SECONDS = 0.25
 CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
@@ -100,7 +104,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         summary="Continues audio and scores audio with a hybrid audio language model.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # routes/health.py has them, so that they want a key as all routes do
+        docs_url=None,  # system/docs.py has them, so that they want a key as all routes do
         redoc_url=None,
         openapi_url=None,
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
@@ -109,10 +113,10 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.metrics = metrics = Metrics()
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
-    errors.install(app)
-    for router in (continuation.router, scoring.router, health.router, page.router):
+    install_errors(app)
+    for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)
     app.mount("/static", page.files)
-    app.mount("/docs/files", health.docs_files)
+    app.mount("/docs/files", docs.docs_files)
     app.add_middleware(RequestMiddleware, metrics=metrics)
     return app

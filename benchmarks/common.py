@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from model.bundle import Bundle, BundleError, load_bundle, tokeniser_sha256
-from model.config import DecoderConfig
+from model.checkpoint import Bundle, BundleError, load_bundle, tokeniser_sha256
 from model.constants import MAX_CODEBOOKS, SAMPLE_RATE_HZ
-from model.hybrid import HybridLM, shift
-from model.training.data import Corpus, find_files, read_audio
+from model.lm.config import DecoderConfig
+from model.lm.hybrid_lm import HybridLM, shift
+from model.training.corpus import Corpus, find_files, read_audio
 from model.training.loop import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SPEECH = ROOT.parent / "shared" / "data" / "speech" / "test"  # any folder of SPEAKER-CHAPTER-NUMBER files will do
 MASKED = ":masked"
 DEFAULT = ROOT / "weights" / "default"
-TABLE = ROOT / "runs" / "table" / "runs"  # of benchmarks/table.py: matched trainings, much shorter than the bundle's
+TABLE = ROOT / "runs" / "table" / "runs"  # of quality/table.py: matched trainings, much shorter than the bundle's
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Subject:
 
 
 def from_run(folder: Path, codec_of: Bundle) -> Bundle:
-    """The language model of a run of `benchmarks/table.py`, with a bundle's codec.
+    """The language model of a run of `benchmarks/quality/table.py`, with a bundle's codec.
 
     Such models learn coarse tokens only: their depth decoder is untrained. Raises BundleError when the run's tokens
     come from another codec.

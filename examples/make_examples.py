@@ -16,7 +16,7 @@ import numpy.typing as npt
 import soundfile
 
 from model.constants import SAMPLE_RATE_HZ
-from model.training.data import read_audio, render_midi
+from model.training.corpus import read_audio, render_midi
 
 TEXT = "The night train left the harbour a little after nine, and as the lights grew small, I opened the letter and"
 SPEECH_RMS = 0.06  # near what the training speech has

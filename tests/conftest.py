@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.bundle import Bundle, random_bundle
-from model.codec.codec import Codec, CodecConfig
+from model.checkpoint import Bundle, random_bundle
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.constants import SAMPLE_RATE_HZ
-from model.training.codec import lsuv
+from model.training.train_codec import lsuv
 
 torch.set_num_threads(1)  # the tensors are small: more threads cost more than they bring
 

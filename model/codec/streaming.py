@@ -5,8 +5,9 @@ Nothing is overlapped or crossfaded: each layer carries the inputs that its next
 * a convolution: its last (k - 1) d - (s - 1) inputs, (B, C, n);
 * a transposed convolution: the part of its output that reaches into the next chunk, without its bias, (B, C, k - s);
 * an LSTM: h and c, (layers, B, H) each;
-* oscillators: phase (B,) and pitch (B,) in float64, and amplitudes (B, HARMONICS), of `model.codec.harmonic.Voice`;
-* sources and filters: `model.codec.source_filter.Sources`;
+* oscillators: phase (B,) and pitch (B,) in float64, and amplitudes (B, HARMONICS), of
+  `model.codec.decoders.harmonic.Voice`;
+* sources and filters: `model.codec.decoders.source_filter.Sources`;
 * an analysis: the last 8192 samples.
 
 A state begins empty (None). With zero padding that stands for zeros; with EnCodec's reflection the first chunk is
@@ -20,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.codec.codec import Codec
-from model.codec.frame import CausalConv, ConvNeXtBlock, FrameDecoder, FrameTrunk
-from model.codec.harmonic import HarmonicDecoder, Voice
-from model.codec.source_filter import RESPONSE, SourceFilterDecoder, Sources
-from model.codec.spectral import LEFT_SAMPLES, SpectralEncoder
+from model.codec.decoders.frame import CausalConv, ConvNeXtBlock, FrameDecoder, FrameTrunk
+from model.codec.decoders.harmonic import HarmonicDecoder, Voice
+from model.codec.decoders.source_filter import RESPONSE, SourceFilterDecoder, Sources
+from model.codec.encoders.spectral import LEFT_SAMPLES, SpectralEncoder
 from model.constants import HOP_SAMPLES, VOCABULARY
 
 PRIMING_FRAMES = 7  # the longest reflection at 75 Hz mirrors 6 frames, and needs one more to mirror at

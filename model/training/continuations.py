@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.bundle import Bundle
+from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.generate import prefill
-from model.sampling import SamplingOptions
-from model.slots import slots_for
+from model.inference.backend import slots_for
+from model.inference.prefill import prefill
+from model.inference.sampling import SamplingOptions
 from model.training.tuning import in_tune
 
 SILENT_DB = -40.0  # below the prompt's loud frames: what counts as silence

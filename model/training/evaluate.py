@@ -16,12 +16,12 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from model.bundle import Bundle
+from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
-from model.fine import frames_before
-from model.mel import LogMel
-from model.score import MelSource, score
-from model.training.data import DataError, find_files, read_audio, render_midi
+from model.inference.scoring import MelSource, score
+from model.lm.depth_decoder import frames_before
+from model.lm.mel import LogMel
+from model.training.corpus import DataError, find_files, read_audio, render_midi
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
 from model.training.pitch import pitch_match

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from model.bundle import (
+from model.checkpoint import (
     CODEC,
     CONFIG,
     DECODER,
@@ -23,13 +23,14 @@ from model.bundle import (
     sha256_of,
     tokeniser_sha256,
 )
-from model.codec.codec import Codec, CodecConfig
-from model.codec.meta import FILE_NAME, load_meta_codec
-from model.config import DecoderConfig
-from model.hybrid import HybridLM
-from model.training.data import DataError
-from model.training.reader import with_oscillators
-from model.training.tokens import TokenSet
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
+from model.codec.encodec_24khz import FILE_NAME, load_meta_codec
+from model.lm.config import DecoderConfig
+from model.lm.hybrid_lm import HybridLM
+from model.training.corpus import DataError
+from model.training.pitch_targets import with_oscillators
+from model.training.token_set import TokenSet
 
 CODEC_CONFIG = "codec.json"
 META = Path("meta")  # stands for Meta's checkpoint by the `encodec` package's own download

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from model.constants import SAMPLE_RATE_HZ
-from model.mel import mel_filter_bank
+from model.lm.mel import mel_filter_bank
 
 STFT_WINDOWS = (2048, 1024, 512)  # six resolutions cost more time than they are worth
 STFT_MELS = (128, 80, 40)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from app.main import create_app
 from app.settings import Settings
-from model.bundle import Bundle
+from model.checkpoint import Bundle
 
 T = TypeVar("T")
 

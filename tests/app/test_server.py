@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
-from model.bundle import random_bundle, save_bundle
+from model.checkpoint import random_bundle, save_bundle
 
 
 class Server:
@@ -30,7 +30,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")}
-        command = "from app.cli import main; main()"
+        command = "from app.cli.main import main; main()"
         self.log = (folder.parent / f"log-{self.port}").open("w+")
         self.process = subprocess.Popen(
             [sys.executable, "-c", command, "serve", "--port", str(self.port), "--bundle", str(folder), *flags],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from model.bundle import Bundle, save_bundle
+from model.checkpoint import Bundle, save_bundle
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ from typing import Literal, Protocol
 import pytest
 import torch
 
-from model.codec.codec import Codec, CodecConfig
-from model.training.codec import lsuv
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
+from model.training.train_codec import lsuv
 
 Decoder = Literal["frame", "harmonic", "seanet"]
 PadMode = Literal["constant", "reflect"]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
+from model.codec.encodec_import import import_encodec
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
-from model.encodec_import import import_encodec
 
 FRAMES = 14
 KINDS = [(decoder, pad_mode) for decoder in ("frame", "harmonic", "seanet") for pad_mode in ("constant", "reflect")]

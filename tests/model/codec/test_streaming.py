@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.codec.codec import Codec
-from model.codec.harmonic import HarmonicDecoder
+from model.codec.decoders.harmonic import HarmonicDecoder
 from model.codec.streaming import PRIMING_FRAMES, StreamingDecoder, StreamingEncoder, StreamingError, StreamState
 from model.constants import HOP_SAMPLES, VOCABULARY
 

@@ -5,7 +5,7 @@ import soundfile
 from torch import Tensor
 
 from model.constants import SAMPLE_RATE_HZ
-from model.training.data import Corpus, build_corpus, is_valid_group
+from model.training.corpus import Corpus, build_corpus, is_valid_group
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.bundle import (
+from model.checkpoint import (
     Bundle,
     BundleError,
     load_bundle,
@@ -18,13 +18,13 @@ from model.bundle import (
     sha256_of,
     tokeniser_sha256,
 )
-from model.codec import meta
-from model.config import PRESETS
-from model.encodec_import import import_encodec
-from model.hybrid import HybridLM
-from model.training.data import DataError
+from model.codec import encodec_24khz
+from model.codec.encodec_import import import_encodec
+from model.lm.config import PRESETS
+from model.lm.hybrid_lm import HybridLM
+from model.training.corpus import DataError
 from model.training.export import export_bundle, export_codec, find_codec, replace_decoder
-from model.training.reader import with_oscillators
+from model.training.pitch_targets import with_oscillators
 
 
 class Counted:
@@ -106,7 +106,7 @@ def meta_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "encodec_24khz.th"
     model: Any = import_encodec().EncodecModel.encodec_model_24khz(pretrained=False)
     torch.save(model.state_dict(), path)
-    monkeypatch.setattr(meta, "SHA256_PREFIX", sha256_of(path)[:8])
+    monkeypatch.setattr(encodec_24khz, "SHA256_PREFIX", sha256_of(path)[:8])
     return path
 
 

@@ -1,0 +1,116 @@
+"""`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
+
+import asyncio
+import copy
+import inspect
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+import uvicorn
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from app.cli.config import ConfigFile, settings_from, shown
+from app.cli.options import console, pick_device
+from app.errors import UserError
+from app.main import END_SECONDS, create_app, drain
+from app.server.responses import connection
+from app.settings import PREFIX, Settings
+from model.checkpoint import load_bundle
+
+START_FAILED = 3  # uvicorn's own exit code for it
+
+
+def _flag_type(field: FieldInfo) -> Any:
+    """The type that a flag takes for a setting: secrets are typed as text."""
+    kind = field.annotation
+    if kind == list[SecretStr]:
+        return list[str]
+    if get_origin(kind) is Literal:
+        return kind
+    plain = [part for part in get_args(kind) if part is not type(None)]
+    return plain[0] if plain else kind
+
+
+def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one flag a setting, before its own options; the command gets the settings."""
+
+    def run(config: Path | None, **flags: Any) -> None:
+        command(settings_from(config, **{name: value for name, value in flags.items() if value not in (None, [])}))
+
+    parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
+    for name, field in Settings.model_fields.items():
+        default = "weights/default" if name == "bundle" else shown(field.get_default(call_default_factory=True))
+        help_text = f"{field.description} ({PREFIX}{name.upper()}; default: {default})"
+        flag = f"--{name.replace('_', '-')}"
+        names = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+        annotation: Any = Annotated[_flag_type(field) | None, typer.Option(*names, help=help_text)]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def no_fault(record: logging.LogRecord) -> bool:
+    """Keeps a request that the shutdown cut off out of the log of faults: uvicorn takes its cancelling for one."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def page_address(settings: Settings) -> str:
+    """Where a browser on this machine finds the page."""
+    anywhere = settings.host in ("0.0.0.0", "::", "")  # compared, not bound
+    host = "localhost" if anywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}/"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; its application hears of the shutdown when it begins.
+
+    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        state: Any = self.config.app
+        draining = asyncio.create_task(drain(state.state.engine, state.state.settings.drain_seconds))
+        await super().shutdown(sockets)
+        draining.cancel()
+        await asyncio.wait([draining])
+
+
+@settings_flags
+def serve_command(settings: Settings) -> None:
+    """Serve /continue and /score over HTTP."""
+    if not (settings.bundle / "config.json").exists():
+        raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)  # before the port is taken
+    logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
+    logging.getLogger("uvicorn.error").addFilter(no_fault)
+    if settings.port:  # else it is not known yet
+        console.print(
+            f"the page, as soon as the server is ready: {page_address(settings)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    how = uvicorn.Config(
+        create_app(settings, bundle),
+        host=settings.host,
+        port=settings.port,
+        http=connection(settings.send_timeout_seconds),
+        log_config=logs,
+        log_level=settings.log_level.lower(),
+        timeout_graceful_shutdown=round(settings.drain_seconds + END_SECONDS),  # connections that last are cut then
+        server_header=False,
+    )
+    server = Server(how)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(START_FAILED)

@@ -1,0 +1,186 @@
+"""`whisper-gpt train codec`, `train lm` and `eval`: from folders of audio to a bundle, and its figures.
+
+Each run is a folder with a checkpoint, a log and a plot. The same command goes on with a run that was cut off.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from app.cli.options import FriendlyGroup, console, dataclass_options, existing, limit_threads, pick_device
+from app.errors import UserError
+from model.checkpoint import load_bundle
+from model.codec.config import CodecConfig
+from model.lm.config import PRESETS
+from model.training.corpus import Corpus, build_corpus
+from model.training.evaluate import evaluate
+from model.training.export import export_bundle, export_codec, find_codec, replace_decoder
+from model.training.token_set import TokenSettings, build_tokens
+from model.training.train_codec import CodecTraining, train_codec
+from model.training.train_decoder import DecoderTraining, train_decoder
+from model.training.train_lm import LMTraining, train_lm
+
+train = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Train a codec, then a language model on its tokens.")
+
+Folders = Annotated[list[Path], typer.Argument(help="Folders of audio (what libsndfile reads) and MIDI, at any depth")]
+CorpusFolder = Annotated[Path, typer.Option("--corpus", help="Where the decoded audio is kept between runs")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoint.pt, log.jsonl, loss.png")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that decode audio")]
+Music = Annotated[bool, typer.Option("--music", help="The audio files are music, not speech (MIDI always is)")]
+Preset = Literal["hybrid-4m", "gpt-s", "gpt-l", "tiny"]
+
+
+def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> Corpus:
+    corpus = build_corpus(existing(folders), folder, workers=workers, music=music)
+    shown = [
+        f"{hours:.2f} h {kind} ({split})"
+        for split in ("train", "valid")
+        for kind in ("speech", "music")
+        if (hours := corpus.hours(split, kind))
+    ]
+    console.print(f"corpus: {', '.join(shown)}")
+    return corpus
+
+
+def take(steps: Iterator[int], out: Path) -> None:
+    """Takes every step; a run that holds other settings, or is stopped, is told in one line."""
+    try:
+        for _ in steps:
+            pass
+    except KeyboardInterrupt:
+        kept = (out / "checkpoint.pt").exists()
+        rest = f"goes on from the last checkpoint in {out}" if kept else "begins anew: there is no checkpoint yet"
+        raise UserError(f"stopped; the same command {rest}") from None
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+@train.command("codec")
+@dataclass_options
+def codec_command(
+    folders: Folders,
+    config: CodecConfig,
+    training: CodecTraining,
+    out: Out = Path("runs/codec"),
+    corpus: CorpusFolder = Path("runs/corpus"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+    music: Music = False,
+) -> None:
+    """Train a codec: samples to 8 codes a frame, and back."""
+    limit_threads(threads)
+    audio = _corpus(folders, corpus, workers, music)
+    take(train_codec(config, training, audio, out, pick_device(device)), out)
+    console.print(f"codec: {export_codec(out)}")
+
+
+@train.command("decoder")
+@dataclass_options
+def decoder_command(
+    folders: Folders,
+    training: DecoderTraining,
+    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle whose encoder and codebooks stay")],
+    out: Out = Path("runs/decoder"),
+    share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Of each new weight in that bundle; the rest is the old one's")
+    ] = 1.0,
+    bundle: Annotated[Path | None, typer.Option(help="Bundle with the same tokens that is given the decoder")] = None,
+    corpus: CorpusFolder = Path("runs/corpus"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+    music: Music = False,
+) -> None:
+    """Train a codec's decoder alone: the tokens stay as they are."""
+    limit_threads(threads)
+    found, _ = find_codec(codec)
+    audio = _corpus(folders, corpus, workers, music)
+    take(train_decoder(found, training, audio, out, pick_device(device)), out)
+    console.print(f"codec: {export_codec(out)}")
+    if bundle is not None:
+        replace_decoder(bundle, out, share)
+        console.print(f"bundle: {bundle} has the new decoder; its figures and MODEL_CARD.md are those of the old one")
+
+
+@train.command("lm")
+@dataclass_options
+def lm_command(
+    folders: Folders,
+    training: LMTraining,
+    token_settings: TokenSettings,
+    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle; Meta's checkpoint file, or `meta`")],
+    preset: Annotated[Preset, typer.Option(help="Shape of the model")] = "hybrid-4m",
+    out: Out = Path("runs/lm"),
+    bundle: Annotated[Path | None, typer.Option(help="Where the bundle goes; default: OUT/bundle")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: its folder's")] = None,
+    licence: Annotated[str, typer.Option(help="Terms of the weights, for the bundle's config")] = "",
+    corpus: CorpusFolder = Path("runs/corpus"),
+    tokens: Annotated[Path | None, typer.Option(help="Where the tokens are kept; default: OUT/tokens")] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+    music: Music = False,
+) -> None:
+    """Train the language model on a codec's tokens, and make a bundle of both."""
+    limit_threads(threads)
+    found, sha256 = find_codec(codec)
+    audio = _corpus(folders, corpus, workers, music)
+    where = pick_device(device)
+    token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
+    take(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
+    target = bundle or out / "bundle"
+    made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
+    count = made.decoder.parameter_count()
+    console.print(f"bundle: {target} ({preset}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")
+
+
+def eval_command(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders of audio and MIDI that training never saw")],
+    bundle: Annotated[Path, typer.Option(envvar="WHISPERGPT_BUNDLE", help="Bundle to measure")] = Path(
+        "weights/default"
+    ),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all figures")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many clips at most")] = None,
+    max_seconds: Annotated[float, typer.Option(min=1.0, help="So much of each clip at most")] = 60.0,
+    device: Device = "cpu",
+    threads: Threads = 0,
+) -> None:
+    """Measure a bundle: the codec, and the language model's likelihoods, with 95 % intervals."""
+    limit_threads(threads)
+    report = evaluate(load_bundle(bundle, pick_device(device)), existing(paths), out, limit, max_seconds)
+    console.print(codec_table(report), language_table(report))
+    if out is not None:
+        console.print(f"figures: {out}")
+
+
+def _interval(figure: dict[str, float], digits: int = 3) -> str:
+    return f"{figure['mean']:.{digits}f} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
+
+
+def codec_table(report: dict[str, Any]) -> Table:
+    """What `evaluate` says of the codec, one row a number of codebooks."""
+    table = Table("codebooks", "log-mel distance", "STOI", "PESQ", title=f"codec, {report['clips']} clips")
+    for count, figures in report["codec"]["codebooks"].items():
+        shown = [_interval(figures[name]) if name in figures else "-" for name in ("log_mel", "stoi", "pesq")]
+        table.add_row(count, *shown)
+    return table
+
+
+def language_table(report: dict[str, Any]) -> Table:
+    """What `evaluate` says of the language model, one row a source of mel slices."""
+    language = report["language_model"]
+    table = Table("mel", "NLL, nats", "below unigram", "perplexity", "accuracy", title="language model")
+    for source in (name for name in ("real", "decoded", "masked") if name in language):
+        row = language[source]
+        table.add_row(
+            source, _interval(row["nll"]), _interval(row["below_unigram"]), f"{row['perplexity']:.1f}",
+            _interval(row["accuracy"]),
+        )  # fmt: skip
+    table.add_row("unigram", _interval(language["unigram_nll"]), "", "", "")
+    return table

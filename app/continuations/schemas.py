@@ -1,0 +1,131 @@
+"""Requests and responses, as docs/api.md has them. Field names, units and ranges are a contract."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.server.schemas import MAX_CLIP_SECONDS, Form
+from model.inference.sampling import MAX_SEED
+
+
+class ContinueForm(Form):
+    """Fields of POST /continue."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"seconds": 3, "seed": 7, "top_p": 0.95}})
+
+    seconds: Annotated[
+        float, Field(ge=0.1, description="how much to generate; rounded up to whole frames of 1/75 s")
+    ] = 5.0
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 = greedy")] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, description="draw from the k most likely tokens; 0 = off")] = 0
+    top_p: Annotated[
+        float, Field(gt=0, le=1, description="draw from the smallest set that reaches this probability")
+    ] = 1.0
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn by the server when absent; echoed")] = None
+    n: Annotated[int, Field(ge=1, le=4, description="continuations of the same prompt")] = 1
+    prompt_start: Annotated[
+        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt begins")
+    ] = 0.0
+    prompt_end: Annotated[
+        float | None, Field(gt=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt ends")
+    ] = None
+    include_prompt: Annotated[bool, Field(description="join the prompt's own samples to the continuation")] = False
+    response_format: Annotated[
+        Literal["json", "wav", "flac", "opus", "mp3", "pcm"], Field(description="json, or the bare audio")
+    ] = "json"
+    stream: Annotated[bool, Field(description="send it while it is made; json then comes as server-sent events")] = (
+        False
+    )
+    timeout_seconds: Annotated[float | None, Field(gt=0, description="what is ready by then is returned")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ContinueForm":
+        if self.stream and self.response_format == "flac":
+            raise ValueError("stream: flac is whole only; stream json, wav, pcm, opus or mp3")
+        if self.prompt_end is not None and self.prompt_end <= self.prompt_start:
+            raise ValueError("prompt_end: must lie after prompt_start")
+        if self.n > 1 and self.response_format != "json":
+            raise ValueError("n: a bare audio answer holds one continuation; use json for more")
+        return self
+
+
+class AudioBody(BaseModel):
+    format: Literal["wav"]
+    data: str = Field(description="base64")
+
+
+class ChoiceFigures(BaseModel):
+    """A choice without its audio."""
+
+    index: int
+    seconds: float = Field(description="of the audio, the prompt included when asked for")
+    tokens: list[int] = Field(description="coarse tokens, 75 a second")
+    logprobs: list[float] = Field(description="natural logarithms, before temperature, top_k and top_p")
+    nll: float = Field(description="minus the mean of logprobs, nats a token")
+    perplexity: float
+    finish_reason: Literal["length", "timeout", "cancelled"]
+
+
+class Choice(ChoiceFigures):
+    audio: AudioBody
+
+
+class PromptBody(BaseModel):
+    seconds: float
+    tokens: int
+    nll: float
+
+
+class Timings(BaseModel):
+    queue_seconds: float
+    prefill_seconds: float
+    first_audio_seconds: float
+    total_seconds: float
+    real_time_factor: float = Field(description="seconds of audio made in a second of the closed loop")
+
+
+class Figures(BaseModel):
+    """An answer without its audio: what `audio.done` ends a stream with."""
+
+    id: str
+    object: Literal["audio.continuation"] = "audio.continuation"
+    created: int
+    model: str
+    seed: int
+    sample_rate: int
+    frame_rate: int
+    prompt: PromptBody
+    choices: Sequence[ChoiceFigures]
+    timings: Timings
+
+
+class ContinueResponse(Figures):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "id": "cont-6f1d", "object": "audio.continuation", "created": 1790000000, "model": "default", "seed": 7,
+                "sample_rate": 24000, "frame_rate": 75, "prompt": {"seconds": 6.33, "tokens": 475, "nll": 4.2},
+                "choices": [{
+                    "index": 0, "audio": {"format": "wav", "data": "UklGRiQAAABXQVZF"}, "seconds": 3.0,
+                    "tokens": [17, 940], "logprobs": [-3.1, -4.0], "nll": 3.55, "perplexity": 34.8,
+                    "finish_reason": "length",
+                }],
+                "timings": {
+                    "queue_seconds": 0.0, "prefill_seconds": 0.2, "first_audio_seconds": 0.3, "total_seconds": 1.4,
+                    "real_time_factor": 2.7,
+                },
+            }
+        }
+    )  # fmt: skip
+
+    choices: Sequence[Choice]
+
+
+class Delta(BaseModel):
+    """The data of `audio.delta`: the next frames of one choice, or a part of the prompt, which has no tokens here."""
+
+    index: int = Field(description="of the choice")
+    audio: str = Field(description="base64 of s16le, 24 kHz, mono")
+    tokens: list[int]
+    logprobs: list[float]

@@ -1,0 +1,171 @@
+"""What POST /continue does between its form and its answer."""
+
+import base64
+import math
+import secrets
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from app.audio.encode import encode
+from app.audio.formats import MEDIA_TYPES, Samples
+from app.audio.mixing import join, limit
+from app.continuations.schemas import (
+    AudioBody,
+    Choice,
+    ChoiceFigures,
+    ContinueForm,
+    ContinueResponse,
+    Figures,
+    PromptBody,
+    Timings,
+)  # fmt: skip
+from app.engine.engine import Engine
+from app.engine.requests import Continuation, ContinueJob
+from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
+from app.server.multipart import Upload
+from app.server.uploads import deadline, decoded
+from app.settings import Settings
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
+from model.inference.sampling import SamplingOptions
+from model.inference.scoring import MIN_FRAMES, TooShortError
+
+SEED_BITS = 48  # exact in JavaScript's numbers, so that a seed survives a browser
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request to continue, checked and decoded."""
+
+    form: ContinueForm
+    job: ContinueJob
+    own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
+
+    def stage(self) -> str:
+        """What the request waits for, for the count of those who leave."""
+        return "send" if self.job.stage == "done" else self.job.stage
+
+
+def mean_nll(logprobs: np.ndarray) -> float:
+    """Minus the mean of (T,) log-probabilities, nats a token."""
+    return -float(logprobs.astype(np.float64).mean())
+
+
+async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
+    """Check the form against the settings and decode the prompt. Raises ServiceError."""
+    settings: Settings = request.app.state.settings
+    form, (file,) = upload.form, upload.files
+    if form.seconds > settings.max_seconds:
+        raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
+    if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
+        raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
+    arrived, until = deadline(request, settings, form.timeout_seconds)
+    prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
+    options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
+    job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
+    return Order(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
+
+
+def too_short() -> ServiceError:
+    """What the model's TooShortError is called outside."""
+    hundredths = math.ceil(100 * MIN_FRAMES / FRAME_RATE_HZ)  # rounded down, it would ask for what is still too short
+    return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
+
+
+async def continued(request: Request, order: Order) -> Continuation:
+    """The whole continuation. Raises ServiceError."""
+    engine: Engine = request.app.state.engine
+    try:
+        made: Continuation = await engine.submit(order.job)
+        return made
+    except TooShortError as error:
+        raise too_short() from error
+
+
+def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict[str, str]:
+    """What bare audio cannot tell, as far as it is known when the first byte is sent."""
+    return {
+        "x-whispergpt-id": f"cont-{request.state.request_id}",
+        "x-whispergpt-seed": str(order.job.options.seed),
+        "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
+        "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
+        "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
+    }
+
+
+def timings(order: Order, made: Continuation, first_audio_seconds: float) -> Timings:
+    """Where the time of a request went, up to now."""
+    return Timings(
+        queue_seconds=made.queue_seconds,
+        prefill_seconds=made.prefill_seconds,
+        first_audio_seconds=first_audio_seconds,
+        total_seconds=time.monotonic() - order.job.arrived,
+        real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
+    )
+
+
+def server_timing(spent: Timings) -> dict[str, str]:
+    """The same for a browser's network panel (W3C Server Timing), in ms."""
+    parts = {"queue": spent.queue_seconds, "prefill": spent.prefill_seconds, "first-audio": spent.first_audio_seconds,
+             "total": spent.total_seconds}  # fmt: skip
+    return {"server-timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in parts.items())}
+
+
+def figures(request: Request, order: Order, made: Continuation, first_audio_seconds: float) -> Figures:
+    """The numbers of an answer: all of it but the audio."""
+    frames = len(made.prompt_logprobs)
+    own_frames = frames if order.form.include_prompt else 0
+    choices = []
+    for index in range(len(made.tokens)):
+        nll = mean_nll(made.logprobs[index])
+        choices.append(
+            ChoiceFigures(
+                index=index,
+                seconds=(own_frames + len(made.tokens[index])) / FRAME_RATE_HZ,
+                tokens=made.tokens[index].tolist(),
+                logprobs=made.logprobs[index].tolist(),
+                nll=nll,
+                perplexity=float(np.exp(nll)),
+                finish_reason=made.finish_reasons[index],
+            )
+        )
+    return Figures(
+        id=f"cont-{request.state.request_id}",
+        created=int(time.time()),
+        model=request.app.state.engine.bundle.name,
+        seed=order.job.options.seed,
+        sample_rate=SAMPLE_RATE_HZ,
+        frame_rate=FRAME_RATE_HZ,
+        prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),
+        choices=choices,
+        timings=timings(order, made, first_audio_seconds),
+    )
+
+
+def response(request: Request, order: Order, made: Continuation) -> Response:
+    """The answer as JSON, or as bare audio with its numbers in headers. Not for the event loop: it encodes audio."""
+
+    def audio(index: int) -> Samples:
+        samples: Samples = made.samples[index]
+        return join(order.own, made.tail, samples) if order.form.include_prompt else limit(samples)
+
+    form = order.form.response_format
+    if form == "json":
+        numbers = figures(request, order, made, made.first_audio_seconds)
+        choices = []
+        for choice in numbers.choices:
+            data = base64.b64encode(encode(audio(choice.index), "wav")).decode()
+            choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
+        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}), choices=choices)
+        return JSONResponse(body.model_dump(), headers=server_timing(numbers.timings))
+    told = headers(request, order, made.prompt_logprobs) | {
+        "x-whispergpt-nll": f"{mean_nll(made.logprobs[0]):.6f}",
+        "x-whispergpt-tokens": str(len(made.tokens[0])),
+        "x-whispergpt-finish-reason": made.finish_reason,
+    }
+    told |= server_timing(timings(order, made, made.first_audio_seconds))
+    return Response(encode(audio(0), form), media_type=MEDIA_TYPES[form], headers=told)

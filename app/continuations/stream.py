@@ -1,0 +1,235 @@
+"""A continuation that is sent while it is made: bare audio in chunks, or server-sent events."""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.audio.encode import PcmEncoder, encoder
+from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
+from app.audio.mixing import limit, opening
+from app.continuations.schemas import Delta
+from app.continuations.service import Order, figures, headers, too_short
+from app.engine.requests import Continuation, Piece, Started
+from app.errors import ClientGone, Draining, ServiceError
+from app.server.disconnect import unless_gone
+from app.server.errors import told
+from app.server.responses import Stalled, handed_over
+from app.server.schemas import ErrorBody, ErrorResponse
+from app.server.sse import event
+from model.constants import SAMPLE_RATE_HZ
+from model.inference.scoring import TooShortError
+
+BLOCK_SAMPLES = SAMPLE_RATE_HZ // 4  # encoded on the event loop without a pause: about 2 ms of its time (MP3)
+LAST_WORDS_SECONDS = 1.0  # for an error event to be taken, when the server is about to stop
+log = logging.getLogger("whispergpt")
+
+
+class Feed:
+    """Takes a job's events from the engine as they come, so that no reader, however slow, holds the engine up.
+
+    What waits here for the reader is bounded by the job: `max_seconds` x n of samples. The request's place is given
+    back when all is made and one of the server's ``unread`` permits is free; these bound how many such answers wait.
+    """
+
+    def __init__(
+        self,
+        events: AsyncGenerator[Started | Piece | Continuation, None],
+        place: AsyncExitStack,
+        unread: asyncio.Semaphore,
+    ) -> None:
+        self._events, self._place, self._unread = events, place, unread
+        self._waiting: asyncio.Queue[Started | Piece | Continuation | Exception] = asyncio.Queue()
+        self._ahead: Started | Piece | Continuation | None = None
+        self._permitted = False
+        self.made = False  # the engine has done its part
+        self._task = asyncio.create_task(self._take())
+
+    async def _take(self) -> None:
+        try:
+            async with aclosing(self._events) as events:
+                async for event in events:
+                    self._waiting.put_nowait(event)
+        except Exception as error:  # the reader's to raise, after what was made before it
+            self._waiting.put_nowait(error)
+        self.made = True
+        await self._unread.acquire()
+        self._permitted = True
+        await self._place.aclose()
+
+    async def next(self) -> Started | Piece | Continuation:
+        """The next event. Raises what the engine raised."""
+        event, self._ahead = await self.peek(), None
+        return event
+
+    async def peek(self) -> Started | Piece | Continuation:
+        """The same; it stays the next one."""
+        if self._ahead is None:
+            event = await self._waiting.get()
+            if isinstance(event, Exception):
+                raise event
+            self._ahead = event
+        return self._ahead
+
+    async def close(self) -> None:
+        """Cancels the job when it still runs, and gives everything back."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        await self._events.aclose()
+        if self._permitted:
+            self._permitted = False
+            self._unread.release()
+        await self._place.aclose()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A stream that has something to send: what can go wrong with a status code of its own has not."""
+
+    order: Order
+    started: Started
+    feed: Feed
+
+    def opening(self) -> Iterator[Samples]:
+        """The prompt's own samples in blocks, none when they were not asked for."""
+        if self.order.form.include_prompt:
+            yield from blocks(opening(self.order.own, self.started.tail))
+
+
+def blocks(samples: Samples) -> Iterator[Samples]:
+    for start in range(0, len(samples), BLOCK_SAMPLES):
+        yield samples[start : start + BLOCK_SAMPLES]
+
+
+async def opened(request: Request, order: Order, place: AsyncExitStack) -> Opened:
+    """Starts a stream and waits for what is to be sent first; takes over the ``place``. Raises ServiceError."""
+    state = request.app.state
+    feed = Feed(state.engine.stream(order.job), place.pop_all(), state.unread)
+    try:
+        started = await feed.next()
+        if not order.form.include_prompt:
+            await feed.peek()  # nothing can be sent before, and an error still has a status of its own
+    except TooShortError as error:
+        await feed.close()
+        raise too_short() from error
+    except BaseException:
+        await feed.close()
+        raise
+    assert isinstance(started, Started), started
+    order.job.forget()  # the prompt has been read; only what is to be sent of it is kept
+    return Opened(order, started, feed)
+
+
+def delta(index: int, samples: Samples, tokens: list[int], logprobs: list[float]) -> bytes:
+    """The event of some samples of a choice, limited already."""
+    audio = base64.b64encode(PcmEncoder().feed(samples)).decode()
+    return event("audio.delta", Delta(index=index, audio=audio, tokens=tokens, logprobs=logprobs))
+
+
+class StreamedResponse(Response):
+    """Sends a stream as it is made; ends the job when the client leaves.
+
+    An error after the first byte is an `audio.error` event. Bare audio has no room for one, nor for the word that the
+    server stopped before the end: there the response is left without its end, upon which the server cuts the
+    connection, so that no client takes a part for the whole.
+    """
+
+    def __init__(self, request: Request, stream: Opened) -> None:
+        form = stream.order.form.response_format
+        self.status_code, self.background = 200, None
+        self.media_type = "text/event-stream" if form == "json" else MEDIA_TYPES[form]
+        # no-store: each answer is its own. The other keeps nginx from gathering 4 KiB before it sends anything.
+        proxies = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        self.init_headers(headers(request, stream.order, stream.started.prompt_logprobs) | proxies)
+        self._request, self._stream, self._form = request, stream, form
+        self._made_audio = False  # what is sent next holds audio that the model made
+        self._first_audio_seconds = 0.0
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        metrics = self._request.app.state.metrics
+        try:
+            await unless_gone(self._request, self._send_all(send), self._stage)
+        except ClientGone as gone:
+            metrics.disconnects.labels(gone.stage).inc()
+            self._request.state.outcome = "disconnected"
+        except asyncio.CancelledError:  # the server stops, and its patience is at an end
+            await self._break(send, Draining("the server is shutting down"))
+            raise
+        finally:
+            await self._stream.feed.close()
+
+    def _stage(self) -> str:
+        return "send" if self._stream.feed.made else self._stream.order.stage()
+
+    async def _send_all(self, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            self._begun = True
+            async with aclosing(self._events() if self._form == "json" else self._audio()) as chunks:
+                async for chunk in chunks:
+                    if chunk:
+                        await self._send(send, chunk)
+                    await asyncio.sleep(0)  # a server's send does not pause while the client keeps up
+            await self._send(send, b"", more=False)
+        except Stalled:
+            raise ClientGone("stalled") from None
+        except Exception as error:
+            await self._break(send, told(self._request, error))
+
+    async def _send(self, send: Send, chunk: bytes, more: bool = True) -> None:
+        """Hands bytes to the socket; waits while its buffer is full. Raises Stalled."""
+        seconds = self._request.app.state.settings.send_timeout_seconds
+        await handed_over(send, {"type": "http.response.body", "body": chunk, "more_body": more}, seconds)
+        if self._made_audio and not self._first_audio_seconds:
+            self._first_audio_seconds = time.monotonic() - self._stream.order.job.arrived
+            self._request.app.state.metrics.first_sent_seconds.observe(self._first_audio_seconds)
+
+    async def _break(self, send: Send, error: ServiceError) -> None:
+        state = self._request.state
+        log.error("the stream of request %s broke: %s", state.request_id, error.code)
+        self._request.app.state.metrics.broken.labels(error.code).inc()
+        state.outcome = "server_error"
+        if self._form != "json" or not self._begun:
+            return
+        words = event("audio.error", ErrorResponse(error=ErrorBody(**error.body(state.request_id))))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await send({"type": "http.response.body", "body": words, "more_body": False})
+
+    async def _audio(self) -> AsyncGenerator[bytes, None]:
+        """The bytes of the file."""
+        file = encoder(cast(StreamFormat, self._form))
+        try:
+            yield file.head
+            for block in self._stream.opening():
+                yield file.feed(block)
+            while isinstance(made := await self._stream.feed.next(), Piece):
+                self._made_audio = True
+                for block in blocks(limit(made.samples)):
+                    yield file.feed(block)
+            assert isinstance(made, Continuation), made
+            if made.finish_reason == "cancelled":
+                raise Draining("the server is shutting down")
+            yield file.finish()
+        finally:
+            file.close()
+
+    async def _events(self) -> AsyncGenerator[bytes, None]:
+        """`audio.delta` for every piece, the prompt's for each choice first, and `audio.done`."""
+        for block in self._stream.opening():
+            for index in range(self._stream.order.form.n):
+                yield delta(index, block, [], [])
+        while isinstance(made := await self._stream.feed.next(), Piece):
+            self._made_audio = True
+            yield delta(made.choice, limit(made.samples), made.tokens.tolist(), made.logprobs.tolist())
+        assert isinstance(made, Continuation), made
+        yield event("audio.done", figures(self._request, self._stream.order, made, self._first_audio_seconds))

@@ -1,0 +1,1 @@
+"""Admits requests, reads prompts, scores clips and steps continuations; knows no HTTP."""

@@ -1,1 +1,0 @@
-"""The routes: each reads, calls and answers; the work is elsewhere."""

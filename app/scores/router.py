@@ -1,0 +1,33 @@
+"""POST /score."""
+
+from contextlib import AsyncExitStack
+
+from anyio import to_thread
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.scores.schemas import ScoreForm, ScoreResponse
+from app.scores.service import response, score_audio
+from app.server import multipart as forms
+from app.server.auth import require_key
+from app.server.disconnect import unless_gone
+from app.server.responses import WholeResponse
+from app.server.schemas import multipart
+
+router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
+
+
+@router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
+@router.post("/v1/audio/scores", include_in_schema=False)
+async def post_score(request: Request) -> Response:
+    """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's.
+
+    A window (``window_start``, ``window_seconds``) is scored by itself as well, given all of the clip before it;
+    ``normalise_by`` tells how much of its likelihood is owed to that past.
+    """
+    state = request.app.state
+    async with AsyncExitStack() as place:
+        place.enter_context(state.engine.reserve())
+        async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
+            scored = await unless_gone(request, score_audio(request, upload), "score")
+        answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
+        return WholeResponse(request, answer, place)

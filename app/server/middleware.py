@@ -1,0 +1,69 @@
+"""The small ASGI middleware that counts, times and names requests."""
+
+import asyncio
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import Draining
+from app.metrics import Metrics
+from app.server.errors import answer, unexpected
+
+ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
+          "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def outcome_of(status: int) -> str:
+    """The label of a status: few values, so that the series stay few."""
+    if status == 499:
+        return "disconnected"
+    return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
+
+
+class RequestMiddleware:
+    """Gives each request an id, takes it over from the client, returns it; counts and times the request.
+
+    A stream that did not end as its status promised says so in the request's state, as ``outcome``.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        started = state["arrived"] = time.monotonic()
+        status, begun = 500, False
+
+        async def send_named(message: Message) -> None:
+            nonlocal status, begun
+            if message["type"] == "http.response.start":
+                begun = True
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+        try:
+            await self.app(scope, receive, send_named)
+        except asyncio.CancelledError:  # the server stops, and its patience is at an end
+            if not begun:
+                await answer(Request(scope), Draining("the server is shutting down"))(scope, receive, send_named)
+            raise
+        except Exception as error:
+            if begun:
+                raise  # too late for another answer: the server cuts the connection
+            await unexpected(Request(scope), error)(scope, receive, send_named)
+        finally:
+            self.metrics.requests.labels(route, state.get("outcome", outcome_of(status))).inc()
+            self.metrics.request_seconds.labels(route).observe(time.monotonic() - started)

@@ -1,0 +1,110 @@
+"""A whole answer on its way to its client: in parts, no faster than they are taken, and not for ever.
+
+Handed over in one piece, an answer would lie with the server until its client takes it, and whoever takes nothing could
+make the server hold any number of them.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from app.errors import ClientGone
+from app.server.disconnect import unless_gone
+
+PART_BYTES = 65_536  # what a server's socket buffers before it makes the sender wait
+GRACE_SECONDS = 5.0  # for the application to notice first, and to count it
+
+
+class Stalled(Exception):
+    """The client is there and takes nothing."""
+
+
+async def handed_over(send: Send, message: Message, seconds: float) -> None:
+    """Sends a part; waits while the socket's buffer is full. Raises Stalled after so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await send(message)
+    except TimeoutError:
+        raise Stalled from None
+
+
+@asynccontextmanager
+async def made(place: AsyncExitStack, unread: asyncio.Semaphore) -> AsyncIterator[None]:
+    """While an answer that is made is sent: its place is given back as soon as one of the ``unread`` permits is free.
+
+    At once, as a rule: whoever has the answer finds the place free.
+    """
+    permitted = False
+
+    async def give_back() -> None:
+        nonlocal permitted
+        await unread.acquire()
+        permitted = True
+        await place.aclose()
+
+    waiting = None
+    if unread.locked():
+        waiting = asyncio.create_task(give_back())
+    else:
+        await give_back()
+    try:
+        yield
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        if permitted:
+            unread.release()
+        await place.aclose()
+
+
+class WholeResponse(Response):
+    """Sends an answer that is made; takes over the request's place. Ends when the client leaves or stalls."""
+
+    def __init__(self, request: Request, answer: Response, place: AsyncExitStack) -> None:
+        self.status_code, self.body, self.background = answer.status_code, bytes(answer.body), None
+        self.raw_headers = answer.raw_headers
+        self._request, self._place = request, place.pop_all()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state = self._request.app.state
+        async with made(self._place, state.unread):
+            try:
+                await unless_gone(self._request, self._send_all(send), "send")
+            except ClientGone as gone:
+                state.metrics.disconnects.labels(gone.stage).inc()
+                self._request.state.outcome = "disconnected"
+
+    async def _send_all(self, send: Send) -> None:
+        seconds = self._request.app.state.settings.send_timeout_seconds
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            for start in range(0, max(len(self.body), 1), PART_BYTES):
+                part, more = self.body[start : start + PART_BYTES], start + PART_BYTES < len(self.body)
+                await handed_over(send, {"type": "http.response.body", "body": part, "more_body": more}, seconds)
+        except Stalled:
+            raise ClientGone("stalled") from None
+
+
+def connection(send_timeout_seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, for connections that end when their client takes nothing for longer than that.
+
+    The application has long handed over the last part when a client stops to take it, and uvicorn's own close waits
+    for the client. Linux alone can say so (TCP_USER_TIMEOUT, RFC 5482); elsewhere such a connection stays.
+    """
+
+    class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                milliseconds = round(1000 * (send_timeout_seconds + GRACE_SECONDS))
+                tcp = transport.get_extra_info("socket")
+                tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(milliseconds, 2**31 - 1))
+
+    return Connection

@@ -1,0 +1,50 @@
+"""What the forms and the answers of all routes share. Field names, units and ranges are a contract (docs/api.md)."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
+
+
+class Form(BaseModel):
+    """Fields beside the file; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    request_id: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a 200."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "error": {
+                    "message": "the file holds no samples", "type": "invalid_request_error", "code": "audio_invalid",
+                    "param": "file", "request_id": "6f1d",
+                }
+            }
+        }
+    )  # fmt: skip
+
+    error: ErrorBody
+
+
+def multipart(form: type[Form], many: bool) -> dict[str, Any]:
+    """OpenAPI's description of a form with its file. Routes read the body themselves, after admission."""
+    schema = form.model_json_schema()
+    binary = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+    file: dict[str, Any] = {"type": "array", "items": binary, "minItems": 1} if many else binary
+    schema["properties"] = {"file": file | {"description": "audio, any rate, any number of channels"}} | schema[
+        "properties"
+    ]
+    schema["required"] = ["file"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

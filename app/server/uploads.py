@@ -1,0 +1,73 @@
+"""Between a route and the engine: waiting for work while watching the client."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import anyio
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from app.audio.decode import decode
+from app.audio.formats import Samples
+from app.errors import DeadlinePassed
+from app.settings import Settings
+
+
+def deadline(request: Request, settings: Settings, wanted: float | None) -> tuple[float, float]:
+    """When the request arrived and when its time is up, `time.monotonic` seconds."""
+    arrived: float = request.state.arrived
+    return arrived, arrived + min(wanted or settings.timeout_seconds, settings.timeout_seconds)
+
+
+@asynccontextmanager
+async def turn(limiter: anyio.CapacityLimiter, until: float) -> AsyncIterator[None]:
+    """One of the limiter's places for an upload. Raises DeadlinePassed when none is free by ``until``."""
+    try:
+        async with asyncio.timeout(max(until - time.monotonic(), 0.0)):
+            await limiter.acquire()
+    except TimeoutError:
+        raise DeadlinePassed("the file waited to be decoded until the request's time was up") from None
+    try:
+        yield
+    finally:
+        limiter.release()
+
+
+async def decoded(
+    request: Request,
+    file: UploadFile,
+    until: float,
+    max_seconds: float,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Samples:
+    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``, the wait for a thread included.
+
+    Raises what that raises.
+
+    A cancelled caller stops the thread at its next block and waits for that: the thread reads the upload's file, which
+    the caller closes. (anyio's own shield does not hold against the cancelling of an asyncio task.)
+    """
+    state = request.app.state
+    cancelled = threading.Event()
+
+    def run() -> Samples:
+        with state.metrics.audio_decode_seconds.time():
+            return decode(
+                file.file, max_seconds, start_seconds, end_seconds,
+                stop=lambda: cancelled.is_set() or time.monotonic() > until,
+            )  # fmt: skip
+
+    async with turn(state.decoders, until):
+        thread = asyncio.get_running_loop().run_in_executor(None, run)
+        try:
+            return await asyncio.shield(thread)
+        finally:
+            cancelled.set()
+            while not thread.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([thread])
+            thread.exception()  # seen

@@ -1,0 +1,1 @@
+"""Probes, metrics, models, documentation and the page."""

@@ -1,0 +1,34 @@
+"""Probes and metrics."""
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from app.engine.engine import Engine
+from app.errors import Draining, NotReady
+from app.server.auth import require_key_for_metrics
+
+router = APIRouter(tags=["server"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The event loop turns."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+@router.get("/health", include_in_schema=False)
+async def readyz(request: Request) -> dict[str, str]:
+    """Weights are loaded, the engine's heartbeat is fresh, and the server is not shutting down."""
+    engine: Engine = request.app.state.engine
+    if engine.draining:
+        raise Draining("the server is shutting down")
+    if not engine.healthy:
+        raise NotReady("the engine does not answer")
+    return {"status": "ready"}
+
+
+@router.get("/metrics", dependencies=[Depends(require_key_for_metrics)], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(generate_latest(request.app.state.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

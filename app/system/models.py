@@ -1,0 +1,54 @@
+"""What is served."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, Field
+
+from app.server.auth import require_key
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+
+router = APIRouter(tags=["server"])
+
+
+class ModelBody(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    preset: str
+    parameters: int = Field(description="of the language model without its depth decoder")
+    fine_parameters: int = Field(description="of the depth decoder")
+    codec: dict[str, Any]
+    hashes: dict[str, str]
+    licence: str
+    window_seconds: float
+    sample_rate: int
+    frame_rate: int
+    batch_invariant: bool = Field(
+        description="a request with a seed has the same bits alone and beside others: tested at the start of the server"
+    )
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelBody]
+
+
+@router.get("/v1/models", dependencies=[Depends(require_key)])
+async def models(request: Request) -> ModelList:
+    """The bundle that is served."""
+    bundle = request.app.state.engine.bundle
+    without, whole = bundle.decoder.parameter_count(), bundle.decoder.parameter_count(fine=True)
+    body = ModelBody(
+        id=bundle.name,
+        preset=bundle.preset,
+        parameters=without,
+        fine_parameters=whole - without,
+        codec=bundle.codec.config.to_dict(),
+        hashes=bundle.hashes,
+        licence=bundle.licence,
+        window_seconds=bundle.decoder.config.window / FRAME_RATE_HZ,
+        sample_rate=SAMPLE_RATE_HZ,
+        frame_rate=FRAME_RATE_HZ,
+        batch_invariant=request.app.state.engine.batch_invariant,
+    )
+    return ModelList(data=[body])

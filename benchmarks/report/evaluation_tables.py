@@ -1,0 +1,89 @@
+"""The tables of docs/evaluation.md."""
+
+from benchmarks.report.pages import Report, interval, table
+
+
+def models(described: Report) -> list[str]:
+    """What was measured, a line each."""
+    lines = []
+    for name, one in described.items():
+        training = one["made_by"].get("training") or {}
+        trained = f", {training['steps']} steps" if "steps" in training else ""
+        books = f", {one['codebooks']} codebook(s)" if one.get("codebooks", 8) != 8 else ""
+        mel = "the clip's mel" if one["mel"] == "real" else "no mel"
+        size = f"{one['parameters']:,} parameters"
+        lines.append(f"* {name}: `{one['bundle']}`, preset {one['preset']}, {size}, {mel}{books}{trained}.")
+    return [*lines, ""]
+
+
+def consistency(report: Report) -> list[str]:
+    """Accuracy by kind and score, a table a model."""
+    at = report["conditions"]
+    counts = ", ".join(f"{kind} {count}" for kind, count in at["pairs"].items())
+    lines = [
+        f"{at['clips']} clips of {at['speakers']} test speakers; pairs: {counts}. Accuracy (chance is 0.5) with 95 % "
+        f"bootstrap intervals over clips; the window is the {at['window_seconds']:g} s after the joint.",
+        "",
+    ]
+    for model, kinds in report["accuracy"].items():
+        scores = list(kinds["all"])
+        rows = [[kind, *(interval(one[score]) for score in scores)] for kind, one in kinds.items()]
+        lines += [f"**{model}**", "", *table(["change", *scores], rows)]
+    return lines + models(report["models"])
+
+
+def free_running(report: Report) -> list[str]:
+    """NLL by source of mel, and the long continuations."""
+    lines = []
+    rows = []
+    for source in report["test"]["gap"]["sources"]:
+        cells = []
+        for split in ("validation", "test"):
+            one = report[split]["gap"]["sources"][source]
+            cells += [interval(one["nll"]), interval(one["above real"], 3, "+")]
+        rows.append([source, *cells])
+    counts = {split: report[split]["gap"] for split in ("validation", "test")}
+    lines += [
+        "NLL in nats a token, and above that with real mel, 95 % bootstrap intervals over clips: "
+        + ", ".join(f"{one['clips']} {split} clips ({one['tokens']:,} tokens)" for split, one in counts.items())
+        + ".",
+        "",
+        *table(["mel", "validation", "above real", "test", "above real"], rows),
+    ]
+    for split in ("validation", "test"):
+        stable = report[split]["stability"]
+        spans = [key for key in next(iter(stable["sources"]["decoded"].values())) if key != "by second"]
+        rows = [
+            [name, source, *(interval(one[span], 2, "+" if span == "drift" else "") for span in spans)]
+            for name in stable["sources"]["decoded"]
+            for source, measures in stable["sources"].items()
+            if (one := measures.get(name)) is not None
+        ]
+        lines += [
+            f"Continuations of 30 s after {stable['prompt_seconds']} s, {split} speakers ({stable['streams']}, one "
+            f"each), temperature {stable['temperature']:g}; drift is the last span less the first:",
+            "",
+            *table(["measure", "mel", *spans], rows),
+        ]
+    return lines
+
+
+def quality(report: Report) -> list[str]:
+    """Figures of continuations, validation and test."""
+    lines = []
+    heads = ("similarity", "distance", "voiced", "range, semitones", "silence", "level, dB", "surprise, nats")
+    names = {"similarity": 3, "distance": 1, "voiced": 3, "range": 1, "silence": 3, "level": 1, "surprise": 2}
+    for split in ("validation", "test"):
+        one = report[split]
+        rows = [
+            [name, *(interval(row.get(figure), digits) for figure, digits in names.items())]
+            for name, row in one["rows"].items()
+        ]
+        lines += [
+            f"**{split.capitalize()}**: {one['prompts']} prompts of {one['speakers']} speakers. Distances compare "
+            f"{one['vectors']} vectors with as many, in {one['dimensions']} dimensions; between two halves of the true "
+            f"continuations it is {one['distance_of_halves']:.1f}.",
+            "",
+            *table(["continuation", *heads], rows),
+        ]
+    return lines + models(report["models"])

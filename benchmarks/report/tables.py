@@ -1,0 +1,59 @@
+"""Write the tables of every page from benchmarks/results/*.json, so that no figure is typed.
+
+python -m benchmarks.report.tables            # rewrites what stands between the markers
+python -m benchmarks.report.tables --check    # exit code 1 when a table does not match its JSON
+"""
+
+import sys
+
+from benchmarks.common import RESULTS, ROOT
+from benchmarks.quality.table_report import tables
+from benchmarks.report.bundle_tables import evaluations
+from benchmarks.report.codec_tables import codec, fine_codes, token_probe
+from benchmarks.report.evaluation_tables import consistency, free_running, quality
+from benchmarks.report.pages import Page, of
+from benchmarks.report.speed_tables import prompts_together, speed
+
+PAGES = (
+    Page(ROOT / "README.md", {"figures": lambda folder: evaluations(folder) + speed(folder)}),
+    Page(ROOT / "weights" / "default" / "MODEL_CARD.md", {"figures": evaluations}),
+    Page(
+        ROOT / "docs" / "evaluation.md",
+        {
+            "consistency": of("consistency", consistency),
+            "free_running": of("free_running", free_running),
+            "quality": of("quality", quality),
+        },
+    ),
+    Page(
+        ROOT / "docs" / "codec.md",
+        {
+            "codec": of("codec", codec),
+            "token_probe": of("token_probe", token_probe),
+            "fine_codes": of("fine_codes", fine_codes),
+        },
+    ),
+    Page(ROOT / "docs" / "engine.md", {"prompts_together": of("prompts_together", prompts_together)}),
+    Page(ROOT / "docs" / "table.md", {"table": of("table", tables)}),
+)
+
+
+def main() -> int:
+    """Rewrite, or compare."""
+    stale = 0
+    for page in PAGES:
+        text = page.path.read_text()
+        wanted = page.made(text, RESULTS)
+        if wanted != text and "--check" in sys.argv[1:]:
+            print(
+                f"{page.path.relative_to(ROOT)} does not match benchmarks/results; "
+                "run python -m benchmarks.report.tables"
+            )
+            stale = 1
+        elif wanted != text:
+            page.path.write_text(wanted)
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Decoders of the codec: latents at 75 Hz to samples."""

@@ -1,0 +1,1 @@
+"""Encoders of the codec: samples to latents at 75 Hz."""

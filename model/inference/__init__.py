@@ -1,0 +1,1 @@
+"""Scoring and generating with a checkpoint; each backend computes one step of many rows."""

@@ -1,0 +1,13 @@
+"""``python -m model.inference.numba_backend``: compile for the default bundle now rather than at the first start."""
+
+import logging
+import time
+from pathlib import Path
+
+from model.checkpoint import load_bundle
+from model.inference.numba_backend.backend import CompiledSlots
+
+begin = time.monotonic()
+CompiledSlots(load_bundle(Path(__file__).parents[3] / "weights" / "default"), 1)
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+logging.info("compiled for this processor (%.1f s)", time.monotonic() - begin)

@@ -1,0 +1,180 @@
+"""`model.inference.torch_backend.Slots` for CPUs: the same interface, one compiled call a step, which releases the
+GIL."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from model.checkpoint import Bundle
+from model.codec.decoders.frame import FrameDecoder
+from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder
+from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder
+from model.codec.encoders.spectral import NOTES
+from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
+from model.inference.numba_backend.attention import Rings
+from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
+from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
+from model.inference.numba_backend.harmonics import Voices
+from model.inference.numba_backend.lm_step import Buffers, Options, State, step
+from model.inference.numba_backend.source_filter import Tones
+from model.inference.numba_backend.weights import array, packed
+from model.inference.rng import Numbers
+from model.inference.sampling import SamplingOptions
+from model.inference.types import Frames, PromptState
+from model.lm.kv_cache import KVCache
+
+
+def can_compile(bundle: Bundle) -> bool:
+    """Is there a compiled step for this bundle on its device?"""
+    decoder = bundle.decoder.config
+    widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
+    return (
+        bundle.device.type == "cpu"
+        and isinstance(bundle.codec.decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder)
+        and all(width <= TILE for width in widths)  # a head's values fit a tile
+    )
+
+
+def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`transformer.kept`)."""
+    return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
+
+
+class CompiledSlots:
+    """A fixed number of rows of one bundle; the weights are shared by all of its slots."""
+
+    def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None) -> None:
+        """Raises ValueError for a bundle that `can_compile` refuses."""
+        if not can_compile(bundle):
+            raise ValueError("this bundle has no compiled step")
+        self.rows = rows
+        self.codebooks = codebooks or bundle.codec.config.codebooks
+        self._weights = packed(bundle)
+        decoder, codec = bundle.decoder.config, bundle.codec.config
+        self.mel = decoder.mel
+        self._window = window = decoder.window
+        past = codec.frame_kernel - 1
+
+        tiles = -(-window // TILE)
+
+        def rings(layers: int, heads: int, width: int) -> Rings:
+            held = np.uint16 if WIDENS_HALVES else np.float32
+            return Rings(
+                np.zeros((layers, rows, heads, tiles, width, TILE), held),
+                np.zeros((layers, rows, heads, 1, window, TILE), held),
+            )
+
+        self._state = State(
+            codes=np.zeros((rows, self.codebooks), np.int64),
+            slices=np.zeros((rows, MEL_BANDS), np.float32),
+            positions=np.zeros(rows, np.int64),
+            mel_rings=rings(decoder.mel_layers, decoder.mel_heads, decoder.mel_dim // decoder.mel_heads)
+            if decoder.mel
+            else rings(0, 1, 4),
+            rings=rings(decoder.layers, decoder.heads, decoder.dim // decoder.heads),
+            entries=np.zeros((rows, past, LATENT_DIM), np.float32),
+            histories=np.zeros((codec.frame_blocks, rows, past, codec.frame_dim), np.float32),
+            reader_histories=np.zeros((codec.pitch_blocks, rows, past, codec.pitch_dim), np.float32),
+            voices=Voices(np.zeros(rows), np.zeros(rows), np.zeros((rows, HARMONICS), np.float32)),
+            tones=Tones(
+                np.zeros(rows, np.int64),
+                np.zeros(rows),
+                np.zeros(rows),
+                np.zeros((rows, SOURCES), np.float32),
+                np.zeros((rows, NOTES), np.float32),
+                np.zeros((rows, RESPONSE), np.float32),
+            ),
+            tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
+        )
+        self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows))
+
+        def buffer(width: int) -> npt.NDArray[np.float32]:
+            return np.zeros((rows, -(-width // TILE) * TILE), np.float32)
+
+        widest = self._weights.widest
+        narrow = max(decoder.dim, decoder.mel_dim, decoder.fine_dim, codec.frame_dim, codec.pitch_dim, MEL_BANDS)
+        self._buffers = Buffers(
+            x=buffer(narrow), normed=buffer(narrow), wide=buffer(widest), mixed=buffer(narrow),
+            logits=buffer(VOCABULARY), small=buffer(decoder.mel_dim), scores=np.zeros((1, tiles * TILE), np.float32),
+            chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
+            windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
+        )  # fmt: skip
+        self._numbers: list[Numbers | None] = [None] * rows
+        # compile, or load what was compiled before: not when somebody waits for audio
+        self.step([])
+        if can_encode(bundle.codec):
+            CompiledEncoder(bundle.codec)
+
+    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
+        """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
+        if prompt.codebooks != self.codebooks or prompt.masked:
+            raise ValueError("the prompt was read for another mel source or number of codebooks")
+        state = self._state
+        state.codes[row] = prompt.codes[0].cpu().numpy()
+        state.slices[row] = array(prompt.slices[0, -1])
+        state.positions[row] = prompt.cache.length
+        self._fill(state.rings, row, prompt.cache.stack)
+        if self.mel:
+            assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
+            self._fill(state.mel_rings, row, prompt.cache.mel)
+        self._fill_decoder(row, prompt.codec.tensors)
+        state.tails[row] = array(prompt.tail[0])
+        for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
+            getattr(self._options, name)[row] = value
+        self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
+
+    def _fill(self, rings: Rings, row: int, cache: KVCache) -> None:
+        held = min(cache.length, self._window)
+        for ring in rings:
+            ring[:, row] = 0  # slots that hold nothing are computed with, and must not be NaN
+        layers, heads, tiles, width, _ = rings.keys[:, row].shape
+        keys = np.zeros((layers, heads, tiles * TILE, width), rings.keys.dtype)
+        keys[:, :, :held] = _as_kept(cache.keys[:, 0, :, :held], rings.keys)
+        rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
+        rings.values[:, row, :, 0, :held, :width] = _as_kept(cache.values[:, 0, :, :held], rings.values)
+
+    def _fill_decoder(self, row: int, tensors: Sequence[Tensor | None]) -> None:
+        """From `model.codec.streaming`: entry and histories of the frames, and then the same of the reader, voice."""
+        state, blocks = self._state, len(self._state.histories)
+        assert all(tensor is not None for tensor in tensors) and tensors, "a prompt has been decoded"
+        held = [tensor[0] for tensor in tensors if tensor is not None]
+        state.entries[row] = array(held[0].t())
+        for block, history in enumerate(held[1 : 1 + blocks]):
+            state.histories[block, row] = array(history.t())
+        rest = held[1 + blocks :]
+        if len(rest) == len(Tones._fields):
+            for place, tensor in zip(state.tones, rest, strict=True):
+                place[row] = tensor.cpu().numpy()
+        elif rest:
+            *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
+            for block, history in enumerate(histories):
+                state.reader_histories[block, row] = array(history.t())
+            state.voices.phases[row] = float(phase)
+            state.voices.hertz[row] = float(hertz)
+            state.voices.amplitudes[row] = array(amplitudes)
+
+    def leave(self, row: int) -> None:
+        """The row is free. What it held stays in place until another joins, and changes nothing."""
+        self._numbers[row] = None
+
+    def step(self, active: Sequence[int]) -> Frames:
+        """Make one frame of each active row; the others' states stay as they are."""
+        count = len(active)
+        uniforms = np.empty((count, self.codebooks))
+        for at, row in enumerate(active):
+            numbers = self._numbers[row]
+            assert numbers is not None, f"row {row} is free"
+            uniforms[at] = numbers.next()
+        codes = np.empty((count, self.codebooks), np.int64)
+        logprobs = np.empty((count, self.codebooks), np.float32)
+        mel = np.empty((count, MEL_BANDS), np.float32)
+        weights: Any = self._weights
+        step(
+            weights.model, weights.fine, weights.decoder, weights.tables, self._state, self._options,
+            np.array(active, np.int64).reshape(count), uniforms, self._buffers, codes, logprobs, mel,
+        )  # fmt: skip
+        samples = self._buffers.samples[:count, :HOP_SAMPLES].copy()
+        return Frames(codes, logprobs[:, 0].copy(), logprobs[:, 1:], samples, mel)

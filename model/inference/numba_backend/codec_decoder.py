@@ -1,0 +1,116 @@
+"""Codes to samples, a frame of each row at a time."""
+
+from collections import namedtuple
+from typing import Any
+
+from model.constants import HOP_SAMPLES
+from model.inference.numba_backend.gemm import add_product
+from model.inference.numba_backend.harmonics import voice
+from model.inference.numba_backend.jit import compiled
+from model.inference.numba_backend.math import copy, exp, f32, gelu, layer_norm
+from model.inference.numba_backend.source_filter import play
+
+# entry packed (tiles, kernel 128, 64), frames then channels; the rest of all blocks
+TrunkWeights = namedtuple(
+    "TrunkWeights",
+    "entry entry_bias depthwise depthwise_bias norm norm_bias expand expand_bias contract contract_bias scale "
+    "last_norm last_norm_bias",
+)
+# books (K, 1024, 128); reader and voice: of a `harmonic` decoder, never read unless it sings; tones: of a
+# `source_filter` one, never read unless it plays, which has none of the rest but the trunk
+DecoderWeights = namedtuple(
+    "DecoderWeights", "books trunk head head_bias gain gain_bias sings reader voice plays tones"
+)
+GAIN_MIN, GAIN_MAX = f32(-12.0), f32(2.0)
+
+
+@compiled
+def look_up(codes: Any, books: Any, entries: Any, rows: Any, windows: Any) -> None:
+    """Codes (A, k) -> the latents that an entry sees, windows (A, kernel 128); entries (R, kernel - 1, 128) move on."""
+    past, latent = entries.shape[1], entries.shape[2]
+    for a in range(codes.shape[0]):
+        window, row = windows[a], rows[a]
+        for t in range(past):
+            for c in range(latent):
+                window[t * latent + c] = entries[row, t, c]
+        start = past * latent
+        for c in range(latent):
+            window[start + c] = books[0, codes[a, 0], c]
+        for book in range(1, codes.shape[1]):
+            for c in range(latent):
+                window[start + c] += books[book, codes[a, book], c]
+        for t in range(past):
+            for c in range(latent):
+                entries[row, t, c] = window[(t + 1) * latent + c]
+
+
+@compiled
+def trunk(windows: Any, weights: Any, histories: Any, rows: Any, x: Any, normed: Any, wide: Any) -> None:
+    """`FrameTrunk.features` of one frame, into ``normed``.
+
+    histories (blocks, R, kernel - 1, dim) are what each row's convolutions saw last; they move on. x, normed, wide:
+    buffers of A rows or more.
+    """
+    count = rows.shape[0]
+    blocks, dim = weights.norm.shape
+    past = histories.shape[2]
+    for a in range(count):
+        copy(weights.entry_bias, x[a], dim)
+    add_product(windows, weights.entry, x, count)
+    for block in range(blocks):
+        taps, bias = weights.depthwise[block], weights.depthwise_bias[block]
+        for a in range(count):
+            history, line, out = histories[block, rows[a]], x[a], normed[a]
+            for c in range(dim):
+                out[c] = bias[c] + taps[past, c] * line[c]
+            for t in range(past):
+                for c in range(dim):
+                    out[c] += taps[t, c] * history[t, c]
+            for t in range(past - 1):
+                for c in range(dim):
+                    history[t, c] = history[t + 1, c]
+            for c in range(dim):
+                history[past - 1, c] = line[c]
+        layer_norm(normed, weights.norm[block], weights.norm_bias[block], normed, count)
+        hidden = weights.expand_bias.shape[1]
+        for a in range(count):
+            copy(weights.expand_bias[block], wide[a], hidden)
+        add_product(normed, weights.expand[block], wide, count)
+        gelu(wide, hidden, count)
+        for a in range(count):
+            copy(weights.contract_bias[block], normed[a], dim)
+        add_product(wide, weights.contract[block], normed, count)
+        scale = weights.scale[block]
+        for a in range(count):
+            for c in range(dim):
+                x[a, c] += scale[c] * normed[a, c]
+    layer_norm(x, weights.last_norm, weights.last_norm_bias, normed, count)
+
+
+@compiled
+def decode(codes: Any, weights: Any, state: Any, rows: Any, buffers: Any) -> None:
+    """Codes (A, k) -> ``buffers.samples`` (A, 320 or more), by any decoder at 75 Hz; the rows move on.
+
+    state: entries (R, kernel - 1, 128), histories and reader_histories of `trunk`, voices, and tones.
+    """
+    count = codes.shape[0]
+    windows, normed, samples = buffers.windows, buffers.normed, buffers.samples
+    look_up(codes, weights.books, state.entries, rows, windows)
+    trunk(windows, weights.trunk, state.histories, rows, buffers.x, normed, buffers.wide)
+    if weights.plays:
+        play(normed, weights.tones, state.tones, rows, samples)
+        return
+    dim = weights.gain.shape[0]
+    for a in range(count):
+        copy(weights.head_bias, samples[a], HOP_SAMPLES)
+    add_product(normed, weights.head, samples, count)
+    for a in range(count):
+        gain = weights.gain_bias
+        for c in range(dim):
+            gain += weights.gain[c] * normed[a, c]
+        level = exp(min(max(gain, GAIN_MIN), GAIN_MAX))
+        for i in range(HOP_SAMPLES):
+            samples[a, i] *= level
+    if weights.sings:
+        trunk(windows, weights.reader, state.reader_histories, rows, buffers.x, normed, buffers.wide)
+        voice(normed, weights.voice, state.voices, rows, buffers.logits, buffers.wide, samples)

@@ -1,0 +1,49 @@
+"""How everything in this package is compiled."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+# without numpy's error model each division is checked for 0, and no loop that divides becomes vectors
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def edition(paths: Iterable[Path]) -> str:
+    """Names the state of some sources."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_here = Path(__file__).parent
+_model = _here.parents[1]
+# constants are taken from these
+_sources = ("constants.py", "lm/mel.py", "lm/rotary.py", "codec/decoders/harmonic.py",
+            "codec/decoders/source_filter.py", "codec/encoders/spectral.py")  # fmt: skip
+_constants = [_model / name for name in _sources]
+EDITION = edition([*_here.glob("*.py"), *_constants])
+
+
+def compiled(function: F) -> F:
+    """Machine code for a function, kept on disk from one start to the next where a folder can be written.
+
+    (`__pycache__`, or a folder of the user's, or what NUMBA_CACHE_DIR names.) It runs without the GIL.
+    """
+    # numba looks at the function's own file only, and would keep what it inlined from others before they changed
+    function.__qualname__ += f"_{EDITION}"
+    try:
+        made: F = njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no folder can be written: compiled anew at each start
+        made = njit(**OPTIONS)(function)
+    return made
+
+
+def inlined(function: F) -> F:
+    """A function that becomes part of those that call it."""
+    made: F = njit(inline="always", **OPTIONS)(function)
+    return made

@@ -1,0 +1,139 @@
+"""One step of the closed loop: token and slice in, codes, samples and the next slice out."""
+
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+
+from model.constants import MEL_BANDS, VOCABULARY
+from model.inference.numba_backend.attention import stack_step
+from model.inference.numba_backend.codec_decoder import decode
+from model.inference.numba_backend.gemm import add_product
+from model.inference.numba_backend.jit import compiled
+from model.inference.numba_backend.log_mel import hear
+from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
+from model.inference.numba_backend.sampler import draw
+
+# of the mel blocks: (mel - mean) / std -> entry -> stack -> norm -> out
+MelWeights = namedtuple("MelWeights", "mean deviation entry entry_bias stack norm out")
+ModelWeights = namedtuple("ModelWeights", "uses_mel window mel embedding stack norm head")
+# of the depth decoder, all books: recall (K or 0, 1025, F), embeddings (K - 1, 1024, F), matrices packed
+# (K - 1, tiles, K, 64)
+FineWeights = namedtuple("FineWeights", "entry recall embeddings norms expands contracts head_norms heads")
+State = namedtuple(
+    "State", "codes slices positions mel_rings rings entries histories reader_histories voices tones tails"
+)
+Options = namedtuple("Options", "temperature top_k top_p")
+Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work windows samples")
+
+
+@compiled
+def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> None:
+    """The input of the stack, into ``buffers.x``: the token's embedding, and what the mel blocks make of its slice."""
+    count = rows.shape[0]
+    x, small = buffers.x, buffers.small
+    width = model.embedding.shape[1]
+    for a in range(count):
+        copy(model.embedding[state.codes[rows[a], 0]], x[a], width)
+    if not model.uses_mel:
+        return
+    mel = model.mel
+    features = model.norm.shape[0] - width
+    dim = mel.norm.shape[0]
+    for a in range(count):
+        for band in range(MEL_BANDS):
+            buffers.normed[a, band] = (state.slices[rows[a], band] - mel.mean[band]) / mel.deviation[band]
+        small[a] = ZERO
+        copy(mel.entry_bias, small[a], dim)
+    add_product(buffers.normed, mel.entry, small, count)
+    stack_step(
+        small, mel.stack, state.mel_rings, rows, positions, model.window, buffers.normed, buffers.wide, buffers.mixed,
+        buffers.scores,
+    )  # fmt: skip
+    rms_norm(small, mel.norm, buffers.normed, count)
+    buffers.mixed[:count] = ZERO
+    add_product(buffers.normed, mel.out, buffers.mixed, count)
+    for a in range(count):
+        copy(buffers.mixed[a], x[a, width:], features)
+
+
+@compiled
+def predict(model: Any, state: Any, rows: Any, buffers: Any) -> None:
+    """The stack's state after its last norm, into ``buffers.normed``, and logits of the coarse token."""
+    count = rows.shape[0]
+    positions = np.empty(count, np.int64)
+    for a in range(count):
+        positions[a] = state.positions[rows[a]]
+    buffers.x[:count] = ZERO
+    listen(model, state, rows, positions, buffers)
+    stack_step(
+        buffers.x, model.stack, state.rings, rows, positions, model.window, buffers.normed, buffers.wide,
+        buffers.mixed, buffers.scores,
+    )  # fmt: skip
+    rms_norm(buffers.x, model.norm, buffers.normed, count)
+    buffers.logits[:count] = ZERO
+    add_product(buffers.normed, model.head, buffers.logits, count)
+
+
+@compiled
+def choose(
+    fine: Any, options: Any, before: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
+) -> None:
+    """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `predict`.
+
+    ``before`` (rows, K): the codes of each row's last frame.
+    """
+    count, books = uniforms.shape
+    sums, normed, wide = buffers.x, buffers.normed, buffers.wide
+    dim = fine.norms.shape[1]
+    sums[:count] = ZERO
+    if books > 1:
+        add_product(normed, fine.entry, sums, count)
+        for book in range(min(books, fine.recall.shape[0])):
+            for a in range(count):
+                recalled = fine.recall[book, before[rows[a], book]]
+                for i in range(dim):
+                    sums[a, i] += recalled[i]
+    for book in range(books):
+        if book > 0:
+            for a in range(count):
+                embedding = fine.embeddings[book - 1, codes[a, book - 1]]
+                for i in range(dim):
+                    sums[a, i] += embedding[i]
+            rms_norm(sums, fine.norms[book - 1], normed, count)
+            wide[:count] = ZERO
+            add_product(normed, fine.expands[book - 1], wide, count)
+            gelu(wide, 2 * dim, count)
+            for a in range(count):
+                copy(sums[a], buffers.mixed[a], dim)
+            add_product(wide, fine.contracts[book - 1], buffers.mixed, count)
+            rms_norm(buffers.mixed, fine.head_norms[book - 1], normed, count)
+            buffers.logits[:count] = ZERO
+            add_product(normed, fine.heads[book - 1], buffers.logits, count)
+        for a in range(count):
+            row = rows[a]
+            codes[a, book], logprobs[a, book] = draw(
+                buffers.logits[a], VOCABULARY, options.temperature[row], options.top_k[row], options.top_p[row],
+                uniforms[a, book], buffers.chances, buffers.work,
+            )  # fmt: skip
+
+
+@compiled
+def step(
+    model: Any, fine: Any, decoder: Any, tables: Any, state: Any, options: Any, rows: Any, uniforms: Any,
+    buffers: Any, codes: Any, logprobs: Any, mel: Any,
+) -> None:  # fmt: skip
+    """One frame of each of ``rows`` (A,) int64; the rows' state moves on.
+
+    Fills codes (A, K) int64, logprobs (A, K), mel (A, 64) and ``buffers.samples`` (A, 320).
+    """
+    predict(model, state, rows, buffers)
+    choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
+    decode(codes, decoder, state, rows, buffers)
+    hear(buffers.samples, tables, state.tails, rows, mel)
+    for a in range(rows.shape[0]):
+        row = rows[a]
+        for book in range(codes.shape[1]):
+            state.codes[row, book] = codes[a, book]
+        copy(mel[a], state.slices[row], MEL_BANDS)
+        state.positions[row] += 1

@@ -1,0 +1,253 @@
+"""A bundle's weights as arrays that the compiled step reads; made once a bundle and shared by all slots."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import Bundle
+from model.codec.codec import Codec
+from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
+from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchReader
+from model.codec.decoders.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
+from model.codec.encoders.spectral import NOTES
+from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ
+from model.inference.numba_backend.attention import StackWeights
+from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
+from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES, is_half, pack
+from model.inference.numba_backend.harmonics import VoiceWeights
+from model.inference.numba_backend.lm_step import FineWeights, MelWeights, ModelWeights
+from model.inference.numba_backend.log_mel import MelTables
+from model.inference.numba_backend.source_filter import ToneWeights
+from model.lm.hybrid_lm import HybridLM
+from model.lm.mel import LogMel
+from model.lm.transformer import Stack
+
+Array = npt.NDArray[np.float32]
+Packer = Callable[[Array], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """All that does not change from step to step."""
+
+    model: ModelWeights
+    fine: FineWeights
+    decoder: DecoderWeights
+    tables: MelTables
+    widest: int  # outputs of the widest product of the stack, the depth decoder or the codec, or inputs
+
+
+def array(tensor: Tensor) -> Array:
+    """A tensor as a float32 array of its own, contiguous."""
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy()).copy()
+
+
+def _all(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(np.stack(list(arrays)))
+
+
+def _stack(stack: Stack, packed: Packer) -> StackWeights:
+    blocks: list[Any] = list(stack.blocks)
+    return StackWeights(
+        attention_norm=_all(array(block.attention_norm.weight) for block in blocks),
+        qkv=_all(packed(array(block.attention.qkv.weight)) for block in blocks),
+        out=_all(packed(array(block.attention.out.weight)) for block in blocks),
+        feed_norm=_all(array(block.feed_norm.weight) for block in blocks),
+        expand=_all(packed(array(block.expand.weight)) for block in blocks),
+        contract=_all(packed(array(block.contract.weight)) for block in blocks),
+    )
+
+
+def _model(model: HybridLM, packed: Packer) -> ModelWeights:
+    stack = _stack(model.stack, packed)
+    if model.mel is None:  # the same types, never read
+        nothing = np.ones(1, np.float32)
+        matrix = packed(np.zeros((1, 1), np.float32))
+        mel = MelWeights(nothing, nothing, matrix, nothing, stack, nothing, matrix)
+    else:
+        mel = MelWeights(
+            mean=array(model.mel_mean),
+            deviation=array(model.mel_std),
+            entry=packed(array(model.mel.entry.weight)),
+            entry_bias=array(model.mel.entry.bias),
+            stack=_stack(model.mel.stack, packed),
+            norm=array(model.mel.norm.weight),
+            out=packed(array(model.mel.out.weight)),
+        )
+    return ModelWeights(
+        uses_mel=model.mel is not None,
+        window=model.config.window,
+        mel=mel,
+        embedding=array(model.embedding.weight),
+        stack=stack,
+        norm=array(model.norm.weight),
+        head=packed(array(model.head.weight)),
+    )
+
+
+def _fine(model: HybridLM, packed: Packer) -> FineWeights:
+    fine = model.fine
+
+    def each(modules: nn.ModuleList, how: Packer) -> npt.NDArray[Any]:
+        return _all(how(array(module.weight)) for module in modules)  # type: ignore[arg-type]
+
+    return FineWeights(
+        entry=packed(array(fine.entry.weight)),
+        recall=np.zeros((0, 1, 1), np.float32) if fine.recall is None else array(fine.recall),
+        embeddings=each(fine.embeddings, np.asarray),
+        norms=each(fine.norms, np.asarray),
+        expands=each(fine.expands, packed),
+        contracts=each(fine.contracts, packed),
+        head_norms=each(fine.head_norms, np.asarray),
+        heads=each(fine.heads, packed),
+    )
+
+
+def _bias(module: nn.Module) -> Array:
+    assert isinstance(module.bias, Tensor)
+    return array(module.bias)
+
+
+def _trunk(trunk: FrameTrunk, packed: Packer) -> TrunkWeights:
+    blocks = [block for block in trunk.blocks if isinstance(block, ConvNeXtBlock)]
+
+    def each(read: Callable[[ConvNeXtBlock], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return _all(read(block) for block in blocks)
+
+    return TrunkWeights(
+        entry=packed(array(trunk.entry.weight.permute(0, 2, 1).flatten(1))),  # frames, then channels
+        entry_bias=_bias(trunk.entry),
+        depthwise=each(lambda block: array(block.depthwise.weight[:, 0].t())),
+        depthwise_bias=each(lambda block: _bias(block.depthwise)),
+        norm=each(lambda block: array(block.norm.weight)),
+        norm_bias=each(lambda block: _bias(block.norm)),
+        expand=each(lambda block: packed(array(block.expand.weight))),
+        expand_bias=each(lambda block: _bias(block.expand)),
+        contract=each(lambda block: packed(array(block.contract.weight))),
+        contract_bias=each(lambda block: _bias(block.contract)),
+        scale=each(lambda block: array(block.scale)),
+        last_norm=array(trunk.norm.weight),
+        last_norm_bias=_bias(trunk.norm),
+    )
+
+
+def _voice(decoder: HarmonicDecoder, packed: Packer) -> VoiceWeights:
+    reader, waves = decoder.reader, array(decoder.waves.flatten(0, 1))  # (2 LINES, 320)
+    return VoiceWeights(
+        heads=packed(np.concatenate([array(reader.bins.weight), array(reader.share.weight)])),
+        heads_bias=np.concatenate([_bias(reader.bins), _bias(reader.share)]),
+        log_hertz=reader.log_hertz.cpu().numpy().astype(np.float64),
+        shapes=array(decoder.shapes),
+        waves=pack(waves, half=False),
+        back=pack(np.ascontiguousarray(waves.T), half=False),
+    )
+
+
+def bit_reversed(size: int) -> npt.NDArray[np.int64]:
+    """Each index below ``size``, a power of 2, with its bits in reverse order: (size,)"""
+    bits = size.bit_length() - 1
+    return np.array([int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)])
+
+
+def _tones(decoder: SourceFilterDecoder, packed: Packer) -> ToneWeights:
+    tiles = -(-(decoder.bins.out_features + decoder.head.out_features) // TILE) * TILE
+    bias = np.zeros(tiles, np.float32)
+    own = np.concatenate([_bias(decoder.bins), _bias(decoder.head)])
+    bias[: len(own)] = own
+    turns = decoder.band_phases.double().cpu().numpy() / (2 * math.pi)
+    responses = np.concatenate([array(decoder.band_gains), turns.astype(np.float32)], 1)  # (BANDS, 2 BINS)
+    assert responses.shape == (BANDS, 2 * BINS)
+    note_turns = decoder.note_hertz.cpu().numpy() / SAMPLE_RATE_HZ
+    angle = 2 * math.pi * ((note_turns[:, None] * np.arange(1, SUBFRAME + 1)) % 1.0)  # (NOTES, SUBFRAME)
+    waves = np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
+    assert waves.shape == (2 * NOTES, SUBFRAME)
+    table = 2 * math.pi * np.arange(FFT // 2) / FFT
+    return ToneWeights(
+        heads=packed(np.concatenate([array(decoder.bins.weight), array(decoder.head.weight)])),
+        heads_bias=bias,
+        log_hertz=decoder.log_hertz.cpu().numpy().astype(np.float64),
+        responses=pack(np.ascontiguousarray(responses.T), half=False),
+        waves=pack(np.ascontiguousarray(waves.T), half=False),
+        note_turns=note_turns.astype(np.float64),
+        reversed=bit_reversed(FFT),
+        cos=np.cos(table).astype(np.float32),
+        sin=(-np.sin(table)).astype(np.float32),
+    )
+
+
+def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
+    """All kinds have the same types; what a kind does not have is a small stand-in that is never read."""
+    decoder = codec.decoder
+    assert isinstance(decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder), "no compiled form"
+    with torch.random.fork_rng(devices=[]):
+        player = decoder if isinstance(decoder, SourceFilterDecoder) else SourceFilterDecoder(16, 1, 1, 1)
+        frame = decoder if isinstance(decoder, FrameDecoder) else FrameDecoder(16, 1, 1, 1)
+        singer = decoder if isinstance(decoder, HarmonicDecoder) else HarmonicDecoder(frame, PitchReader(16, 1, 1, 1))
+    frame = singer.frame
+    return DecoderWeights(
+        books=array(codec.codebooks()),
+        trunk=_trunk(decoder.trunk if isinstance(decoder, SourceFilterDecoder) else frame, packed),
+        head=packed(array(frame.head.weight)),
+        head_bias=_bias(frame.head),
+        gain=array(frame.gain.weight[0]),
+        gain_bias=np.float32(_bias(frame.gain)[0]),
+        sings=isinstance(decoder, HarmonicDecoder),
+        reader=_trunk(singer.reader, packed),
+        voice=_voice(singer, packed),
+        plays=isinstance(decoder, SourceFilterDecoder),
+        tones=_tones(player, packed),
+    )
+
+
+def mel_tables(mel: LogMel) -> MelTables:
+    """What `sound.hear` needs: twiddles are computed in float64."""
+    half = MEL_WINDOW_SAMPLES // 2
+    bank = array(mel.bank.t())
+    used = bank > 0
+    filled = used.any(1)
+    angle = -2 * math.pi * np.arange(half) / half
+    real_angle = -2 * math.pi * np.arange(half + 1) / MEL_WINDOW_SAMPLES
+    assert bank.shape == (MEL_BANDS, half + 1)
+    return MelTables(
+        window=array(mel.window),
+        bank=bank,
+        first=np.where(filled, used.argmax(1), 0),
+        last=np.where(filled, half + 1 - used[:, ::-1].argmax(1), 0),
+        reversed=bit_reversed(half),
+        cos=np.cos(angle).astype(np.float32),
+        sin=np.sin(angle).astype(np.float32),
+        real_cos=np.cos(real_angle).astype(np.float32),
+        real_sin=np.sin(real_angle).astype(np.float32),
+    )
+
+
+_packed: "WeakKeyDictionary[HybridLM, tuple[Codec, Packed]]" = WeakKeyDictionary()
+
+
+def packed(bundle: Bundle) -> Packed:
+    """A bundle's weights, packed; the same object for the same modules (their weights are not expected to change)."""
+    known = _packed.get(bundle.decoder)
+    if known is not None and known[0] is bundle.codec:
+        return known[1]
+    matrices = [p for module in (bundle.decoder, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
+    half = WIDENS_HALVES and all(is_half(array(matrix)) for matrix in matrices)
+
+    def packer(weight: Array) -> npt.NDArray[Any]:
+        return pack(weight, half)
+
+    decoder, codec = bundle.decoder.config, bundle.codec.config
+    made = Packed(
+        _model(bundle.decoder, packer), _fine(bundle.decoder, packer), _decoder(bundle.codec, packer),
+        mel_tables(bundle.mel),
+        max(4 * decoder.dim, 4 * decoder.mel_dim, 2 * decoder.fine_dim, codec.frame_expansion * codec.frame_dim,
+            codec.frame_expansion * codec.pitch_dim, 2 * LINES, MEL_BANDS),
+    )  # fmt: skip
+    _packed[bundle.decoder] = (bundle.codec, made)
+    return made

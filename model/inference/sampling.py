@@ -1,0 +1,91 @@
+"""Drawing tokens from logits: temperature, top-k and top-p, with the numbers of `model.inference.rng`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError on a value out of range."""
+        if not 0.0 <= self.temperature <= 2.0:
+            raise ValueError(f"temperature {self.temperature} is not within 0 and 2")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} is negative")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p {self.top_p} is not within (0, 1]")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed {self.seed} is not within 0 and 2^63 - 1")
+
+
+class RowOptions:
+    """The options of a batch, a row each; (B, 1) tensors, and what none of the rows asks for is skipped.
+
+    ``skip=False`` computes all of it always, with the same results: for a CUDA graph, whose operations are fixed.
+    """
+
+    def __init__(
+        self, options: Sequence[SamplingOptions], device: torch.device | None = None, skip: bool = True
+    ) -> None:
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)[:, None]
+
+        self.temperature = column([one.temperature or 1.0 for one in options], torch.float64)
+        self.greedy = column([one.temperature == 0.0 for one in options], torch.bool)
+        self.top_k = column([one.top_k for one in options], torch.int64)
+        self.top_p = column([one.top_p for one in options], torch.float64)
+        self.some_greedy = not skip or any(one.temperature == 0.0 for one in options)
+        self.some_top_k = not skip or any(one.top_k > 0 for one in options)
+        self.some_top_p = not skip or any(one.top_p < 1.0 for one in options)
+
+    def copy_(self, other: "RowOptions") -> None:
+        """Take over the values of another, in place."""
+        for name in ("temperature", "greedy", "top_k", "top_p"):
+            getattr(self, name).copy_(getattr(other, name), non_blocking=True)
+
+
+def probabilities(logits: Tensor, options: SamplingOptions | RowOptions) -> Tensor:
+    """What is drawn from: logits (B, V) -> (B, V) float64, after temperature, then top-k, then top-p.
+
+    top-k keeps ties of the k-th; top-p keeps the smallest set of most likely tokens that reaches it. What one row asks
+    for leaves the others as they are, to the bit.
+    """
+    rows = options if isinstance(options, RowOptions) else RowOptions([options], logits.device)
+    logits = logits.double()
+    # from the maximum: a temperature near 0 would make every large logit infinite, and their softmax NaN
+    scaled = (logits - logits.amax(-1, keepdim=True)) / rows.temperature
+    if rows.some_top_k:
+        ranked = scaled.sort(dim=-1, descending=True).values
+        kth = ranked.gather(-1, (rows.top_k - 1).clamp(0, logits.shape[-1] - 1).expand(len(logits), 1))
+        scaled = scaled.masked_fill((scaled < kth) & (rows.top_k > 0), -torch.inf)
+    chances = scaled.softmax(-1)
+    if rows.some_top_p:
+        ranked, order = chances.sort(dim=-1, descending=True, stable=True)
+        beyond = (ranked.cumsum(-1) - ranked >= rows.top_p) & (rows.top_p < 1.0)
+        kept = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        chances = torch.where(rows.top_p < 1.0, kept / kept.sum(-1, keepdim=True), chances)
+    return chances
+
+
+def draw(logits: Tensor, options: SamplingOptions | RowOptions, uniform: Tensor) -> Tensor:
+    """One token a row: logits (B, V), uniform (B,) float64 in [0, 1) -> (B,) int64, by inverting the distribution.
+
+    Every operation works within its row, so a row's token does not depend on its neighbours.
+    """
+    rows = options if isinstance(options, RowOptions) else RowOptions([options], logits.device)
+    ladder = probabilities(logits, rows).cumsum(-1)
+    target = uniform.to(ladder)[:, None] * ladder[:, -1:]  # the last rung, not 1: rounding must not step past it
+    drawn = (ladder > target).to(torch.uint8).argmax(-1)  # the first rung above: never a token of no chance
+    return torch.where(rows.greedy[:, 0], logits.argmax(-1), drawn) if rows.some_greedy else drawn

@@ -1,0 +1,165 @@
+"""Slots: many continuations in one closed loop; rows join and leave between steps.
+
+Shapes never change: every step computes every row, taken or free. So a row's arithmetic is the same whatever its
+neighbours hold and however many are active: its result is the same to the bit. (CPU kernels work row by row only for
+row counts that are a multiple of 4 [`padded`]; a change of shape is what changes bits.)
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import Bundle
+from model.codec.streaming import DecoderState, StreamingDecoder
+from model.constants import MEL_BANDS, MEL_LEFT_SAMPLES
+from model.inference.rng import Numbers
+from model.inference.sampling import RowOptions, SamplingOptions, draw
+from model.inference.types import Frames, PromptState
+
+ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
+REACH_MULTIPLE = 64  # of slots that attention looks at on a CPU
+
+
+def padded(rows: int, device: torch.device) -> int:
+    """Rows to compute for so many slots."""
+    return rows if device.type != "cpu" else -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
+
+
+class Slots:
+    """A fixed number of rows, on a CPU or a GPU, for any bundle.
+
+    All state stays where it is in memory: a step reads and writes the same tensors every time. On a GPU its operations
+    are recorded once, as a CUDA graph, and launched together.
+
+    Args:
+        bundle: the model; its weights are shared.
+        rows: slots.
+        codebooks: codes a frame; the codec's number by default. Prompts must have been read for the same number.
+        fixed: compute what a graph would, whatever the rows ask for. On a GPU always so.
+    """
+
+    def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None, fixed: bool = False) -> None:
+        self.bundle, self.rows = bundle, rows
+        self.codebooks = codebooks or bundle.codec.config.codebooks
+        self.width = padded(rows, bundle.device)
+        device = bundle.device
+        with torch.inference_mode():
+            self._decoder = StreamingDecoder(bundle.codec)
+            self._lm = bundle.decoder.new_slots(self.width)
+            self._codec: DecoderState = self._decoder.start(self.width)
+            self._codes = torch.zeros(self.width, self.codebooks, dtype=torch.int64, device=device)  # of the last frame
+            self._slice = torch.zeros(self.width, 1, MEL_BANDS, device=device)
+            self._tail = torch.zeros(self.width, MEL_LEFT_SAMPLES, device=device)
+            self._uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, device=device)
+            self._going = torch.zeros(self.width, dtype=torch.bool, device=device)
+        pinned = device.type == "cuda"
+        self._host_uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, pin_memory=pinned)
+        self._host_going = torch.zeros(self.width, dtype=torch.bool, pin_memory=pinned)
+        self._fixed = fixed or device.type == "cuda"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._made: tuple[Tensor, ...] = ()  # what a graph fills
+        self._host_made: tuple[Tensor, ...] = ()
+        self._numbers: list[Numbers | None] = [None] * self.width
+        self._options = [SamplingOptions()] * self.width
+        self._drawing = RowOptions(self._options, device, skip=not self._fixed)
+        self._lengths = [0] * self.width  # positions seen, on the host: the CPU attends to no more slots than needed
+
+    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
+        """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
+        if prompt.codebooks != self.codebooks or prompt.masked:
+            raise ValueError("the prompt was read for another mel source or number of codebooks")
+        with torch.inference_mode():
+            self._lm.join(row, prompt.cache)
+            self._codec = self._codec.joined(row, prompt.codec, self.width)
+            self._codes[row] = prompt.codes[0]
+            self._slice[row] = prompt.slices[0, -1:]
+            self._tail[row] = prompt.tail[0]
+        self._lengths[row] = prompt.cache.length
+        self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
+        self._ask(row, options)
+
+    def _ask(self, row: int, options: SamplingOptions) -> None:
+        self._options[row] = options
+        asked = RowOptions(self._options, None if self._fixed else self.bundle.device, skip=not self._fixed)
+        if self._fixed:
+            self._drawing.copy_(asked)
+        else:
+            self._drawing = asked
+
+    def leave(self, row: int) -> None:
+        """The row is free. What it held stays in place until another joins, and changes nothing."""
+        self._numbers[row] = None
+        self._ask(row, SamplingOptions())
+        self._lengths[row] = 0
+
+    def step(self, active: Sequence[int]) -> Frames:
+        """Make one frame of each active row; the others' states stay as they are."""
+        self._host_going.zero_()
+        for row in active:
+            numbers = self._numbers[row]
+            assert numbers is not None, f"row {row} is free"
+            self._host_uniform[row] = torch.from_numpy(numbers.next())
+            self._host_going[row] = True
+        if self.bundle.device.type == "cpu" and active:
+            longest = 1 + max(self._lengths[row] for row in active)
+            self._lm.reach(-(-longest // REACH_MULTIPLE) * REACH_MULTIPLE)
+        with torch.inference_mode():
+            self._uniform.copy_(self._host_uniform, non_blocking=True)
+            self._going.copy_(self._host_going, non_blocking=True)
+            made = self._step() if self.bundle.device.type != "cuda" else self._launch()
+            codes, logprobs, fine, samples, mel = (part.numpy()[list(active)] for part in made)
+        for row in active:
+            self._lengths[row] += 1
+        return Frames(codes, logprobs, fine, samples, mel)
+
+    def _launch(self) -> tuple[Tensor, ...]:
+        """`_step` on a GPU, as a graph that is recorded at the first step; its results on the host."""
+        if self._graph is None:
+            warm = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            warm.wait_stream(torch.cuda.current_stream())
+            going = self._going.clone()
+            with torch.cuda.stream(warm):  # libraries allocate at their first use, which no graph may record
+                self._going.zero_()  # no row moves on
+                for _ in range(3):
+                    self._step()
+                self._going.copy_(going)
+            torch.cuda.current_stream().wait_stream(warm)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others read prompts meanwhile
+                self._made = self._step()
+            self._host_made = tuple(torch.empty_like(part, device="cpu", pin_memory=True) for part in self._made)
+        self._graph.replay()
+        for host, part in zip(self._host_made, self._made, strict=True):
+            host.copy_(part, non_blocking=True)
+        torch.cuda.current_stream().synchronize()  # once a step, for all rows
+        return self._host_made
+
+    def _step(self) -> tuple[Tensor, ...]:
+        """One step in place -> codes (R, K), log-probabilities (R,), those of the fine codes, samples, mel"""
+        model, uniform, going = self.bundle.decoder, self._uniform, self._going
+        hidden = model(self._codes[:, :1], self._slice, cache=self._lm)[:, 0]  # (R, dim)
+        self._lm.advance(going)
+        code, logprob = self._drawn(model.logits(hidden), uniform[:, 0])
+        codes, fine_logprobs = [code], []
+        total = model.fine.start(hidden, self._codes)
+        for book in range(1, self.codebooks):
+            total = model.fine.add(total, book - 1, codes[-1])
+            fine, fine_logprob = self._drawn(model.fine.logits(total, book), uniform[:, book])
+            codes.append(fine)
+            fine_logprobs.append(fine_logprob)
+        frame = torch.stack(codes, dim=1)  # (R, K)
+        samples, after = self._decoder.step(frame[..., None], self._codec)
+        self._codec.move_on(after, going)
+        mel = self.bundle.mel(samples, self._tail)  # (R, 1, 64)
+        tail = torch.cat([self._tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
+        self._tail.copy_(torch.where(going[:, None], tail, self._tail))
+        self._codes.copy_(torch.where(going[:, None], frame, self._codes))
+        self._slice.copy_(torch.where(going[:, None, None], mel, self._slice))
+        fines = torch.stack(fine_logprobs, 1) if fine_logprobs else logprob.new_zeros(self.width, 0)
+        return frame, logprob, fines, samples, mel[:, 0]
+
+    def _drawn(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """A token a row and its log-probability before temperature, top-k and top-p: (R,), (R,)"""
+        token = draw(logits, self._drawing, uniform)
+        return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]

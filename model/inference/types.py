@@ -1,0 +1,61 @@
+"""What passes between prefill, backends and their callers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from model.codec.streaming import DecoderState
+from model.lm.hybrid_lm import LMCache
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One frame of each active row, in the order of ``active``."""
+
+    codes: npt.NDArray[np.int64]  # (A, K)
+    logprobs: npt.NDArray[np.float32]  # (A,): of the coarse token, under the model's own distribution
+    fine_logprobs: npt.NDArray[np.float32]  # (A, K - 1)
+    samples: npt.NDArray[np.float32]  # (A, 320)
+    mel: npt.NDArray[np.float32]  # (A, 64): the slice that the next position is given
+
+
+LoopMel = Literal["real", "decoded", "masked"]
+
+
+@dataclass(frozen=True)
+class PromptState:
+    """A prompt that has been read once, for any number of continuations.
+
+    ``tokens`` (T,) int64 and ``logprobs`` (T,) are the prompt's own; the rest is the state after it, of one row.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    cache: LMCache
+    codes: Tensor  # (1, k): those of the last frame, whose coarse token the model has not seen yet
+    slices: Tensor  # (1, 1, 64): the slice that goes with it
+    codec: DecoderState
+    tail: Tensor  # (1, 704): the last samples of the decoded prompt
+    real_tail: Tensor  # (1, 704): the last samples of the prompt itself
+    codebooks: int
+    masked: bool
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the prompt, nats a token."""
+        return -float(self.logprobs.double().mean())
+
+
+@dataclass(frozen=True)
+class GeneratedFrame:
+    """One frame of n continuations; on the model's device, nothing has been waited for."""
+
+    index: int
+    codes: Tensor  # (n, k) int64
+    logprobs: Tensor  # (n,) of the coarse token, under the model's own distribution
+    fine_logprobs: Tensor  # (n, k - 1)
+    samples: Tensor  # (n, 320)
+    mel: Tensor  # (n, 64): the slice that the next position is given

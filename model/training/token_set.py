@@ -1,0 +1,363 @@
+"""The language model's training set: what a frozen codec makes of a corpus.
+
+For each frame: the codes, the mel slice of the real samples, and the mel slice of the samples that the codec decodes
+from the codes (what the closed loop hears). Made once, resumable, read through memory mapping.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+import torch
+from rich.progress import Progress, track
+from torch import Tensor
+
+from model.checkpoint import decoder_sha256
+from model.codec.codec import Codec
+from model.codec.streaming import StreamingEncoder
+from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
+from model.inference.scoring import MIN_FRAMES
+from model.lm.mel import LogMel
+from model.training.corpus import Clip, Corpus, DataError, Split
+
+BATCH_SECONDS = 60.0  # of audio in one batch of documents
+CHUNK_SECONDS = (
+    8.0  # of audio in one pass of the encoder: more does not fit a processor's cache (9 against 52 x real time)
+)
+SERVED_CODEBOOKS = ((8, 0.7), (4, 0.2), (2, 0.1))  # the qualities that the decoded mel is made at
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What decides the content of a token set; kept with it."""
+
+    speech_hours: float = 1e9  # at most; the rest is left out by a hash of the file's name
+    music_hours: float = 1e9
+    document_seconds: float = 30.0  # longer clips are cut
+    takes: int = 1  # versions of each training clip, each with its own speed and gain
+    augment: bool = True  # half of the takes change speed by up to 10 %, all change gain by up to 6 dB
+    seed: int = 0
+    longest_pause: float = 0.5  # seconds of silence that training speech keeps at a stretch; 0 leaves it as it is
+    end_pause: float = 0.2  # and at its beginning and its end, where nothing follows that would end it
+
+
+@dataclass(frozen=True)
+class Document:
+    """A run of frames that belong together; ``start`` and ``frames`` count rows of the flat files."""
+
+    start: int
+    frames: int
+    kind: str
+    group: str
+    split: Split
+    clip: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    clip: Clip
+    split: Split
+    offset: int  # samples into the clip
+    length: int
+    take: int
+
+    def rng(self, seed: int) -> np.random.Generator:
+        name = f"{seed}/{self.take}/{self.offset}/{self.clip.group}/{Path(self.clip.path).name}"
+        return np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16))
+
+
+def _limited(clips: list[Clip], hours: float) -> list[Clip]:
+    """Clips in the order of a hash of their names, until ``hours`` are full."""
+    chosen, samples = [], 0
+    for clip in sorted(clips, key=lambda clip: hashlib.sha256(Path(clip.path).name.encode()).hexdigest()):
+        if samples >= hours * 3600 * SAMPLE_RATE_HZ:
+            break
+        chosen.append(clip)
+        samples += clip.length
+    return chosen
+
+
+def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
+    """The documents to make, sorted by length so that a batch holds little padding."""
+    piece = round(settings.document_seconds * SAMPLE_RATE_HZ)
+    jobs = []
+    splits: tuple[Split, ...] = ("train", "valid")
+    for split in splits:
+        limits = (("speech", settings.speech_hours), ("music", settings.music_hours))
+        for clip in (clip for kind, hours in limits for clip in _limited(corpus.split(split, kind), hours)):
+            for take in range(settings.takes if split == "train" else 1):
+                for offset in range(0, clip.length, piece):
+                    length = min(piece, clip.length - offset)
+                    if length >= SAMPLE_RATE_HZ // 2:
+                        jobs.append(_Job(clip, split, offset, length, take))
+    return sorted(jobs, key=lambda job: job.length)
+
+
+@dataclass(frozen=True)
+class _Take:
+    """What chance decides about a document: its speed, its gain, and the quality that its decoded mel is made at."""
+
+    speed: float
+    gain: float
+    codebooks: int
+
+
+def _take(job: _Job, settings: TokenSettings) -> _Take:
+    rng = job.rng(settings.seed)
+    speed = gain = 1.0
+    if settings.augment and job.split == "train":
+        speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
+        gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
+    counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
+    return _Take(speed, gain, int(rng.choice(counts, p=weights)))
+
+
+QUIET_SHARE = 0.02  # of a clip's loud frames, below which a frame is silent: -34 dB
+
+
+def shorten_pauses(samples: npt.NDArray[np.float32], longest: float, at_ends: float) -> npt.NDArray[np.float32]:
+    """Samples (N,) with no silence longer than ``longest`` seconds, nor than ``at_ends`` at the beginning and the end.
+
+    A recording that ends in silence teaches that silence is followed by silence, and a continuation has no end: a model
+    that has heard many such ends stays silent once it is. What is cut is the middle of a pause.
+    """
+    frames = len(samples) // HOP_SAMPLES
+    levels = np.sqrt(np.square(samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)).mean(1))
+    quiet = levels < max(QUIET_SHARE * float(np.quantile(levels, 0.9)), 1e-5)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
+    kept = np.ones(frames, dtype=bool)
+    for first, last in zip(edges[::2], edges[1::2], strict=True):  # a pause of frames first to last - 1
+        outer = round((at_ends if first == 0 or last == frames else longest) * FRAME_RATE_HZ)
+        before = 0 if first == 0 else outer if last == frames else outer // 2
+        kept[first + before : max(last - (outer - before), first + before)] = False
+    if not kept.any():
+        return samples
+    return samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)[kept].reshape(-1)
+
+
+def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> npt.NDArray[np.float32]:
+    samples = corpus.read(job.clip, job.offset, job.length)
+    if settings.longest_pause > 0 and job.clip.kind == "speech" and job.split == "train":
+        samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause)
+    if settings.augment and job.split == "train":
+        take = _take(job, settings)
+        if take.speed != 1.0:
+            rates = SAMPLE_RATE_HZ * take.speed, SAMPLE_RATE_HZ
+            samples = np.asarray(soxr.resample(samples, *rates), dtype=np.float32)
+        samples = np.clip(samples * np.float32(take.gain), -1.0, 1.0)
+    return samples
+
+
+def document_samples(corpus: Corpus, settings: TokenSettings) -> Iterator[npt.NDArray[np.float32]]:
+    """The samples, (N,) each, that the documents of a token set were made of, in the order of its documents."""
+    for batch in _batches(_jobs(corpus, settings)):
+        for job in batch:
+            yield _samples(corpus, job, settings)
+
+
+class TokenSet:
+    """Flat arrays over frames: ``codes`` (F, 8) int16, ``mel_real`` and ``mel_decoded`` (F, 64) float16."""
+
+    FILES = (
+        ("codes", np.int16, MAX_CODEBOOKS),
+        ("mel_real", np.float16, MEL_BANDS),
+        ("mel_decoded", np.float16, MEL_BANDS),
+    )
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `build_tokens` wrote. Raises FileNotFoundError when it is not complete."""
+        index = json.loads((folder / "index.json").read_text())
+        self.folder = folder
+        self.made_from: dict[str, Any] = index["made_from"]
+        self.documents = [Document(**document) for document in index["documents"]]
+        arrays = {
+            name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r").reshape(-1, width)
+            for name, dtype, width in self.FILES
+        }
+        self.codes, self.mel_real, self.mel_decoded = (arrays[name] for name, _, _ in self.FILES)
+
+    def of(self, split: Split, kind: str | None = None) -> list[Document]:
+        return [d for d in self.documents if d.split == split and (kind is None or d.kind == kind)]
+
+    def mel_statistics(self, rows: int = 200_000) -> tuple[Tensor, Tensor]:
+        """Per-band mean and deviation of the training split's real mel, (64,) each."""
+        keep = np.concatenate([np.arange(d.start, d.start + d.frames) for d in self.of("train")])
+        picks = np.sort(np.random.default_rng(0).choice(keep, size=min(rows, len(keep)), replace=False))
+        slices = torch.from_numpy(self.mel_real[picks].astype(np.float32))
+        return slices.mean(0), slices.std(0).clamp_min(0.1)
+
+    def unigram(self, smoothing: float = 1.0) -> Tensor:
+        """Log-probabilities of the coarse tokens in the training split, (1024,): the baseline that knows no context."""
+        counts = np.full(1024, smoothing)
+        for d in self.of("train"):
+            counts += np.bincount(self.codes[d.start : d.start + d.frames, 0], minlength=1024)
+        return torch.from_numpy(np.log(counts / counts.sum()))
+
+
+def _batches(jobs: list[_Job]) -> Iterator[list[_Job]]:
+    batch: list[_Job] = []
+    for job in jobs:
+        if batch and job.length * (len(batch) + 1) > BATCH_SECONDS * SAMPLE_RATE_HZ:
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+Arrays = tuple[npt.NDArray[np.int16], npt.NDArray[np.float16], npt.NDArray[np.float16]]
+
+
+@torch.inference_mode()
+def _encode(
+    codec: Codec, mel: LogMel, rows: list[npt.NDArray[np.float32]], codebooks: list[int], device: str
+) -> list[Arrays]:
+    """Each row's codes, real mel and decoded mel. Zeros on the right change nothing: everything here is causal."""
+    longest = max(len(row) for row in rows)
+    padded = np.zeros((len(rows), -(-longest // HOP_SAMPLES) * HOP_SAMPLES), dtype=np.float32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    samples = torch.from_numpy(padded).to(device)
+    encoder = StreamingEncoder(codec)
+    state = encoder.start(len(rows))
+    chunk = max(round(CHUNK_SECONDS * FRAME_RATE_HZ / len(rows)), MIN_FRAMES) * HOP_SAMPLES
+    parts = []
+    for start in range(0, samples.shape[1], chunk):
+        part, state = encoder.step(samples[:, start : start + chunk], state)
+        parts.append(part)
+    codes = torch.cat(parts, dim=-1)
+    decoded = torch.empty_like(samples)
+    for count in set(codebooks):
+        chosen = [index for index, own in enumerate(codebooks) if own == count]
+        decoded[chosen] = codec.decode(codes[chosen, :count])
+    real_mel, decoded_mel = mel(samples), mel(decoded)
+    out = []
+    for index, row in enumerate(rows):
+        frames = len(row) // HOP_SAMPLES
+        out.append(
+            (
+                codes[index, :, :frames].T.cpu().numpy().astype(np.int16),
+                real_mel[index, :frames].cpu().numpy().astype(np.float16),
+                decoded_mel[index, :frames].cpu().numpy().astype(np.float16),
+            )
+        )
+    return out
+
+
+def _in_order(
+    work: Callable[[list[_Job]], list[Arrays]], batches: list[list[_Job]], total: int, workers: int
+) -> Iterator[tuple[list[_Job], list[Arrays]]]:
+    """Batches with their results, in order, ``workers`` at a time."""
+    with ThreadPoolExecutor(workers) as pool, Progress() as bar:
+        task = bar.add_task("encoding", total=total, completed=total - len(batches))
+        for start in range(0, len(batches), workers):
+            group = batches[start : start + workers]
+            for batch, results in zip(group, pool.map(work, group), strict=True):
+                yield batch, results
+                bar.advance(task)
+
+
+@torch.inference_mode()
+def _redecode(corpus: Corpus, codec: Codec, settings: TokenSettings, tokens: TokenSet, device: str) -> None:
+    """Replace the decoded mel of a token set by what ``codec`` makes of its codes; cut off, it begins anew."""
+    mel, path = LogMel().to(device), tokens.folder / "mel_decoded.bin"
+    part = path.with_suffix(f".part{os.getpid()}")
+    jobs = _jobs(corpus, settings)
+    assert len(jobs) == len(tokens.documents), f"{len(jobs)} jobs, {len(tokens.documents)} documents"
+    where = iter(tokens.documents)
+    with part.open("wb") as file:
+        for batch in track(list(_batches(jobs)), description="decoding"):
+            documents = [next(where) for _ in batch]
+            takes = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
+            made: dict[int, npt.NDArray[np.float16]] = {}
+            for count in set(takes):
+                chosen = [index for index, own in enumerate(takes) if own == count]
+                codes = torch.zeros(len(chosen), count, max(documents[i].frames for i in chosen), dtype=torch.int64)
+                for row, index in enumerate(chosen):
+                    own = documents[index]
+                    kept = tokens.codes[own.start : own.start + own.frames, :count]
+                    codes[row, :, : own.frames] = torch.from_numpy(kept.astype(np.int64).T)
+                slices = mel(codec.decode(codes.to(device))).cpu().numpy().astype(np.float16)
+                made |= {index: slices[row, : documents[index].frames] for row, index in enumerate(chosen)}
+            for index in range(len(batch)):
+                file.write(made[index].tobytes())
+    os.replace(part, path)
+
+
+def build_tokens(
+    corpus: Corpus,
+    codec: Codec,
+    codec_sha256: str,
+    settings: TokenSettings,
+    out: Path,
+    device: str = "cpu",
+    workers: int = 1,
+) -> TokenSet:
+    """Encode the corpus into ``out``, or go on where a call that was cut off stopped.
+
+    When ``out`` holds the same tokens, but heard by another decoder, only the decoded mel is made anew. Raises
+    DataError when it holds other tokens: they may have taken hours.
+
+    ``workers`` batches are encoded at the same time; on a CPU this scales better than threads within one.
+    """
+    made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
+    heard = {"decoder_sha256": decoder_sha256(codec)}  # no part of `made_from`: a run may go on with a better decoder
+    index = out / "index.json"
+    if index.exists():
+        known = json.loads(index.read_text())
+        if known["made_from"] != made_from:
+            raise DataError(f"{out} holds the tokens of another corpus, codec or other settings; choose another folder")
+        if known.get("decoder_sha256") != heard["decoder_sha256"]:
+            _redecode(corpus, codec.to(device).eval(), settings, TokenSet(out), device)
+            index.write_text(json.dumps(known | heard))
+        return TokenSet(out)
+    out.mkdir(parents=True, exist_ok=True)
+    progress = out / "progress.json"
+    documents: list[Document] = []
+    done = 0
+    if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from | heard:
+        documents, done = [Document(**document) for document in kept["documents"]], kept["batches"]
+
+    def encoded(batch: list[_Job]) -> list[Arrays]:
+        rows = [_samples(corpus, job, settings) for job in batch]
+        codebooks = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
+        return _encode(codec, mel, rows, codebooks, device)
+
+    codec.to(device).eval()
+    mel = LogMel().to(device)
+    total = sum(document.frames for document in documents)
+    batches = list(_batches(_jobs(corpus, settings)))
+    with ExitStack() as stack:  # whatever ends this, what was written is flushed and closed
+        files = {}
+        for name, dtype, width in TokenSet.FILES:
+            path = out / f"{name}.bin"
+            path.touch()
+            files[name] = stack.enter_context(path.open("r+b"))
+            files[name].truncate(total * width * np.dtype(dtype).itemsize)
+            files[name].seek(0, 2)
+        for number, (batch, results) in enumerate(_in_order(encoded, batches[done:], len(batches), workers), done):
+            for job, arrays in zip(batch, results, strict=True):
+                for (name, _, _), array in zip(TokenSet.FILES, arrays, strict=True):
+                    files[name].write(array.tobytes())
+                frames = len(arrays[0])
+                name = Path(job.clip.path).name
+                documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name))
+                total += frames
+            if number % 50 == 49 or number == len(batches) - 1:
+                for file in files.values():
+                    file.flush()
+                described = [asdict(document) for document in documents]
+                kept = {"made_from": made_from | heard, "batches": number + 1, "documents": described}
+                progress.write_text(json.dumps(kept))
+    index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]} | heard))
+    progress.unlink(missing_ok=True)
+    return TokenSet(out)

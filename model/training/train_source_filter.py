@@ -1,0 +1,442 @@
+"""Train a codec whose decoder makes tones: spectral or SEANet encoder, residual quantiser, source-filter decoder.
+
+First the tokens alone: heads read mel, linear spectrum, semitones, pitch and voicing off the quantised latents, at
+every depth, without a waveform; a step of this kind is cheap. From ``waveform_from`` on all is trained together, with
+the distances of the decoded waveform. What was measured on the way stands in docs/log.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.codec.codec import Codec, CodecConfig
+from model.codec.decoders.frame import CausalConv
+from model.codec.decoders.source_filter import SourceFilterDecoder, Sources
+from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder, note_filters
+from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
+from model.lm.mel import mel_filter_bank
+from model.training.corpus import Corpus
+from model.training.evaluate import intelligibility
+from model.training.loop import Run, State, cosine_rate, step_rng
+from model.training.losses import EnvelopeLoss, SpectralLoss
+from model.training.pitch import pitch, pitch_match
+from model.training.train_codec import crops, init_quantizer, lsuv
+from model.training.tuning import in_tune, same_notes
+
+
+@dataclass(frozen=True)
+class SourceFilterTraining:
+    """Settings of a run; what decides the result, hence kept with the run."""
+
+    steps: int = 8000
+    batch: int = 12
+    frames: int = 72  # of a crop
+    warm_frames: int = 8  # at its beginning that the waveform's distances leave out: the decoder's history is missing
+    rate: float = 1e-3
+    warmup: int = 100
+    seed: int = 0
+    music_share: float = 0.3
+    kmeans_at: tuple[int, ...] = (60, 300, 900)  # steps that fit the codebooks; before the first, nothing is quantised
+    depths: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.15), (4, 0.20), (8, 0.40))  # codebooks of a row
+    unquantized: float = 0.1  # share of the rows whose decoder hears the latents themselves
+    redrawn: float = 0.0  # share of the frames whose codebooks 3 to 8 are drawn at random, in rows of 8
+    decay: float = 0.98  # of the running means of the codebooks
+    dead_share: float = 0.1  # of the mean use of a code, below which it restarts
+    waveform_from: int = 1000
+    waveform_weight: float = 1.0
+    envelope_from: int = 1 << 30
+    envelope_weight: float = 0.5
+    mel_weight: float = 1.0
+    low_weight: float = 0.5
+    notes_weight: float = 0.5
+    pitch_weight: float = 0.15
+    voicing_weight: float = 0.2
+    commitment: float = 0.1
+    predict_weight: float = 0.05  # of the next frames' first codebook, told from the ones before
+    average: float = 0.999  # of the weights, from `waveform_from` on; what is validated and exported
+    freeze_tokens_from: int = 1 << 30  # step from which encoder and codebooks stay as they are
+    start_from: str = ""  # checkpoint of another run, whose weights this one begins with
+    bf16: bool = False  # encoder and decoder's trunk under bfloat16 autocast; quantiser, sources and losses in float32
+
+
+class ToneLoss(nn.Module):
+    """Distance of two signals: log-mel, square roots of all magnitudes, and the low notes in a window that tells them.
+
+    The square root stands between a linear distance, which hears nothing but peaks, and a logarithm, which hears the
+    floor as loud as the peaks (as in FARGAN's training, arXiv 2405.21069).
+    """
+
+    WINDOWS = ((2048, 128), (1024, 80), (512, 64), (240, 20))
+    NOTE_WINDOW, NOTE_HOP, NOTE_BINS = 8192, 2048, 720  # up to 2.1 kHz
+    NOTES, FLOOR = 72, 1e-4
+
+    def __init__(self) -> None:
+        super().__init__()
+        for size, mels in self.WINDOWS:
+            self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
+            self.register_buffer(f"bank{size}", mel_filter_bank(size, mels), persistent=False)
+        self.register_buffer("note_window", torch.hann_window(self.NOTE_WINDOW), persistent=False)
+        filters = note_filters(self.NOTE_WINDOW, 0, self.NOTES)[: self.NOTE_BINS]
+        self.register_buffer("note_bank", filters, persistent=False)
+        self.note_window: Tensor
+        self.note_bank: Tensor
+
+    @staticmethod
+    def _magnitude(samples: Tensor, window: Tensor, hop: int) -> Tensor:
+        """(B, N) -> (B, T, bins)"""
+        spectrum = torch.stft(samples, len(window), hop, window=window, pad_mode="constant", return_complex=True)
+        power = spectrum.real**2 + spectrum.imag**2
+        return (torch.sqrt(power + 1e-10) * (2 / window.sum())).transpose(1, 2)
+
+    def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        """(B, N), (B, N) -> mean distance"""
+        total = made.new_zeros(())
+
+        def compared(a: Tensor, b: Tensor, bank: Tensor, power: int) -> Tensor:
+            floor = self.FLOOR**power
+            log = (torch.log(a**power @ bank + floor) - torch.log(b**power @ bank + floor)).abs().mean() / power
+            roots_a, roots_b = a.sqrt(), b.sqrt()
+            return log + ((roots_a - roots_b).abs().mean((1, 2)) / (roots_b.mean((1, 2)) + 1e-3)).mean()
+
+        for size, _ in self.WINDOWS:
+            window, bank = getattr(self, f"window{size}"), getattr(self, f"bank{size}")
+            a = self._magnitude(made, window, size // 4)
+            with torch.no_grad():
+                b = self._magnitude(real, window, size // 4)
+            total = total + compared(a, b, bank, 1)
+        a = self._magnitude(made, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
+        with torch.no_grad():
+            b = self._magnitude(real, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
+        return (total + compared(a, b, self.note_bank, 2)) / (len(self.WINDOWS) + 1)
+
+
+class Heads(nn.Module):
+    """What is read off the decoder's features while training, beside the pitch, and what predicts the next tokens."""
+
+    AHEAD = 2  # frames that are predicted
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mel, self.low, self.notes = nn.Linear(dim, MELS), nn.Linear(dim, LOW_BINS), nn.Linear(dim, NOTES)
+        self.voicing = nn.Linear(dim, 1)
+        self.predictor = nn.Sequential(
+            CausalConv(LATENT_DIM, 192, 5), nn.GELU(), CausalConv(192, 192, 5), nn.GELU(),
+            CausalConv(192, self.AHEAD * LATENT_DIM, 1),
+        )  # fmt: skip
+
+    def surprise(self, coarse: Tensor) -> Tensor:
+        """Vectors of the first codebook (B, 128, T) -> squared error of predicting the next, over their variance"""
+        told = self.predictor(coarse).unflatten(1, (self.AHEAD, -1))
+        errors = [
+            (told[:, ahead, :, : -ahead - 1] - coarse[:, :, ahead + 1 :]).square().mean() for ahead in range(self.AHEAD)
+        ]
+        variance = coarse.detach().var((0, 2)).mean() + 1e-6
+        return torch.stack(errors).mean() / variance
+
+
+def quantize_rows(
+    codec: Codec,
+    latents: Tensor,
+    depths: Tensor,
+    training: SourceFilterTraining | None,
+    rng: np.random.Generator | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents (B, 128, T) by the first ``depths`` (B,) codebooks of each row.
+
+    Returns the sum (B, 128, T), the same of the first codebook alone, both with the gradient passed straight through,
+    the commitment, and the codes (B, K, T). With ``training`` the codebooks move towards what they code.
+    """
+    rows, _, frames = latents.shape
+    flat = latents.transpose(1, 2).reshape(-1, LATENT_DIM)  # (N, 128)
+    depth = depths.repeat_interleave(frames)
+    residual, total = flat, torch.zeros_like(flat)
+    commitment, codes, first = flat.new_zeros(()), [], flat
+    mean_use = len(flat) / VOCABULARY
+    redrawn: Tensor | None = None
+    if rng is not None and training is not None and training.redrawn > 0:
+        redrawn = torch.from_numpy(rng.random(len(flat)) < training.redrawn) & (depth == depth.max())
+    for index, layer in enumerate(codec.quantizer.vq.layers):
+        book = layer._codebook
+        with torch.no_grad():
+            chosen = torch.cdist(residual.detach(), book.embed).argmin(1)
+            vector = book.embed[chosen]
+        on = (depth > index).float()[:, None]
+        commitment = commitment + ((residual - vector).square().mean(1) * on[:, 0]).mean()
+        heard = vector
+        if redrawn is not None and index >= 2 and rng is not None:
+            other = torch.from_numpy(rng.integers(0, VOCABULARY, len(flat)))
+            heard = torch.where(redrawn[:, None], book.embed[other], vector)
+        total = total + heard * on
+        if index == 0:
+            first = flat + (vector - flat).detach()
+        if training is not None and training.decay < 1:
+            with torch.no_grad():
+                keep = training.decay
+                counts = torch.bincount(chosen, minlength=VOCABULARY).float()
+                book.cluster_size.mul_(keep).add_((1 - keep) * counts)
+                book.embed_avg.mul_(keep).index_add_(0, chosen, (1 - keep) * residual.detach())
+                book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
+                dead = book.cluster_size < training.dead_share * mean_use
+                if bool(dead.any()) and rng is not None:
+                    picks = torch.from_numpy(rng.integers(0, len(flat), int(dead.sum())))
+                    book.embed[dead] = residual.detach()[picks]
+                    book.cluster_size[dead] = mean_use
+                    book.embed_avg[dead] = residual.detach()[picks] * mean_use
+        residual = residual - vector
+        codes.append(chosen)
+
+    def back(x: Tensor) -> Tensor:
+        return x.view(rows, frames, LATENT_DIM).transpose(1, 2)
+
+    straight = flat + (total - flat).detach()
+    return back(straight), back(first), commitment, torch.stack(codes, 1).view(rows, frames, -1).transpose(1, 2)
+
+
+def pitch_loss(decoder: SourceFilterDecoder, logits: Tensor, hertz: Tensor, voiced: Tensor) -> Tensor:
+    """Cross-entropy with a narrow bell about the real pitch, over voiced frames: (B, T, bins), (B, T), (B, T)"""
+    grid = decoder.log_hertz.float()
+    off = (grid - hertz.log()[..., None]) / (grid[1] - grid[0])
+    wanted = torch.softmax(-0.5 * off.square(), -1)
+    return (-(wanted * logits.log_softmax(-1)).sum(-1) * voiced).sum() / voiced.sum().clamp_min(1.0)
+
+
+class SourceFilterTrainer:
+    """Codec, heads, optimiser and one step; the state is everything that a resumed run needs."""
+
+    def __init__(self, config: CodecConfig, training: SourceFilterTraining, corpus: Corpus) -> None:
+        torch.manual_seed(training.seed)
+        self.training, self.corpus = training, corpus
+        self.codec = Codec(config)
+        assert isinstance(self.codec.decoder, SourceFilterDecoder), "a decoder that makes tones"
+        self.decoder = self.codec.decoder
+        self.heads = Heads(config.frame_dim)
+        self.encoder_analysis = (
+            self.codec.encoder.analysis if isinstance(self.codec.encoder, SpectralEncoder) else Analysis()
+        )
+        self.loss, self.envelope, self.spectral = ToneLoss(), EnvelopeLoss(), SpectralLoss()
+        self.step = 0
+        self.speech, self.music = corpus.split("train", "speech"), corpus.split("train", "music")
+        self.parameters = [*self.codec.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=training.rate, betas=(0.8, 0.98), weight_decay=0.01)
+        self.averaged = {name: value.detach().clone() for name, value in self.codec.named_parameters()}
+
+    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Crops (B, 320 frames), and which rows are speech (B,)"""
+        training = self.training
+        of_music = int(rng.binomial(training.batch, training.music_share)) if self.speech and self.music else 0
+        if not self.speech:
+            of_music = training.batch
+        parts = [(self.speech, training.batch - of_music), (self.music, of_music)]
+        rows = torch.cat([crops(self.corpus, clips, training.frames, n, rng) for clips, n in parts if n])
+        return rows, torch.arange(training.batch) < training.batch - of_music
+
+    def initialise(self) -> None:
+        """For a run that starts from nothing: LSUV where the encoder is SEANet."""
+        if not isinstance(self.codec.encoder, SpectralEncoder):
+            samples, _ = self.batch(step_rng(self.training.seed, 2**31))
+            decoder, self.codec.decoder = self.codec.decoder, nn.Conv1d(LATENT_DIM, 1, 1)
+            lsuv(self.codec, samples)
+            self.codec.decoder = decoder
+
+    @torch.no_grad()
+    def fit_quantizer(self, rng: np.random.Generator) -> None:
+        """All codebooks anew, from k-means on the latents of 16 batches."""
+        latents = [self.codec.encoder(self.batch(rng)[0][:, None]).transpose(1, 2).flatten(0, 1) for _ in range(16)]
+        expected = self.training.batch * self.training.frames / VOCABULARY
+        init_quantizer(self.codec, torch.cat(latents), expected)
+
+    def state(self) -> State:
+        return {
+            "codec": self.codec.state_dict(), "heads": self.heads.state_dict(), "averaged": self.averaged,
+            "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+
+    def load(self, state: State, optimizer: bool = True) -> None:
+        self.codec.load_state_dict(state["codec"])
+        self.heads.load_state_dict(state["heads"])
+        self.averaged = {name: value.clone() for name, value in state["averaged"].items()}
+        if optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = int(state["step"])
+
+    def _began(self, hertz: Tensor, rng: np.random.Generator) -> Sources:
+        """A state at a random place, so that no phase is learned."""
+        start = self.decoder.start(hertz)
+        rows = len(hertz)
+        return start._replace(
+            frames=torch.from_numpy(rng.integers(0, 2**40, rows)), phase=torch.from_numpy(rng.random(rows))
+        )
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        training, rng = self.training, step_rng(self.training.seed, step)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if step in training.kmeans_at:
+            self.fit_quantizer(step_rng(training.seed, 2**30 + step))
+        samples, speech = self.batch(rng)
+        with torch.no_grad():
+            hertz, voiced = pitch(samples)
+            voiced = (voiced & speech[:, None]).float()
+            features = self.encoder_analysis(samples)
+        frozen = step >= training.freeze_tokens_from
+        low = torch.autocast("cpu", torch.bfloat16, enabled=training.bf16)
+        with torch.set_grad_enabled(not frozen), low:
+            own = isinstance(self.codec.encoder, SpectralEncoder)
+            latents = self.codec.encoder.latents(features) if own else self.codec.encoder(samples[:, None])
+        latents = latents.float()
+        counts, weights = zip(*training.depths, strict=True)
+        depths = torch.from_numpy(rng.choice(counts, size=training.batch, p=weights))
+        commitment = surprise = samples.new_zeros(())
+        quantized = latents
+        if step >= min(training.kmeans_at, default=0):
+            quantized, coarse, commitment, _ = quantize_rows(
+                self.codec, latents, depths, training if not frozen else _frozen(training), rng
+            )
+            bypass = torch.from_numpy(rng.random(training.batch) < training.unquantized)
+            quantized = torch.where(bypass[:, None, None], latents, quantized)
+            if training.predict_weight and not frozen:
+                surprise = self.heads.surprise(coarse)
+        with low:
+            read = self.decoder.trunk.features(quantized)
+        read = read.float()
+        losses = {
+            "mel": (self.heads.mel(read) - features["mel"]).abs().mean(),
+            "low": (self.heads.low(read) - features["low"]).abs().mean(),
+            "notes": (self.heads.notes(read) - features["notes"]).abs().mean(),
+            "pitch": pitch_loss(self.decoder, self.decoder.bins(read), hertz, voiced),
+            "voicing": F.binary_cross_entropy_with_logits(self.heads.voicing(read)[..., 0], voiced),
+            "commitment": commitment,
+            "surprise": surprise,
+        }
+        weights_of = {
+            "mel": training.mel_weight, "low": training.low_weight, "notes": training.notes_weight,
+            "pitch": training.pitch_weight, "voicing": training.voicing_weight, "commitment": training.commitment,
+            "surprise": training.predict_weight, "waveform": training.waveform_weight,
+            "envelope": training.envelope_weight,
+        }  # fmt: skip
+        if step >= training.waveform_from:
+            made = self.decoder.render(read, self._began(self.decoder.pitch(read), rng))[0][:, 0]
+            cut = training.warm_frames * HOP_SAMPLES
+            losses["waveform"] = self.loss(made[:, cut:], samples[:, cut:])
+            if step >= training.envelope_from:
+                losses["envelope"] = self.envelope(made[:, cut:], samples[:, cut:])
+        total = torch.stack([weights_of[name] * value for name, value in losses.items()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
+        self.optimizer.step()
+        keep = min(training.average, (step + 1) / (step + 10)) if step >= training.waveform_from else 0.0
+        with torch.no_grad():
+            for name, value in self.codec.named_parameters():
+                self.averaged[name].lerp_(value, 1 - keep)
+        self.step = step + 1
+        return {"loss": float(total.detach())} | {name: float(value.detach()) for name, value in losses.items()}
+
+    def averaged_codec(self) -> Codec:
+        """The codec with the running average of its weights; codebooks are averages already."""
+        codec = Codec(self.codec.config)
+        codec.load_state_dict(self.codec.state_dict() | self.averaged)
+        return codec.eval()
+
+    def clips(self, count: int, seconds: float = 4.0) -> list[tuple[str, Tensor]]:
+        """Fixed validation clips of each kind, spread over the held-out groups: (kind, (N,))"""
+        out: list[tuple[str, Tensor]] = []
+        for kind in ("speech", "music"):
+            groups: dict[str, list[Any]] = {}
+            for clip in self.corpus.split("valid", kind):
+                if clip.length > 2 * SAMPLE_RATE_HZ:
+                    groups.setdefault(clip.group, []).append(clip)
+            longest = max((len(own) for own in groups.values()), default=0)
+            order = [own[i] for i in range(longest) for own in groups.values() if i < len(own)][:count]
+            if kind == "music":  # few pieces, long: several places of each
+                order = [clip for clip in order for _ in range(max(1, count // max(1, len(order))))]
+            for place, clip in enumerate(order):
+                length = round(min(clip.length, seconds * SAMPLE_RATE_HZ)) // HOP_SAMPLES * HOP_SAMPLES
+                start = 0 if kind == "speech" else (place * 7 + 5) * SAMPLE_RATE_HZ % max(clip.length - length, 1)
+                out.append((kind, torch.from_numpy(self.corpus.read(clip, start, length))))
+        return out
+
+    @torch.no_grad()
+    def validate(self, count: int = 16, depths: tuple[int, ...] = (1, 8), perceptual: bool = True) -> dict[str, float]:
+        """Figures on validation speakers and pieces, by the averaged weights."""
+        codec = self.averaged_codec()
+        decoder = codec.decoder
+        assert isinstance(decoder, SourceFilterDecoder)
+        analysis = Analysis()
+        sums: dict[str, list[float]] = {}
+        tokens: dict[str, list[Tensor]] = {"speech": [], "music": []}
+        for kind, samples in self.clips(count):
+            codes = codec.encode(samples[None])
+            tokens[kind].append(codes[0])
+            targets = analysis(samples[None])
+            hertz, voiced = pitch(samples[None])
+            for depth in depths:
+                read = decoder.trunk.features(codec.dequantize(codes[:, :depth]))
+                figures = {"mel": float((self.heads.mel(read) - targets["mel"]).abs().mean()) * 2.0,
+                           "notes": float((self.heads.notes(read) - targets["notes"]).abs().mean()) * 5.0}  # fmt: skip
+                if kind == "speech" and bool(voiced.any()):
+                    near = (decoder.pitch(read) / hertz).log2().abs() < 50 / 1200
+                    figures["read"] = float(near[voiced].float().mean())
+                if self.step > self.training.waveform_from:
+                    made = decoder.render(read)[0][0, 0]
+                    figures["logmel"] = float(self.spectral(made[None], samples[None])[0])
+                    if kind == "speech":
+                        if perceptual:
+                            figures |= intelligibility(made, samples)
+                        match = pitch_match(made, samples)
+                        figures |= {} if match is None else {"pitch": match}
+                    else:
+                        tuned, notes = in_tune(made), same_notes(made, samples)
+                        figures |= {} if tuned is None else {"tuned": tuned}
+                        figures |= {} if notes is None else {"cosine": notes}
+                for name, value in figures.items():
+                    sums.setdefault(f"{kind}_{name}_{depth}", []).append(value)
+        out = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+        for kind, parts in tokens.items():
+            if parts:
+                joined = torch.cat(parts, 1)
+                for book in (0, 1, 7):
+                    share = torch.bincount(joined[book], minlength=VOCABULARY).float()
+                    share = share[share > 0] / share.sum()
+                    out[f"{kind}_entropy_{book + 1}"] = round(float(-(share * share.log()).sum()), 3)
+        return out
+
+
+def _frozen(training: SourceFilterTraining) -> SourceFilterTraining:
+    """The same, but the codebooks stay where they are."""
+    from dataclasses import replace
+
+    return replace(training, decay=1.0)
+
+
+def train_source_filter(
+    folder: Path, corpus: Corpus, config: CodecConfig, training: SourceFilterTraining, validate_every: int = 500
+) -> Iterator[int]:
+    """Start or resume a run; yields each step. Raises ValueError when the folder holds a run with other settings."""
+    run = Run(folder, {"codec": config.to_dict(), "training": _plain(asdict(training))})
+    trainer = SourceFilterTrainer(config, training, corpus)
+    state = run.load()
+    if state is not None:
+        trainer.load(state)
+    elif training.start_from:
+        trainer.load(torch.load(training.start_from, map_location="cpu", weights_only=True), optimizer=False)
+    else:
+        trainer.initialise()
+    yield from run.steps(
+        trainer.step, training.steps, trainer.train_step, trainer.state, validate=trainer.validate,
+        validate_every=validate_every,
+    )  # fmt: skip
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples are lists."""
+    return {name: [list(v) if isinstance(v, tuple) else v for v in value] if isinstance(value, tuple) else value
+            for name, value in values.items()}  # fmt: skip

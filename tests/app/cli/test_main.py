@@ -1,0 +1,467 @@
+"""The command line, driven in-process; `serve` runs for real in tests/laws/test_readme.py."""
+
+import base64
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pytest
+import soundfile
+import typer
+import uvicorn
+from pydantic import SecretStr
+from typer.testing import CliRunner, Result
+
+from app import __version__
+from app.cli.main import cli
+from app.cli.options import dataclass_options, field_comments
+from app.cli.train import take
+from app.errors import UserError
+from app.main import create_app
+from app.settings import Settings
+from model.checkpoint import load_bundle, random_bundle, save_bundle
+from model.constants import SAMPLE_RATE_HZ
+from model.training.export import find_codec
+from model.training.train_codec import CodecTraining
+from model.training.train_decoder import DecoderTraining
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+SPEECH, MUSIC = EXAMPLES / "speech.flac", EXAMPLES / "music.flac"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    save_bundle(random_bundle(), folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"WHISPERGPT_{name.upper()}", raising=False)
+    for name in ("CONFIG", "FORBID_SKIPS", "TEST_BUNDLE"):
+        monkeypatch.delenv(f"WHISPERGPT_{name}", raising=False)
+    monkeypatch.setenv("WHISPERGPT_CONFIG", "")  # restored afterwards, whatever --config sets
+    monkeypatch.setenv("WHISPERGPT_BUNDLE", str(bundle))
+    monkeypatch.setenv("WHISPERGPT_THREADS", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[str]:
+    """A real server on a free port, that wants a key; its URL."""
+    settings = Settings(bundle=bundle, threads=1, api_keys=[SecretStr("sesame")])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        running = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not running.started:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join(60)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def refused(result: Result, *parts: str) -> None:
+    """One line on standard error, exit code 1, no traceback."""
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]
+
+
+COMMANDS = ("serve", "continue", "score", "train codec", "train decoder", "train lm", "eval", "config show")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of(command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def test_version() -> None:
+    assert run("--version").output.strip() == __version__
+
+
+def test_serve_has_a_flag_for_every_setting() -> None:
+    shown = run("serve", "--help").output
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in shown
+        assert f"WHISPERGPT_{name.upper()}" in shown
+
+
+def test_serve_without_weights(tmp_path: Path) -> None:
+    refused(run("serve", "--bundle", tmp_path), "no bundle in", "--bundle")
+
+
+def test_serve_with_a_damaged_bundle(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "damaged")
+    (tmp_path / "damaged" / "codec.safetensors").write_bytes(b"not weights")
+    refused(run("serve", "--bundle", tmp_path / "damaged", "--port", 0), "codec.safetensors")
+
+
+def test_serve_with_a_bad_value() -> None:
+    refused(run("serve", "--port", "70000"), "port", "70000")
+
+
+# continue
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".opus"])
+def test_continue_makes_sound(tmp_path: Path, suffix: str) -> None:
+    files = [tmp_path / f"{name}{suffix}" for name in ("first", "second")]
+    for file in files:
+        result = run("continue", SPEECH, "-o", file, "--seconds", 0.5, "--seed", 5)
+        assert result.exit_code == 0, result.output
+        assert "0.51 s made, seed 5" in result.output  # 38 frames: rounded up
+    samples, rate = soundfile.read(files[0])
+    assert (len(samples), rate) == (38 * 320, SAMPLE_RATE_HZ)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_continue_as_json(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert run("continue", SPEECH, "-o", out, "--seconds", 0.2, "--seed", 5).exit_code == 0
+    body = json.loads(out.read_text())
+    (choice,) = body["choices"]
+    assert body["seed"] == 5
+    assert body["prompt"]["tokens"] == 475
+    assert len(choice["tokens"]) == len(choice["logprobs"]) == 15
+    assert choice["nll"] == pytest.approx(-np.mean(choice["logprobs"]))
+    assert base64.b64decode(choice["audio"]["data"])[:4] == b"RIFF"
+
+
+def test_continue_after_the_prompt(tmp_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    result = run(
+        "continue", SPEECH, "-o", out, "--seconds", 0.2, "--include-prompt", "--prompt-start", 1, "--prompt-end", 2
+    )
+    assert result.exit_code == 0, result.output
+    samples, _ = soundfile.read(out)
+    prompt, _ = soundfile.read(SPEECH)
+    assert len(samples) == pytest.approx(1.2 * SAMPLE_RATE_HZ, abs=320)
+    assert np.abs(samples[:20_000] - prompt[24_000:44_000]).max() < 1e-3
+
+
+def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
+    out, text = tmp_path / "out.wav", tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    refused(run("continue", tmp_path / "none.wav", "-o", out), "none.wav does not exist")
+    refused(run("continue", text, "-o", out), "audio file")
+    refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".mp3, .pcm or .json")
+    refused(run("continue", SPEECH, "-o", tmp_path / "no" / "out.wav"), "does not exist")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-start", 60), "6.34 s")
+    refused(run("continue", SPEECH, "-o", out, "--bundle", tmp_path), "no bundle in")
+    refused(run("continue", SPEECH, "-o", out, "--url", "http://127.0.0.1:9"), "no answer from")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "pcm", "opus", "mp3"])
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_a_streamed_file_is_the_whole_one(server: str, tmp_path: Path, suffix: str, remote: bool) -> None:
+    """To the byte, the sizes of a WAV included: a file can be mended when it is finished."""
+    options = ["--seconds", 0.5, "--seed", 5, "--include-prompt", "--prompt-end", 2]
+    whole, streamed = tmp_path / f"whole.{suffix}", tmp_path / f"streamed.{suffix}"
+    assert run("continue", SPEECH, "-o", whole, *options).exit_code == 0
+    if remote:
+        options += ["--url", server, "--api-key", "sesame"]
+    result = run("continue", SPEECH, "-o", streamed, "--stream", *options)
+    assert result.exit_code == 0, result.output
+    assert "seed 5" in result.stderr
+    assert streamed.read_bytes() == whole.read_bytes()
+
+
+def test_standard_output_gets_bare_pcm(server: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.pcm"
+    options = ["--seconds", 0.5, "--seed", 5]
+    assert run("continue", SPEECH, "-o", out, *options).exit_code == 0
+    for more in ([], ["--url", server, "--api-key", "sesame"]):
+        result = run("continue", SPEECH, "-o", "-", *options, *more)
+        assert result.exit_code == 0, result.output
+        assert result.stdout_bytes == out.read_bytes()
+
+
+def test_a_player_that_was_closed_ends_the_command(bundle: Path) -> None:
+    command = [sys.executable, "-m", "app.cli.main", "continue", str(SPEECH), "-o", "-", "--seconds", "600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        assert len(running.stdout.read(6_400)) == 6_400
+        running.stdout.close()
+        assert running.wait(60) == 1
+        assert b"Traceback" not in running.stderr.read()
+
+
+def test_what_cannot_be_streamed_leaves_no_file(server: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    for suffix in ("flac", "json"):
+        refused(run("continue", SPEECH, "-o", tmp_path / f"out.{suffix}", "--stream"), ".wav, .pcm, .opus, .mp3")
+    out = tmp_path / "out.wav"
+    refused(run("continue", text, "-o", out, "--stream"), "audio file")
+    remote = ["--stream", "--url", server, "--api-key", "sesame"]
+    refused(run("continue", text, "-o", out, *remote), "415 unsupported_format")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "frames")
+    assert not out.exists()
+
+
+def test_a_stream_that_breaks_off_is_told(tmp_path: Path) -> None:
+    """A server that ends the connection in the middle of a chunked body, as ours does for bare audio."""
+    out = tmp_path / "out.pcm"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    def answer() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(65_536)
+            client.sendall(head + b"4\r\nabcd\r\n")
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65_536):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        refused(run("continue", SPEECH, "-o", out, "--stream", "--url", url), "broke off")
+        thread.join(10)
+    assert out.read_bytes() == b"abcd"
+
+
+# score
+
+
+def test_score_as_a_table(tmp_path: Path) -> None:
+    result = run("score", SPEECH, MUSIC)
+    assert result.exit_code == 0, result.output
+    assert "speech.flac" in result.output
+    assert "475" in result.output
+    assert "562" in result.output
+
+
+def test_score_as_json(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    result = run("score", SPEECH, text, "--json", "--detail", "tokens", "--prompt-seconds", 1)
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    good, bad = body["results"]
+    assert good["tokens"] == len(good["logprobs"]) == len(good["codes"]) == 400
+    assert good["nll"] == pytest.approx(-np.mean(good["logprobs"]), abs=1e-5)
+    assert bad["filename"] == "text.wav"
+    assert "message" in bad["error"]
+
+
+def test_score_of_a_window() -> None:
+    options = ["--window-start", 1, "--window-seconds", 2, "--normalise-by", "alone"]
+    (one,) = json.loads(run("score", SPEECH, *options, "--json", "--detail", "tokens").stdout)["results"]
+    window = one["window"]
+    assert (window["start"], window["tokens"]) == (1.0, 150)
+    assert window["nll"] == pytest.approx(-np.mean(one["logprobs"][75:225]), abs=1e-5)
+    assert window["normalised_nll"] == pytest.approx(window["nll"] - window["baseline_nll"])
+    table = run("score", SPEECH, *options).output
+    assert "window nll" in table and "normalised" in table
+    assert f"{window['nll']:.3f}" in table and f"{window['normalised_nll']:.3f}" in table
+
+
+def test_score_of_a_window_that_cannot_be() -> None:
+    refused(run("score", SPEECH, "--window-start", 1, "--prompt-seconds", 2), "window_start", "prompt_seconds")
+    result = run("score", SPEECH, "--window-start", 7)
+    assert result.exit_code == 1
+    assert "window_start: the window starts at 7.00 s, and the clip has 6.33 s" in result.stderr
+
+
+def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    result = run("score", text)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("text.wav: ")
+
+
+# against a server
+
+
+@pytest.mark.parametrize("suffix", ["wav", "pcm", "opus", "mp3", "flac"])
+def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path, suffix: str) -> None:
+    options = ["--seconds", 0.5, "--seed", 5, "--top-p", 0.9, "--include-prompt", "--prompt-end", 2]
+    here, there = tmp_path / f"here.{suffix}", tmp_path / f"there.{suffix}"
+    assert run("continue", SPEECH, "-o", here, *options).exit_code == 0
+    result = run("continue", SPEECH, "-o", there, *options, "--url", server, "--api-key", "sesame")
+    assert result.exit_code == 0, result.output
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_server_and_command_line_agree_on_scores(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPERGPT_API_KEY", "sesame")
+    options = ["--json", "--detail", "tokens", "--prompt-seconds", 0.5, "--window-seconds", 3]
+    options += ["--normalise-by", "alone"]
+    here = json.loads(run("score", SPEECH, MUSIC, *options).stdout)["results"]
+    there = json.loads(run("score", SPEECH, MUSIC, *options, "--url", server).stdout)["results"]
+    for mine, other in zip(here, there, strict=True):
+        assert (mine["filename"], mine["codes"]) == (other["filename"], other["codes"])
+        assert mine["logprobs"] == pytest.approx(other["logprobs"], abs=1e-6)
+        assert mine["nll"] == pytest.approx(other["nll"], abs=1e-6)
+        assert mine["window"] == pytest.approx(other["window"], abs=1e-6)
+
+
+def test_errors_of_a_server_are_told(server: str, tmp_path: Path) -> None:
+    text, out = tmp_path / "text.wav", tmp_path / "out.wav"
+    text.write_text("no audio at all, only words")
+    key = ["--api-key", "sesame"]
+    refused(run("continue", SPEECH, "-o", out, "--url", server), "401 invalid_api_key")
+    refused(run("continue", text, "-o", out, "--url", server, *key), "415 unsupported_format", "request ")
+    refused(run("continue", SPEECH, "-o", out, "--url", server, *key, "--seconds", 31), "422 invalid_parameter")
+    refused(run("continue", SPEECH, "-o", out, "--url", server + "/nowhere", *key), "404")
+
+
+# train and eval
+
+
+def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for index in range(2):
+        for clip in (SPEECH, MUSIC):
+            (folder / f"{clip.stem}{index}.flac").write_bytes(clip.read_bytes())
+    codec = ["train", "codec", folder, "--out", "codec", "--threads", 1, "--batch", 4, "--n-filters", 2]
+    codec += ["--lstm-layers", 1, "--frame-dim", 16, "--frame-blocks", 1, "--kmeans-at", ""]
+    first = run(*codec, "--steps", 2)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "codec" / "codec.safetensors").exists()
+    refused(run(*codec, "--steps", 3), "other settings", "training")
+    before, tokeniser = (tmp_path / "codec" / "codec.safetensors").read_bytes(), find_codec(tmp_path / "codec")[1]
+    decoder = ["train", "decoder", folder, "--codec", "codec", "--out", "decoder", "--threads", 1, "--batch", 2]
+    decoder += ["--decoder", "harmonic", "--reader-steps", 1, "--reader-batch", 2]
+    decoder += ["--steps", 3, "--adversarial-from", 1, "--music-share", 0]
+    alone = run(*decoder)
+    assert alone.exit_code == 0, alone.output
+    assert (tmp_path / "decoder" / "codec.safetensors").read_bytes() != before
+    assert find_codec(tmp_path / "decoder")[1] == tokeniser
+    refused(run(*codec, "--decoder", "harmonic", "--out", "other"), "train a `frame` decoder first")
+    language = ["train", "lm", folder, "--codec", "decoder", "--preset", "tiny", "--out", "lm", "--bundle", "made"]
+    second = run(*language, "--steps", 2, "--batch", 2, "--length", 64, "--threads", 1, "--licence", "CC0-1.0")
+    assert second.exit_code == 0, second.output
+    made = load_bundle(tmp_path / "made")
+    assert (made.name, made.preset, made.licence) == ("made", "tiny", "CC0-1.0")
+    assert made.made_by["steps"] == 2
+    assert made.codec.config.decoder == "harmonic"
+    (tmp_path / "made" / "codec.safetensors").chmod(0o600)
+    again = run(*decoder, "--bundle", "made")  # the run is done: no step is made
+    assert again.exit_code == 0 and "made has the new decoder" in again.output, again.output
+    assert load_bundle(tmp_path / "made").hashes == made.hashes
+    assert made.decoder.unigram.exp().sum() == pytest.approx(1.0, abs=1e-2)
+    assert made.decoder.unigram.std() > 0.01, "the unigram of the tokens, not of nothing"
+    third = run("eval", SPEECH, "--bundle", "made", "--out", "eval.json", "--max-seconds", 3, "--threads", 1)
+    assert third.exit_code == 0, third.output
+    report = json.loads((tmp_path / "eval.json").read_text())
+    assert report["clips"] == 1
+    assert set(report["codec"]["codebooks"]) == {"1", "2", "4", "8"}
+    assert np.isfinite(report["language_model"]["real"]["nll"]["mean"])
+
+
+def test_train_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run("train", "codec", tmp_path / "none"), "none does not exist")
+    refused(run("train", "codec", tmp_path), "no audio or MIDI")
+    refused(run("train", "lm", EXAMPLES, "--codec", tmp_path), "no training run")
+    refused(run("train", "codec", EXAMPLES, "--kmeans-at", "soon"), "soon")
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
+    def steps() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="begins anew"):
+        take(steps(), tmp_path)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(UserError, match="goes on from the last checkpoint"):
+        take(steps(), tmp_path)
+
+
+def test_dataclass_fields_become_options() -> None:
+    @dataclass(frozen=True)
+    class Knobs:
+        steps: int = 3  # how many
+        at: tuple[int, ...] = (1, 2)
+        low: bool = False
+
+    seen: list[tuple[str, Knobs]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @dataclass_options
+    def command(name: Annotated[str, typer.Argument()], knobs: Knobs) -> None:
+        seen.append((name, knobs))
+
+    assert CliRunner().invoke(app, ["x"]).exit_code == 0
+    assert CliRunner().invoke(app, ["y", "--steps", "5", "--at", "7,8,9", "--low"]).exit_code == 0
+    assert seen == [("x", Knobs()), ("y", Knobs(5, (7, 8, 9), True))]
+    assert field_comments(Knobs) == {"steps": "how many"}
+    assert isinstance(CliRunner().invoke(app, ["z", "--at", "one"]).exception, UserError)
+
+
+def test_every_training_setting_is_an_option() -> None:
+    for command, settings in (("codec", CodecTraining), ("decoder", DecoderTraining)):
+        shown = run("train", command, "--help").output
+        for name in settings.__dataclass_fields__:
+            assert f"--{name.replace('_', '-')}" in shown, name
+
+
+# config
+
+
+def test_config_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('port = 9001\nqueue = 3\nlog_level = "debug"\n')
+    monkeypatch.setenv("WHISPERGPT_QUEUE", "4")
+    shown = json.loads(run("config", "show", "--config", file, "--json").stdout)
+    assert (shown["port"], shown["queue"], shown["log_level"]) == (9001, 4, "debug")
+    assert shown["host"] == "127.0.0.1"
+
+
+def test_config_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPERGPT_API_KEYS", '["very-secret"]')
+    for arguments in ([], ["--json"]):
+        result = run("config", "show", *arguments)
+        assert result.exit_code == 0, result.output
+        assert "very-secret" not in result.output
+
+
+def test_config_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("config", "validate").exit_code == 0
+    file = tmp_path / "settings.toml"
+    file.write_text("prot = 9001\n")
+    result = run("config", "validate", "--config", file)
+    assert result.exit_code == 1
+    assert "prot" in result.stderr
+    file.write_text("port = \n")
+    refused(run("config", "validate", "--config", file), "not TOML")
+    refused(run("config", "validate", "--config", tmp_path / "none.toml"), "none.toml")
+    monkeypatch.setenv("WHISPERGPT_PORT", "high")
+    monkeypatch.setenv("WHISPERGPT_CONFIG", "")
+    refused(run("config", "validate"), "port", "high")

@@ -1,0 +1,446 @@
+"""Admission, cancellation and deadlines: nobody's leaving or waiting holds a place for longer than it must."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.engine.requests import Cancelled, ContinueJob, Job
+from app.errors import DeadlinePassed, Draining, NotReady
+from app.main import drain
+from model.inference.sampling import SamplingOptions
+
+LONG = {"seconds": "900", "timeout_seconds": "100"}
+
+
+class Gate(Job):
+    """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        super().__init__(now, now + 60)
+        self.opened, self.entered = threading.Event(), threading.Event()
+
+    def run(self, engine: Any) -> None:
+        self.entered.set()
+        while not self.opened.wait(0.005):
+            engine.beat(self)
+
+
+class ScoreGate(Gate):
+    kind = "score"
+
+
+@contextmanager
+def busy(service: Any) -> Iterator[None]:
+    """The threads that read and score have work in hand, and nothing else gets its turn."""
+    gates = [gate() for gate in (Gate, ScoreGate) for _ in range(service.app.state.settings.threads)]
+    engine = service.app.state.engine
+    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate), service.loop) for gate in gates]
+    assert all(gate.entered.wait(5) for gate in gates)
+    try:
+        yield
+    finally:
+        for gate in gates:
+            gate.opened.set()
+        for one in running:
+            one.result(5)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for it, five seconds at most."""
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
+    """A request under way; a future of its response."""
+    sent = service.client.post(path, files={"file": ("a", clip)}, data=fields)
+    return asyncio.run_coroutine_threadsafe(sent, service.loop)
+
+
+class Visitor:
+    """A client that sends a form, or a part of it, and leaves when told."""
+
+    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
+        request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
+        body = request.read()
+        self.service, self.sent = service, []
+        self._body = body[: int(len(body) * part)]
+        self._whole = part == 1.0
+        self._scope = {
+            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
+            "headers": [(key.lower(), value) for key, value in request.headers.raw],
+            "client": ("1.2.3.4", 5), "server": ("test", 80),
+        }  # fmt: skip
+        self._left = asyncio.Event()
+        self.done = asyncio.run_coroutine_threadsafe(self._visit(), service.loop)
+
+    async def _visit(self) -> None:
+        begun = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal begun
+            if not begun:
+                begun = True
+                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        await self.service.app(self._scope, receive, send)
+
+    def leave(self) -> None:
+        self.service.loop.call_soon_threadsafe(self._left.set)
+        self.done.result(5)
+
+
+def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> None:
+    service = serve(queue=1, threads=1, slots=1)
+    engine = service.app.state.engine
+    read = 0
+
+    async def body() -> Any:
+        nonlocal read
+        read += 1
+        yield b"x"
+
+    with busy(service):
+        waiting = [in_background(service, "/continue", clip, seconds="0.1") for _ in range(2)]
+        until(lambda: engine.taken == 2)
+        assert service.value("requests_running") == 2  # the gates, which took no place
+
+        answer = service.post("/continue", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert 1 <= int(answer.headers["retry-after"]) <= 120
+        assert read == 0
+        assert service.value("rejected_total", reason="overloaded") == 1
+        assert service.get("/readyz").status_code == 200  # busy is not ill
+    assert [one.result(10).status_code for one in waiting] == [200, 200]
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/continue", "/score"])
+def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
+    service = serve(threads=1)
+    engine = service.app.state.engine
+    with busy(service):
+        visitor = Visitor(service, path, clip)
+        until(lambda: engine.taken == 1)
+        visitor.leave()
+        assert engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    stages = ("decode", "queue") if path == "/continue" else ("score",)  # it may still be at its file
+    assert sum(service.value("client_disconnects_total", stage=stage) for stage in stages) == 1
+    assert service.value("requests_total", route=path, outcome="disconnected") == 1
+    assert service.value("queue_seconds_count") == 3  # two gates and the good one: it never got its turn
+
+
+def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
+    """A continuation of 900 s ends within a frame or so."""
+    service = serve(max_seconds=1000)
+    visitor = Visitor(service, "/continue", clip, **LONG)
+    until(lambda: service.value("step_seconds_count") > 3)
+    visitor.leave()
+    assert service.app.state.engine.taken == 0
+    until(lambda: service.value("slots_used") == 0)
+    assert service.value("requests_running") == 0
+    made = service.value("step_seconds_count")
+    time.sleep(0.1)
+    assert service.value("step_seconds_count") == made
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_leaving_in_the_middle_of_the_upload(serve: Any, clip: bytes) -> None:
+    service = serve()
+    visitor = Visitor(service, "/continue", clip, part=0.5)
+    until(lambda: service.app.state.engine.taken == 1)
+    visitor.leave()
+    assert service.app.state.engine.taken == 0
+    assert service.value("client_disconnects_total", stage="upload") == 1
+
+
+def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
+    """Ten moments, none of which may hold a place or hurt the next request."""
+    service = serve(max_seconds=1000)
+    for step in range(10):
+        visitor = Visitor(service, "/continue", clip, **LONG)
+        time.sleep(0.004 * step)
+        visitor.leave()
+    assert service.app.state.engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_time_up_while_waiting(serve: Any, clip: bytes) -> None:
+    service = serve(threads=1)
+    with busy(service):
+        for path in ("/continue", "/score"):
+            answer = service.post(path, clip, data={"timeout_seconds": "0.1"})
+            assert answer.status_code == 504
+            assert answer.json()["error"]["code"] == "timeout"
+    assert service.app.state.engine.taken == 0
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    assert service.value("queue_seconds_count") == 3
+
+
+def test_servers_limit_is_above_the_clients(serve: Any, clip: bytes) -> None:
+    service = serve(timeout_seconds=0.1)
+    with busy(service):
+        assert service.post("/score", clip, data={"timeout_seconds": "50"}).status_code == 504
+
+
+def test_requests_side_by_side_are_as_alone(serve: Any, clip: bytes) -> None:
+    service = serve()
+    fields = {"seconds": "0.2"}
+    alone = [service.post("/continue", clip, data=fields | {"seed": str(seed)}).json() for seed in range(4)]
+    sent = [in_background(service, "/continue", clip, seed=str(seed), **fields) for seed in range(4)]
+    together = [one.result(30).json() for one in sent]
+    assert [one["choices"] for one in together] == [one["choices"] for one in alone]
+
+
+def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes) -> None:
+    """Other routes answer in the middle of a long continuation, as fast as ever."""
+    service = serve(max_seconds=1000)
+    visitor = Visitor(service, "/continue", clip, **LONG)
+    until(lambda: service.value("step_seconds_count") > 3)
+    slowest = 0.0
+    for _ in range(20):
+        started = time.monotonic()
+        assert service.get("/livez").status_code == 200
+        slowest = max(slowest, time.monotonic() - started)
+    visitor.leave()
+    assert slowest < 0.5
+
+
+def test_no_thread_waits_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs that come just when the waiting for them ends: a queue that loses count of the time would keep a thread."""
+    monkeypatch.setattr("app.engine.engine.HEARTBEAT_SECONDS", 0.0005)
+    engine = serve(threads=4).app.state.engine
+
+    class Dropped(Job):
+        def run(self, engine: Any) -> None:
+            raise AssertionError("it was cancelled before")
+
+    now = time.monotonic()
+    for _ in range(20_000):
+        nobody = Dropped(now, now + 60)
+        nobody.cancelled.set()
+        engine._queues[nobody.kind].put(nobody)
+    monkeypatch.setattr("app.engine.engine.STALE_SECONDS", 1.0)
+    time.sleep(1.5)
+    until(lambda: engine.healthy)
+
+
+def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat of a job that hangs grows old; the process still lives."""
+    monkeypatch.setattr("app.engine.engine.STALE_SECONDS", 0.5)
+    monkeypatch.setattr("app.engine.engine.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("app.engine.worker.IDLE_SECONDS", 0.02)
+    service = serve()
+    until(lambda: service.get("/readyz").status_code == 200)
+    hang = threading.Event()
+
+    class Hanging(Job):
+        def run(self, engine: Any) -> None:
+            hang.wait(5)
+
+    now = time.monotonic()
+    running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(Hanging(now, now + 60)), service.loop)
+    until(lambda: service.get("/readyz").status_code == 503)
+    assert service.get("/livez").status_code == 200
+    with pytest.raises(NotReady):  # who waits is told, and does not hang with it
+        running.result(5)
+    hang.set()
+    until(lambda: service.get("/readyz").status_code == 200)
+
+
+def test_a_job_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> None:
+    service = serve()
+
+    class Failing(Job):
+        def run(self, engine: Any) -> None:
+            raise ZeroDivisionError
+
+    now = time.monotonic()
+    with pytest.raises(ZeroDivisionError):
+        service.wait(service.app.state.engine.submit(Failing(now, now + 60)))
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+
+
+def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
+    service = serve()
+    engine = service.app.state.engine
+    with busy(service):
+        inside = in_background(service, "/continue", clip, seconds="0.2")
+        until(lambda: engine.taken == 1)
+        drained = asyncio.run_coroutine_threadsafe(drain(engine, 5), service.loop)
+        until(lambda: engine.draining)
+        assert service.post("/continue", clip).status_code == 503
+        assert not drained.done()
+    assert inside.result(10).status_code == 200
+    drained.result(5)
+
+
+def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: bytes) -> None:
+    """Clips that are scored, prompts that are read: 503 within a chunk, so that another server may be asked."""
+    service = serve()
+    engine = service.app.state.engine
+    with suppress(Draining), busy(service):  # whose own jobs are ended, too
+        inside = [in_background(service, path, clip) for path in ("/continue", "/score")]
+        until(lambda: engine.taken == 2 and all(not one.empty() for one in engine._queues.values()))
+        engine.end()
+        answers = [one.result(10) for one in inside]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2
+    assert service.get("/readyz").status_code == 503
+
+
+def test_leaving_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
+    """Decoding stops at the next block, and ends before its file is closed under it."""
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    for step in range(5):
+        started = time.monotonic()
+        visitor = Visitor(service, "/score", hour)
+        until(lambda: service.app.state.engine.taken == 1)
+        time.sleep(0.05 * step)
+        visitor.leave()
+        assert time.monotonic() - started < 2
+        assert service.app.state.engine.taken == 0
+        assert service.app.state.decoders.borrowed_tokens == 0
+    assert service.value("queue_seconds_count") == 0
+
+
+def test_time_up_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    started = time.monotonic()
+    assert service.post("/score", hour, data={"timeout_seconds": "0.2"}).status_code == 504
+    assert time.monotonic() - started < 2
+    assert service.value("queue_seconds_count") == 0
+
+
+def test_clips_that_are_decoded_hold_up_no_prompt(serve: Any, clip: bytes, to_file: Any) -> None:
+    """However many hours /score is given: one decoder is left to prompts."""
+    service = serve(max_score_seconds=80_000)
+    hour = to_file(np.zeros(8_000 * 3_600, np.int16), 8_000, "FLAC")
+    visitors = [Visitor(service, "/score", hour) for _ in range(3)]
+    until(lambda: service.app.state.decoders.borrowed_tokens > 0)
+    time.sleep(0.05)
+    assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
+    assert service.app.state.decoders.borrowed_tokens == 1, "the first clip is still being decoded"
+    for visitor in visitors:
+        visitor.leave()
+    assert service.app.state.decoders.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize("path", ["/continue", "/score"])
+def test_time_up_while_others_are_decoded(serve: Any, clip: bytes, path: str) -> None:
+    service = serve()
+
+    async def hold(take: bool) -> None:
+        for index in range(2):
+            if take:
+                await service.app.state.decoders.acquire_on_behalf_of(index)
+            else:
+                service.app.state.decoders.release_on_behalf_of(index)
+
+    service.wait(hold(True))
+    answer = service.wait(
+        asyncio.wait_for(service.client.post(path, files={"file": ("a", clip)}, data={"timeout_seconds": "0.2"}), 5)
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    service.wait(hold(False))
+    assert service.app.state.decoders.borrowed_tokens == 0
+    assert service.post(path, clip).status_code == 200
+
+
+def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
+    """Between chunks of 4 s, on the engine's own thread."""
+    engine = serve().app.state.engine
+    prompt = np.tile(speech, 30)  # 40 s
+    options = SamplingOptions(seed=1)
+    now = time.monotonic()
+    late = ContinueJob(now, now + 0.001, prompt, 75, options, 1)
+    with pytest.raises(DeadlinePassed):
+        late.run(engine)
+    left = ContinueJob(now, now + 60, prompt, 75, options, 1)
+    left.cancelled.set()
+    with pytest.raises(Cancelled):
+        left.run(engine)
+
+
+def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is slow to say that a job runs must not say so after the event loop has said that it ended."""
+    engine = service.app.state.engine
+    gauge = engine.metrics.running
+    entered, store = threading.Event(), gauge.set
+
+    def late(value: float) -> None:
+        if threading.current_thread().name.startswith("read"):
+            entered.set()
+            time.sleep(0.2)
+        store(value)
+
+    monkeypatch.setattr(gauge, "set", late)
+    running = asyncio.run_coroutine_threadsafe(engine.submit(Gate()), service.loop)
+    assert entered.wait(5)
+    running.cancel()
+    time.sleep(0.5)
+    assert service.value("requests_running") == 0
+
+
+class Ends(Job):
+    """A job that ends in what no handler of plain exceptions catches."""
+
+    def run(self, engine: Any) -> None:
+        raise SystemExit(3)
+
+
+def test_the_engine_outlives_a_job_that_asks_to_end_it(service: Any) -> None:
+    engine = service.app.state.engine
+    now = time.monotonic()
+
+    async def told() -> bool:
+        try:
+            await engine.submit(Ends(now, now + 60))
+        except SystemExit:
+            return True
+        return False
+
+    assert asyncio.run_coroutine_threadsafe(told(), service.loop).result(5)
+    with busy(service):  # the thread still takes work
+        assert engine.healthy
+
+
+def test_a_job_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
+    """It stays in the queue until its turn; the clip must not."""
+    engine = service.app.state.engine
+
+    async def leave() -> weakref.ref[np.ndarray]:
+        clip = np.zeros(24_000, np.float32)
+        now = time.monotonic()
+        task = asyncio.ensure_future(engine.submit(ContinueJob(now, now + 60, clip, 10, SamplingOptions(seed=1), 1)))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        return weakref.ref(clip)
+
+    with busy(service):
+        alive = asyncio.run_coroutine_threadsafe(leave(), service.loop).result(5)
+        gc.collect()
+        assert alive() is None

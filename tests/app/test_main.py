@@ -1,0 +1,185 @@
+"""What surrounds the two endpoints: probes, metrics, keys, ids, the description, settings."""
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr, ValidationError
+
+from app.main import create_app
+from app.settings import Settings, load_settings
+
+OPENAPI = Path(__file__).with_name("openapi.json")
+KEYS = {"api_keys": [SecretStr("first"), SecretStr("second")]}
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+def test_probe(service: Any, path: str) -> None:
+    assert service.get(path).status_code == 200
+
+
+def test_models(service: Any, bundle: Any) -> None:
+    (model,) = service.get("/v1/models").json()["data"]
+    assert model["id"] == bundle.name
+    assert model["preset"] == "tiny"
+    assert model["parameters"] > 0
+    assert model["fine_parameters"] > 0
+    assert model["codec"]["codebooks"] == 8
+    assert (model["sample_rate"], model["frame_rate"]) == (24_000, 75)
+    assert model["window_seconds"] == 48 / 75
+
+
+@pytest.mark.parametrize("given", ["abc-123", "A.b:c_9"])
+def test_request_id_is_kept(service: Any, given: str) -> None:
+    for path in ("/livez", "/nowhere"):
+        assert service.get(path, headers={"x-request-id": given}).headers["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", [None, "", "a b", "x" * 200, 'quote"', "<script>"])
+def test_request_id_is_made(service: Any, given: str | None) -> None:
+    made = service.get("/livez", headers={} if given is None else {"x-request-id": given}).headers["x-request-id"]
+    assert made != given
+    assert len(made) == 32
+
+
+def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
+    service = serve(threads=1)  # one lane: both choices are rows of the same steps
+    service.post("/continue", clip, data={"seconds": "0.4", "n": "2"})
+    service.post("/score", clip, b"")
+    service.post("/continue", b"text, and no audio at all", headers={"x-request-id": "x"})
+    service.get("/nowhere")
+    value = service.value
+    assert value("requests_total", route="/continue", outcome="ok") == 1
+    assert value("requests_total", route="/continue", outcome="client_error") == 1
+    assert value("requests_total", route="/score", outcome="ok") == 1
+    assert value("requests_total", route="other", outcome="client_error") == 1
+    assert value("request_seconds_count", route="/continue") == 2
+    assert value("input_errors_total", reason="unsupported_format") == 1
+    assert value("input_errors_total", reason="audio_invalid") == 1
+    assert value("generated_tokens_total") == 60
+    assert value("generated_audio_seconds_total") == pytest.approx(0.8)
+    assert value("prompt_tokens_total") == 200
+    assert value("prompt_audio_seconds_total") == pytest.approx(200 / 75)
+    steps = value("step_seconds_count")
+    assert 30 <= steps == value("batch_size_count") <= 60  # the two choices may be in two lanes
+    for name in ("prefill_seconds", "time_to_first_audio_seconds", "real_time_factor"):
+        assert value(f"{name}_count") == 1
+    assert value("queue_seconds_count") == value("token_nll_count") == 2
+    assert value("audio_decode_seconds_count") == 4
+    assert value("batch_size_sum") == 60
+    assert value("slots_total") == 32
+    assert value("requests_running") == value("requests_waiting") == value("slots_used") == 0
+
+
+def test_metrics_are_readable(service: Any) -> None:
+    answer = service.get("/metrics")
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert all(name.startswith("whispergpt_") for name in families)
+    (build,) = families["whispergpt_build_info"].samples
+    assert build.labels["model"] == "random-tiny"
+
+
+def test_keys(serve: Any, clip: bytes) -> None:
+    service = serve(**KEYS)
+    for path in ("/v1/models", "/docs", "/openapi.json"):
+        assert service.get(path).status_code == 401
+        assert service.get(path, headers={"authorization": "Bearer second"}).status_code == 200
+        assert service.get(path, headers={"x-api-key": "first"}).status_code == 200
+    for path in ("/continue", "/score", "/v1/audio/continuations", "/v1/audio/scores"):
+        answer = service.post(path, clip, headers={"authorization": "Bearer wrong"})
+        assert answer.status_code == 401
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for path in ("/livez", "/readyz", "/health", "/metrics"):
+        assert service.get(path).status_code == 200
+
+
+def test_every_route_but_the_probes_wants_a_key(serve: Any) -> None:
+    """Also those that are written later."""
+    service = serve(**KEYS, open_metrics=False)
+    paths = {(path, method) for path, methods in service.app.openapi()["paths"].items() for method in methods}
+    probes = {"/livez", "/readyz"}
+    assert {path for path, _ in paths} >= probes | {"/continue", "/score", "/metrics", "/v1/models"}
+    for path, method in paths:
+        status = service.wait(service.client.request(method, path)).status_code
+        assert status == (200 if path in probes else 401), path
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer ", "Basic first", "first", "Bearer first second", "Bearer Fi"])
+def test_bad_key(serve: Any, given: str) -> None:
+    assert serve(**KEYS).get("/v1/models", headers={"authorization": given}).status_code == 401
+
+
+def test_description_is_as_recorded() -> None:
+    """A change of the contract is seen. To record a wanted one: RECORD_OPENAPI=1 pytest tests/app/test_main.py"""
+    current = create_app(Settings()).openapi()
+    current["info"].pop("version")
+    if os.environ.get("RECORD_OPENAPI") == "1":
+        OPENAPI.write_text(json.dumps(current, indent=1, sort_keys=True) + "\n")
+    assert current == json.loads(OPENAPI.read_text())
+
+
+def test_description_names_every_field(service: Any) -> None:
+    paths = service.get("/openapi.json").json()["paths"]
+    form = paths["/continue"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {
+        "file", "seconds", "temperature", "top_k", "top_p", "seed", "n", "prompt_start", "prompt_end",
+        "include_prompt", "response_format", "stream", "timeout_seconds",
+    }  # fmt: skip
+    assert form["required"] == ["file"]
+    form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {
+        "file", "prompt_seconds", "window_start", "window_seconds", "normalise_by", "detail", "response_format",
+        "timeout_seconds",
+    }  # fmt: skip
+
+
+def test_docs_page(service: Any) -> None:
+    answer = service.get("/docs")
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', answer.text)
+    assert len(addresses) == 3, "script, style, icon"
+    for address in addresses:
+        assert not re.match("https?:|/", address), "it needs no network, and may lie below a proxy's folder"
+        assert service.get(f"/{address}").status_code == 200
+    assert "http" not in answer.headers["content-security-policy"]
+
+
+def test_settings_from_environment_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("queue = 3\nport = 9000\nquue = 4\n")
+    monkeypatch.setenv("WHISPERGPT_CONFIG", str(file))
+    monkeypatch.setenv("WHISPERGPT_PORT", "9001")
+    monkeypatch.setenv("WHISPERGPT_API_KEYS", '["one"]')
+    monkeypatch.setenv("WHISPERGPT_TREADS", "2")
+    settings = load_settings(host="0.0.0.0", slots=None)
+    assert (settings.queue, settings.port, settings.host, settings.slots) == (3, 9001, "0.0.0.0", None)
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one"]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("WHISPERGPT_TREADS" in message for message in warned)
+    assert any("quue" in message for message in warned)
+    assert len(warned) == 2
+
+
+def test_missing_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPERGPT_CONFIG", str(tmp_path / "none.toml"))
+    with pytest.raises(ValueError, match="no file"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"port": -1}, {"queue": -1}, {"threads": 0}, {"max_seconds": 0}, {"api_keys": [SecretStr(" ")]}], ids=str
+)
+def test_bad_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**wrong)
+
+
+def test_keys_are_not_shown() -> None:
+    assert "first" not in repr(Settings(**KEYS))

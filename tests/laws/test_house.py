@@ -1,0 +1,213 @@
+"""The house rules: layers, one version, containers, scrape file, Makefile, size of what is tracked."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dockerfile_parse import DockerfileParser
+
+ROOT = Path(__file__).parents[2]
+MAX_TRACKED_BYTES = 40_000_000
+
+
+def imported_modules(source: Path) -> set[str]:
+    """Names that a Python file imports, wherever in the file."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("source", sorted((ROOT / "model").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_model_imports_neither_app_nor_http(source: Path) -> None:
+    top = {name.split(".")[0] for name in imported_modules(source)}
+    assert not top & {"app", "fastapi", "starlette", "uvicorn", "typer", "prometheus_client"}
+
+
+def test_app_imports_model() -> None:
+    names = {name.split(".")[0] for source in (ROOT / "app").rglob("*.py") for name in imported_modules(source)}
+    assert "model" in names
+
+
+def test_version_has_one_source() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "app.__version__"}
+    text = (ROOT / "app" / "__init__.py").read_text()
+    found = re.search(r'^__version__ = "(\d+\.\d+\.\d+)"', text, re.M)
+    assert found, text
+    try:
+        installed = importlib.metadata.version("whisper-gpt-server")
+    except importlib.metadata.PackageNotFoundError:
+        return  # run from a checkout that is not installed
+    assert installed == found[1]
+
+
+def test_constraints_lie_in_the_declared_ranges() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [Requirement(text) for text in project["dependencies"]]
+    declared += [Requirement(text) for extra in project["optional-dependencies"].values() for text in extra]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = dict(line.split("==") for line in lines)
+    for requirement in declared:
+        assert str(requirement.specifier).count("<") == 1, f"{requirement} has no upper end"
+        if requirement.name.startswith("types-"):
+            continue
+        assert requirement.specifier.contains(pinned[requirement.name.split("[")[0]]), requirement
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[dict[str, Any]]:
+    instructions: list[dict[str, Any]] = DockerfileParser(path=str(ROOT / "Dockerfile")).structure
+    return instructions
+
+
+def last_stage(instructions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    starts = [index for index, entry in enumerate(instructions) if entry["instruction"] == "FROM"]
+    return instructions[starts[-1] :]
+
+
+def test_image_has_two_slim_stages(dockerfile: list[dict[str, Any]]) -> None:
+    bases = [entry["value"] for entry in dockerfile if entry["instruction"] == "FROM"]
+    assert len(bases) == 2
+    assert all("-slim" in base for base in bases)
+
+
+def test_image_runs_as_a_plain_user(dockerfile: list[dict[str, Any]]) -> None:
+    users = [entry["value"] for entry in last_stage(dockerfile) if entry["instruction"] == "USER"]
+    assert users
+    assert int(users[-1]) > 0
+
+
+def test_image_checks_readiness(dockerfile: list[dict[str, Any]]) -> None:
+    checks = [entry["value"] for entry in last_stage(dockerfile) if entry["instruction"] == "HEALTHCHECK"]
+    assert len(checks) == 1
+    assert "/readyz" in checks[0]
+
+
+def test_image_holds_weights_and_the_tested_torch(dockerfile: list[dict[str, Any]]) -> None:
+    copies = [entry["value"] for entry in last_stage(dockerfile) if entry["instruction"] == "COPY"]
+    assert any(value.startswith("weights ") for value in copies)
+    arguments = dict(entry["value"].split("=", 1) for entry in dockerfile if entry["instruction"] == "ARG")
+    assert f"torch=={arguments['TORCH_VERSION']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert arguments["TORCH_INDEX"].endswith("/cpu")
+
+
+def test_everything_copied_into_the_image_passes_the_ignore_file(dockerfile: list[dict[str, Any]]) -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        name
+        for entry in dockerfile
+        if entry["instruction"] == "COPY" and not entry["value"].startswith("--from")
+        for name in entry["value"].split()[:-1]
+    }
+    assert copied == allowed
+
+
+def test_compose_has_server_and_prometheus() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert set(compose) <= {"services", "volumes", "networks", "name"}
+    services = compose["services"]
+    assert set(services) == {"server", "prometheus"}
+    assert services["prometheus"]["depends_on"]["server"] == {"condition": "service_healthy"}
+    for service in services.values():
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
+
+
+def test_prometheus_scrapes_the_server_of_the_compose_file() -> None:
+    scrape = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    (job,) = scrape["scrape_configs"]
+    (target,) = job["static_configs"][0]["targets"]
+    host, port = target.split(":")
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert job["metrics_path"] == "/metrics"
+    assert any(mapping.endswith(f":{port}") for mapping in compose["services"][host]["ports"])
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_no_tracked_file_is_large() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if name and (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > MAX_TRACKED_BYTES} == {}
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """make, without the flags of a make that runs the tests."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["install", "serve", "test", "test-slow", "test-browser", "lint", "format", "clean"])
+def test_make_knows(target: str) -> None:
+    shown = make("--dry-run", target)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_make_install_does_nothing_the_second_time() -> None:
+    if (ROOT / ".venv" / ".installed").exists():  # else this is a checkout that `make install` has not seen
+        assert make("--question", "install").returncode == 0
+
+
+def test_ci_calls_make_test_and_forbids_skips() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert "WHISPERGPT_FORBID_SKIPS=1" in script
+    assert script.rstrip().endswith("make test")
+
+
+def test_a_skip_fails_where_it_is_forbidden(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n\n\ndef test_it():\n    pytest.skip('no package')\n\n\n"
+        "@pytest.mark.xfail\ndef test_known():\n    raise AssertionError\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "WHISPERGPT_FORBID_SKIPS"}
+    allowed = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert allowed.returncode == 0, allowed.stdout
+    environment["WHISPERGPT_FORBID_SKIPS"] = "1"
+    forbidden = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
+    assert forbidden.returncode == 1
+    assert "1 failed, 1 xfailed" in forbidden.stdout
+
+
+def test_operations_guide_names_what_exists() -> None:
+    from app.metrics import Metrics
+    from app.settings import Settings
+
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    documented = set(re.findall(r"^\| `((?!whispergpt_)\w+)` \|", guide, re.M))
+    assert documented == set(Settings.model_fields)
+    kept = {name for family in Metrics().registry.collect() for name in (family.name, f"{family.name}_total")}
+    assert set(re.findall(r"`(whispergpt_\w+)", guide)) <= kept
+
+
+def test_api_guide_names_every_field_and_route() -> None:
+    from app.continuations.schemas import ContinueForm
+    from app.main import create_app
+    from app.scores.schemas import ScoreForm
+
+    guide = (ROOT / "docs" / "api.md").read_text()
+    for form in (ContinueForm, ScoreForm):
+        for name in form.model_fields:
+            assert f"`{name}`" in guide, name
+    for path in create_app().openapi()["paths"]:
+        assert path in guide, path

@@ -1,0 +1,197 @@
+"""The README's commands, as written, against a real server.
+
+Blocks marked `sh` and `python` are executed; what they leave behind is checked for what the README promises. The bundle
+is `weights/default`, or the folder that WHISPERGPT_TEST_BUNDLE names.
+"""
+
+import base64
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 120
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", README, re.M | re.S)
+
+
+def bundle_folder() -> Path:
+    return Path(os.environ.get("WHISPERGPT_TEST_BUNDLE", ROOT / "weights" / "default")).absolute()
+
+
+def environment() -> dict[str, str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WHISPERGPT_", "MAKE", "MFLAGS"))
+    }
+    return inherited | {"PYTHONPATH": str(ROOT), "WHISPERGPT_BUNDLE": str(bundle_folder()), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder that looks like the clone to the commands."""
+    path = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "examples", path / "examples")
+    return path
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A real server on a free port of 127.0.0.1, for as long as the module's tests run."""
+    if not (bundle_folder() / "config.json").exists():
+        pytest.fail(f"no bundle in {bundle_folder()}: commit weights/default, or set WHISPERGPT_TEST_BUNDLE to one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = int(probe.getsockname()[1])
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("w") as out:
+        command = ["make", "serve", f"PORT={free}"]
+        if not (ROOT / ".venv" / ".installed").exists():  # tests of a checkout that `make install` has not seen
+            command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(free)]
+        server = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=out, stderr=out, start_new_session=True)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not is_ready(free):
+                assert server.poll() is None, f"the server stopped:\n{log.read_text()}"
+                assert time.monotonic() < deadline, f"not ready in {START_SECONDS} s:\n{log.read_text()}"
+                time.sleep(0.2)
+            yield free
+            assert server.poll() is None, f"the server died:\n{log.read_text()}"
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)  # make and the server
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+    assert "Traceback" not in log.read_text()
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def as_written(text: str, port: int) -> str:
+    """The command with this test's port and interpreter in place of the README's."""
+    text = text.replace("localhost:8000", f"127.0.0.1:{port}")
+    return text.replace(".venv/bin/whisper-gpt", f"{shlex.quote(sys.executable)} -m app.cli.main")
+
+
+def run(kind: str, text: str, folder: Path, port: int) -> str:
+    """Runs a block; returns what it printed. Fails with its output when it does not succeed."""
+    shell = ["bash", "-euc"] if kind == "sh" else [sys.executable, "-c"]
+    command = [*shell, as_written(text, port)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def block_with(*parts: str) -> tuple[str, str]:
+    (found,) = [(kind, text) for kind, text in BLOCKS if all(part in text for part in parts)]
+    return found
+
+
+def check_audible(samples: np.ndarray, rate: int, seconds: float) -> None:
+    assert rate == 24_000
+    assert len(samples) == round(seconds * rate)
+    assert np.isfinite(samples).all()
+    assert np.abs(samples).max() < 1.0, "clipped"
+    assert np.sqrt(np.mean(samples**2)) > 1e-4, "silent"
+
+
+def test_json_continuation_is_what_the_readme_says(folder: Path, port: int) -> None:
+    command = block_with("curl", "-o continuation.json")
+    run(*command, folder, port)
+    body = json.loads((folder / "continuation.json").read_text())
+    assert body["object"] == "audio.continuation"
+    assert (body["seed"], body["sample_rate"], body["frame_rate"]) == (7, 24_000, 75)
+    assert body["prompt"]["tokens"] == 475
+    assert body["prompt"]["seconds"] == pytest.approx(475 / 75)
+    (choice,) = body["choices"]
+    assert len(choice["tokens"]) == len(choice["logprobs"]) == 225
+    assert choice["finish_reason"] == "length"
+    sound = base64.b64decode(choice["audio"]["data"])
+    check_audible(*soundfile.read(io.BytesIO(sound), dtype="float32"), 3.0)
+    run(*command, folder, port)
+    again = json.loads((folder / "continuation.json").read_text())["choices"][0]
+    assert base64.b64decode(again["audio"]["data"]) == sound, "the same seed gives the same bytes"
+    assert (again["tokens"], again["logprobs"]) == (choice["tokens"], choice["logprobs"])
+
+
+def test_sound_file_holds_prompt_and_continuation(folder: Path, port: int) -> None:
+    run(*block_with("curl", "-o continuation.flac"), folder, port)
+    prompt, rate = soundfile.read(ROOT / "examples" / "music.flac", dtype="float32")
+    samples, made_rate = soundfile.read(folder / "continuation.flac", dtype="float32")
+    assert made_rate == rate
+    assert len(samples) / rate == pytest.approx(len(prompt) / rate + 5.0, abs=0.06)  # the joint may be crossfaded
+    assert np.abs(samples[: rate * 7] - prompt[: rate * 7]).max() < 1e-3, "the prompt's own samples"
+
+
+def test_stream_is_a_sound_file(folder: Path, port: int) -> None:
+    run(*block_with("curl", "-o streamed.opus"), folder, port)
+    check_audible(*soundfile.read(folder / "streamed.opus", dtype="float32"), 3.0)
+    whole = ["curl", "-sS", "-F", "file=@examples/speech.flac", "-F", "seconds=3", "-F", "seed=7"]
+    run(
+        "sh",
+        shlex.join([*whole, "-F", "response_format=opus", "localhost:8000/continue", "-o", "whole.opus"]),
+        folder,
+        port,
+    )
+    assert (folder / "streamed.opus").read_bytes() == (folder / "whole.opus").read_bytes()
+
+
+def test_scores(folder: Path, port: int) -> None:
+    body = json.loads(run(*block_with("curl", "/score"), folder, port))
+    assert body["object"] == "audio.score"
+    assert [result["tokens"] for result in body["results"]] == [475, 562]
+    assert all(np.isfinite(result["nll"]) for result in body["results"])
+
+
+def test_python_example(folder: Path, port: int) -> None:
+    printed = run(*block_with("httpx.post"), folder, port)
+    assert printed.startswith("225 tokens, ")
+    check_audible(*soundfile.read(folder / "continuation.wav", dtype="float32"), 3.0)
+
+
+def test_command_line(folder: Path, port: int) -> None:
+    (folder / "continuation.wav").unlink(missing_ok=True)
+    printed = run(*block_with("whisper-gpt continue", "whisper-gpt score"), folder, port)
+    check_audible(*soundfile.read(folder / "continuation.wav", dtype="float32"), 3.0)
+    assert "speech.flac" in printed
+    assert "music.flac" in printed
+
+
+def test_every_block_is_tested() -> None:
+    assert len(BLOCKS) == 6, "a new block of the README needs a test here"
+
+
+def test_figures_stand_between_their_markers() -> None:
+    assert README.count("<!-- figures:begin -->") == README.count("<!-- figures:end -->") == 1
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/operations.md", "examples/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    source = ROOT / document
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", source.read_text())
+    assert {link for link in links if not (source.parent / link).exists()} == set()
