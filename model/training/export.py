@@ -60,7 +60,8 @@ def export_codec(run: Path) -> Path:
     """Write ``codec.safetensors`` and ``codec.json`` beside a codec run's checkpoint; returns the weights' path."""
     config = CodecConfig.from_dict(_run_settings(run)["settings"]["config"])
     codec = Codec(config)
-    codec.load_state_dict(torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)["codec"])
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    codec.load_state_dict(state["codec"] | state.get("averaged", {}))  # the mean of the last steps, where there is one
     save_codec(codec, run / CODEC)
     (run / CODEC_CONFIG).write_text(json.dumps(config.to_dict(), indent=1) + "\n")
     return run / CODEC

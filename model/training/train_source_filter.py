@@ -58,6 +58,7 @@ class SourceFilterTraining:
     pitch_weight: float = 0.15
     voicing_weight: float = 0.2
     commitment: float = 0.1
+    idle_weight: float = 0.02  # of what pulses would add to music and sines to speech, in nats of their level
     predict_weight: float = 0.05  # of the next frames' first codebook, told from the ones before
     average: float = 0.999  # of the weights, from `waveform_from` on; what is validated and exported
     freeze_tokens_from: int = 1 << 30  # step from which encoder and codebooks stay as they are
@@ -206,6 +207,18 @@ def pitch_loss(decoder: SourceFilterDecoder, logits: Tensor, hertz: Tensor, voic
     return (-(wanted * logits.log_softmax(-1)).sum(-1) * voiced).sum() / voiced.sum().clamp_min(1.0)
 
 
+def pitch_amid(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Pitch and voicing in the middle of each frame, (B, N) -> (B, N // 320) each.
+
+    A frame's pulses keep the pitch that they are told. Told the pitch at the frame's beginning they lag behind a glide:
+    0.72 of the voiced frames then sound within 50 cents, and 0.81 when told that of the middle.
+    """
+    return pitch(F.pad(samples, (0, HOP_SAMPLES // 2))[:, HOP_SAMPLES // 2 :])
+
+
+IDLE_NATS = 9.0  # below full scale, where a source that is not wanted may stay
+
+
 class SourceFilterTrainer:
     """Codec, heads, optimiser and one step; the state is everything that a resumed run needs."""
 
@@ -273,6 +286,13 @@ class SourceFilterTrainer:
             frames=torch.from_numpy(rng.integers(0, 2**40, rows)), phase=torch.from_numpy(rng.random(rows))
         )
 
+    def _idle(self, read: Tensor, speech: Tensor) -> Tensor:
+        """Level of the pulses in rows of music and of the sines in rows of speech, nats above the quietest."""
+        levels, _, amplitudes = self.decoder.controls(read)
+        pulses = F.relu(torch.log(levels[..., 0]) + IDLE_NATS).mean(1)  # (B,)
+        sines = F.relu(torch.log(amplitudes) + IDLE_NATS).mean((1, 2))
+        return torch.where(speech, sines, pulses).mean()
+
     def train_step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
         training, rng = self.training, step_rng(self.training.seed, step)
@@ -283,7 +303,7 @@ class SourceFilterTrainer:
             self.fit_quantizer(step_rng(training.seed, 2**30 + step))
         samples, speech = self.batch(rng)
         with torch.no_grad():
-            hertz, voiced = pitch(samples)
+            hertz, voiced = pitch_amid(samples)
             voiced = (voiced & speech[:, None]).float()
             features = self.encoder_analysis(samples)
         frozen = step >= training.freeze_tokens_from
@@ -319,11 +339,15 @@ class SourceFilterTrainer:
         weights_of = {
             "mel": training.mel_weight, "low": training.low_weight, "notes": training.notes_weight,
             "pitch": training.pitch_weight, "voicing": training.voicing_weight, "commitment": training.commitment,
-            "surprise": training.predict_weight, "waveform": training.waveform_weight,
+            "surprise": training.predict_weight, "idle": training.idle_weight, "waveform": training.waveform_weight,
             "envelope": training.envelope_weight,
         }  # fmt: skip
         if step >= training.waveform_from:
-            made = self.decoder.render(read, self._began(self.decoder.pitch(read), rng))[0][:, 0]
+            # what a kind has no use for is let through in no row of it, and told to be quiet: the other sources take
+            # over, and at serving time it is the sound that decides
+            shares = torch.stack([speech.float(), 1 - speech.float()], 1)
+            made = self.decoder.render(read, self._began(self.decoder.pitch(read), rng), shares)[0][:, 0]
+            losses["idle"] = self._idle(read, speech)
             cut = training.warm_frames * HOP_SAMPLES
             losses["waveform"] = self.loss(made[:, cut:], samples[:, cut:])
             if step >= training.envelope_from:
@@ -377,7 +401,7 @@ class SourceFilterTrainer:
             codes = codec.encode(samples[None])
             tokens[kind].append(codes[0])
             targets = analysis(samples[None])
-            hertz, voiced = pitch(samples[None])
+            hertz, voiced = pitch_amid(samples[None])
             for depth in depths:
                 read = decoder.trunk.features(codec.dequantize(codes[:, :depth]))
                 figures = {"mel": float((self.heads.mel(read) - targets["mel"]).abs().mean()) * 2.0,
@@ -421,7 +445,7 @@ def train_source_filter(
     folder: Path, corpus: Corpus, config: CodecConfig, training: SourceFilterTraining, validate_every: int = 500
 ) -> Iterator[int]:
     """Start or resume a run; yields each step. Raises ValueError when the folder holds a run with other settings."""
-    run = Run(folder, {"codec": config.to_dict(), "training": _plain(asdict(training))})
+    run = Run(folder, {"config": config.to_dict(), "training": _plain(asdict(training))})
     trainer = SourceFilterTrainer(config, training, corpus)
     state = run.load()
     if state is not None:

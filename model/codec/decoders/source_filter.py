@@ -218,14 +218,20 @@ class SourceFilterDecoder(nn.Module):
         old = played(came_from)
         return (old + ramp * (played(amplitudes) - old)).flatten(1)
 
-    def render(self, features: Tensor, before: Sources | None = None) -> tuple[Tensor, Sources]:
+    def render(
+        self, features: Tensor, before: Sources | None = None, shares: Tensor | None = None
+    ) -> tuple[Tensor, Sources]:
         """Features of the trunk (B, T, dim) -> samples (B, 1, 320 T), and what the next frame needs
 
-        A clip begins with its first pitch, from silence.
+        A clip begins with its first pitch, from silence. For training, ``shares`` (B, 2) of pulses and of sines are let
+        through.
         """
         hertz = self.pitch(features)
         before = before or self.start(hertz)
         levels, shapes, amplitudes = self.controls(features)
+        if shares is not None:
+            levels = levels * torch.stack([shares[:, 0], torch.ones_like(shares[:, 0])], 1)[:, None]
+            amplitudes = amplitudes * shares[:, 1, None, None]
         pulses, phase = self.pulses(hertz, before)
         white = noise(before.frames * HOP_SAMPLES, hertz.shape[1] * HOP_SAMPLES)
         heard, ringing = self.filtered(torch.stack([pulses, white], 1), levels, shapes, before)

@@ -8,9 +8,10 @@ import torch
 
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig
+from model.codec.encoders.spectral import SpectralEncoder
 from model.training.train_codec import lsuv
 
-Decoder = Literal["frame", "harmonic", "seanet"]
+Decoder = Literal["frame", "harmonic", "seanet", "source_filter"]
 PadMode = Literal["constant", "reflect"]
 
 
@@ -28,7 +29,8 @@ def make_codec() -> MakeCodec:
         codec = Codec(
             CodecConfig(
                 decoder=decoder, pad_mode=pad_mode, n_filters=4, lstm_layers=2, frame_dim=16, frame_blocks=3,
-                pitch_dim=16, pitch_blocks=2,
+                pitch_dim=16, pitch_blocks=2, encoder_dim=16, encoder_blocks=2,
+                encoder="spectral" if decoder == "source_filter" else "seanet",
             )
         )  # fmt: skip
         lsuv(codec, torch.randn(2, 320 * 30) * 0.1)
@@ -38,6 +40,11 @@ def make_codec() -> MakeCodec:
             for parameter in codec.parameters():
                 if parameter.dim() == 1:
                     parameter += torch.randn_like(parameter) * 0.05  # biases count, too
+            if isinstance(codec.encoder, SpectralEncoder):  # noise looks much the same in every frame
+                latents = codec.encoder(torch.randn(2, 1, 320 * 30) * 0.1)
+                deviation = latents.std((0, 2))
+                codec.encoder.out.bias.copy_((codec.encoder.out.bias - latents.mean((0, 2))) / deviation)
+                codec.encoder.out.weight /= deviation[:, None]
         return codec.eval().requires_grad_(False)
 
     return make

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.codec.codec import Codec
 from model.codec.decoders.harmonic import HarmonicDecoder
+from model.codec.decoders.source_filter import SourceFilterDecoder
 from model.codec.streaming import PRIMING_FRAMES, StreamingDecoder, StreamingEncoder, StreamingError, StreamState
 from model.constants import HOP_SAMPLES, VOCABULARY
 
@@ -23,7 +24,7 @@ random_chunks = settings(
 )
 
 
-@pytest.fixture(params=["frame", "harmonic", "seanet"])
+@pytest.fixture(params=["frame", "harmonic", "seanet", "source_filter"])
 def codec(request: pytest.FixtureRequest, pad_mode: str) -> Codec:
     made: Codec = request.getfixturevalue("make_codec")(request.param, pad_mode)
     return made
@@ -36,7 +37,7 @@ def pad_mode(request: pytest.FixtureRequest) -> str:
 
 
 def close(codec: Codec, made: Tensor, wanted: Tensor) -> None:
-    tolerance = SUNG if isinstance(codec.decoder, HarmonicDecoder) else TOLERANCE
+    tolerance = SUNG if isinstance(codec.decoder, HarmonicDecoder | SourceFilterDecoder) else TOLERANCE
     torch.testing.assert_close(made, wanted, rtol=0, atol=tolerance)
 
 

@@ -37,10 +37,12 @@ KINDS = [Slots, CompiledSlots]
 Kind = type[Slots] | type[CompiledSlots]
 
 
-@pytest.fixture(scope="module", params=["frame", "harmonic"])
+@pytest.fixture(scope="module", params=["frame", "harmonic", "source_filter"])
 def bundle(request: pytest.FixtureRequest, speech_like: Tensor) -> Bundle:
     """Random weights; nobody may change them."""
-    made = random_bundle("tiny", decoder=request.param)
+    made = random_bundle(
+        "tiny", decoder=request.param, encoder="spectral" if request.param == "source_filter" else "seanet"
+    )
     enliven(made.codec, speech_like)
     return made
 
