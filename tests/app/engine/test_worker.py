@@ -20,7 +20,7 @@ from model.inference.backend import AnySlots
 from model.inference.sampling import SamplingOptions
 from model.inference.torch_backend import Slots
 from model.inference.types import Frames
-from tests.app.engine.test_engine import until
+from tests.support.engine import until
 
 
 def job(speech: Any, seed: int = 1, frames: int = 60, n: int = 1, seconds: float = 60, **options: Any) -> ContinueJob:

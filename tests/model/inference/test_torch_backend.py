@@ -23,7 +23,7 @@ from model.inference.torch_backend import Slots
 from model.inference.types import Frames, PromptState
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import HybridLM
-from tests.conftest import enliven
+from tests.support.signals import enliven
 
 OPTIONS = [
     SamplingOptions(seed=1),
