@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.checkpoint import Bundle
 from model.codec.codec import Codec
 from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
-from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchReader
+from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchEstimator
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES
 from model.inference.numba_backend.attention import StackWeights
 from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
@@ -155,7 +155,7 @@ def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
         singer = decoder
     else:
         with torch.random.fork_rng(devices=[]):
-            singer = HarmonicDecoder(decoder, PitchReader(16, 1, 1, 1))  # the same types, never read
+            singer = HarmonicDecoder(decoder, PitchEstimator(16, 1, 1, 1))  # the same types, never read
     frame = singer.frame
     return DecoderWeights(
         books=array(codec.codebooks()),
@@ -171,7 +171,7 @@ def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
 
 
 def mel_tables(mel: LogMel) -> MelTables:
-    """What `sound.hear` needs: twiddles are computed in float64."""
+    """What `log_mel.log_mel_frame` needs: twiddles are computed in float64."""
     half = MEL_WINDOW_SAMPLES // 2
     bank = array(mel.bank.t())
     used = bank > 0
