@@ -65,7 +65,7 @@ class Lanes:
         self.threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in range(count)
         ]
-        metrics.slots_total.set(self.total)
+        metrics.slots.set(self.total)
 
     def start(self) -> bool:
         """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
