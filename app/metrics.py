@@ -33,7 +33,7 @@ class Metrics:
         self.running = gauge("requests_running", "Requests being computed")
         self.waiting = gauge("requests_waiting", "Requests admitted and not yet computed")
         self.slots_used = gauge("slots_used", "Slots that compute a request")
-        self.slots_total = gauge("slots_total", "Slots")
+        self.slots = gauge("slots", "Rows of all decode workers together")
         self.queue_seconds = histogram("queue_seconds", "Waiting for a slot", WORK_BUCKETS)
         self.audio_decode_seconds = histogram("audio_decode_seconds", "Decoding and resampling an upload", WORK_BUCKETS)
         self.prefill_seconds = histogram("prefill_seconds", "Reading a prompt: codec and language model", WORK_BUCKETS)

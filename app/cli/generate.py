@@ -27,7 +27,7 @@ from app.continuations.service import SEED_BITS
 from app.errors import UserError
 from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
-from model.inference.backend import slots_for
+from model.inference.backend import backend_for
 from model.inference.generate import generate
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
@@ -41,7 +41,7 @@ def _frames(
 ) -> Iterator[tuple[int, float, Samples]]:
     """Coarse token, its log-probability and 320 samples of each frame."""
     if mel == "decoded":  # the server's own arithmetic, so that the same seed gives the same bytes
-        slots = slots_for(bundle, 1, prompt.codebooks)
+        slots = backend_for(bundle, 1, prompt.codebooks)
         slots.join(0, prompt, options)
         for _ in range(frames):
             one = slots.step([0])

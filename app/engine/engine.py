@@ -35,7 +35,7 @@ from app.engine.worker import Lanes
 from app.errors import DeadlinePassed, Draining, NotReady, Overloaded
 from app.metrics import Metrics
 from model.checkpoint import Bundle
-from model.inference.backend import default_slots, lanes_for, slots_for
+from model.inference.backend import backend_for, default_slots, workers_for
 from model.inference.invariance import keeps_rows_apart
 from model.inference.types import PromptState
 
@@ -70,9 +70,9 @@ class Engine:
         self.bundle, self.metrics = bundle, metrics
         self.codebooks = codebooks or bundle.codec.config.codebooks
         slots = slots or default_slots(bundle)
-        count = min(lanes_for(bundle, threads), slots)
+        count = min(workers_for(bundle, threads), slots)
         self.lanes = Lanes(
-            lambda rows: slots_for(bundle, rows, self.codebooks),
+            lambda rows: backend_for(bundle, rows, self.codebooks),
             count,
             -(-slots // count),
             1,

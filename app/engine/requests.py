@@ -53,7 +53,7 @@ class Piece:
     first: int  # index of its first frame
     tokens: IntArray  # (F,)
     logprobs: FloatArray  # (F,)
-    samples: FloatArray  # (320 F,), before `audio_io.limit`
+    samples: FloatArray  # (320 F,), before `audio.mixing.limit`
 
 
 FinishReason = Literal["length", "timeout", "cancelled"]  # cancelled: the server stopped before the end

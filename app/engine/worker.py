@@ -20,7 +20,7 @@ from app.engine.sequence import Choice, Seated
 from app.errors import Draining
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ
-from model.inference.backend import AnySlots
+from model.inference.backend import Backend
 from model.inference.types import Frames
 
 PAUSE_SECONDS = 0.005
@@ -43,14 +43,14 @@ class Lanes:
 
     def __init__(
         self,
-        make: Callable[[int], AnySlots],
+        make: Callable[[int], Backend],
         count: int,
         rows: int,
         threads: int,
         metrics: Metrics,
         beat: Callable[[], None],
         busy: Callable[[], bool] = lambda: False,
-        check: Callable[[AnySlots], bool] = lambda slots: True,
+        check: Callable[[Backend], bool] = lambda slots: True,
     ) -> None:
         self._make, self._rows, self._metrics, self._beat, self._busy = make, rows, metrics, beat, busy
         self._torch_threads, self._check = threads, check
@@ -60,12 +60,12 @@ class Lanes:
         self._loads = [0] * count
         self._stopped = False
         self.ending = threading.Event()  # the server stops: what runs ends with what it has
-        self._slots: list[AnySlots] = []
+        self._slots: list[Backend] = []
         self.total = count * rows
         self.threads = [
             threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in range(count)
         ]
-        metrics.slots_total.set(self.total)
+        metrics.slots.set(self.total)
 
     def start(self) -> bool:
         """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
@@ -156,7 +156,7 @@ class Lanes:
                 rows.clear()
                 slots = self._make(self._rows)
 
-    def _seat(self, slots: AnySlots, rows: dict[int, Choice], taken: list[Choice]) -> None:
+    def _seat(self, slots: Backend, rows: dict[int, Choice], taken: list[Choice]) -> None:
         free = (row for row in range(self._rows) if row not in rows)
         for choice in taken:
             seated, row = choice.seated, next(free)
@@ -164,7 +164,7 @@ class Lanes:
             slots.join(row, seated.prompt, seated.job.options, choice.index)
             seated.join()
 
-    def _step(self, lane: int, slots: AnySlots, rows: dict[int, Choice]) -> None:
+    def _step(self, lane: int, slots: Backend, rows: dict[int, Choice]) -> None:
         gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
         begin = time.monotonic()
         active = self._due([row for row in rows if row not in gone], rows, begin)

@@ -44,7 +44,7 @@ async def decoded(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Samples:
-    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``, the wait for a thread included.
+    """An upload's samples, decoded on a thread: `audio.decode` until ``until``, the wait for a thread included.
 
     Raises what that raises.
 

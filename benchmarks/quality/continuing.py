@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.common import Subject
 from model.codec.streaming import StreamingDecoder, StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES
-from model.inference.backend import slots_for
+from model.inference.backend import backend_for
 from model.inference.generate import LoopState, step
 from model.inference.prefill import prefill
 from model.inference.rng import uniforms
@@ -46,7 +46,7 @@ def read(subject: Subject, prompts: Tensor) -> LoopState:
 def _served(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str) -> Made:
     """In the closed loop, by the slots that the server uses."""
     bundle, rows = subject.bundle, len(prompts)
-    slots = slots_for(bundle, rows, subject.codebooks)
+    slots = backend_for(bundle, rows, subject.codebooks)
     for row, prompt in enumerate(prompts):
         slots.join(row, prefill(bundle, prompt, codebooks=subject.codebooks), options, choice=row)
     made = [slots.step(range(rows)) for _ in track(range(frames), description=words)]

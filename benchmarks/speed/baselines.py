@@ -16,13 +16,13 @@ from benchmarks.speed.timing import Clocks, clocks, since
 from model.checkpoint import Bundle
 from model.codec.encodec_import import ensure_importable
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, VOCABULARY
-from model.inference.backend import AnySlots
-from model.inference.numba_backend.backend import CompiledSlots
+from model.inference.backend import Backend
+from model.inference.numba_backend.backend import NumbaBackend
 from model.inference.numba_backend.jit import compiled
-from model.inference.numba_backend.lm_step import choose, predict
+from model.inference.numba_backend.lm_step import lm_logits, sample_codes
 from model.inference.prefill import prefill
 from model.inference.sampling import RowOptions, SamplingOptions, draw
-from model.inference.torch_backend import Slots
+from model.inference.torch_backend import TorchBackend
 from model.lm.config import PRESETS, DecoderConfig
 from model.lm.hybrid_lm import HybridLM, LMSlots
 
@@ -54,7 +54,7 @@ def a_prompt() -> Tensor:
     return torch.randn(PROMPT_SECONDS * SAMPLE_RATE_HZ, generator=torch.Generator().manual_seed(0)) * 0.05
 
 
-def filled(slots: AnySlots, bundle: Bundle) -> AnySlots:
+def filled(slots: Backend, bundle: Bundle) -> Backend:
     """All rows go on from the same prompt, each with a seed of its own."""
     prompt = prefill(bundle, a_prompt(), codebooks=slots.codebooks)
     for row in range(slots.rows):
@@ -64,7 +64,7 @@ def filled(slots: AnySlots, bundle: Bundle) -> AnySlots:
 
 def closed_loop(bundle: Bundle, rows: int, steps: int, kind: Literal["compiled", "torch"], codebooks: int = 8) -> Run:
     """The whole frame of each row: all codes, samples, mel slice."""
-    make = CompiledSlots if kind == "compiled" else Slots
+    make = NumbaBackend if kind == "compiled" else TorchBackend
     every = list(range(rows))
 
     def run() -> Clocks:
@@ -82,8 +82,8 @@ def closed_loop(bundle: Bundle, rows: int, steps: int, kind: Literal["compiled",
 def _token_step(
     model: Any, fine: Any, state: Any, options: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
 ) -> None:
-    predict(model, state, rows, buffers)
-    choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
+    lm_logits(model, state, rows, buffers)
+    sample_codes(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     for a in range(rows.shape[0]):
         state.codes[rows[a], 0] = codes[a, 0]
         state.positions[rows[a]] += 1
@@ -97,8 +97,8 @@ def token_step(bundle: Bundle, rows: int, steps: int) -> Run:
     """
 
     def run() -> Clocks:
-        slots = filled(CompiledSlots(bundle, rows), bundle)
-        assert isinstance(slots, CompiledSlots)
+        slots = filled(NumbaBackend(bundle, rows), bundle)
+        assert isinstance(slots, NumbaBackend)
         weights: Any = slots._weights  # the benchmark looks into the engine: it has no such step of its own
         every = np.arange(rows)
         numbers = np.random.default_rng(0)

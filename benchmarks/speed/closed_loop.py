@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.closed_loop                 # about 1 minute
 
-The engine's step (`model.inference.torch_backend.slots_for`) and, for comparison, `model.inference.generate`: the same
-loop in plain torch, for research. They take turns in one process.
+The engine's step (`model.inference.torch_backend.backend_for`) and, for comparison, `model.inference.generate`: the
+same loop in plain torch, for research. They take turns in one process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks.speed.baselines import PROMPT_SECONDS, a_prompt
 from benchmarks.speed.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, write
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from model.inference.backend import slots_for
+from model.inference.backend import backend_for
 from model.inference.generate import generate
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
@@ -31,7 +31,7 @@ def a_frame(total: Clocks, frames: int) -> Clocks:
 
 def stepped(bundle: Bundle, frames: int, codebooks: int) -> Clocks:
     """A frame of the engine's step."""
-    slots = slots_for(bundle, 1, codebooks)
+    slots = backend_for(bundle, 1, codebooks)
     slots.join(0, prefill(bundle, a_prompt(), codebooks=codebooks), SamplingOptions(seed=1))
     slots.step([0])
     begin = clocks()

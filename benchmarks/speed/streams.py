@@ -29,7 +29,7 @@ from benchmarks.speed.served import Server, serving, share_below
 from benchmarks.speed.timing import conditions, console, write
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ
-from model.inference.backend import lanes_for, slots_for
+from model.inference.backend import backend_for, workers_for
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.types import PromptState
@@ -54,7 +54,7 @@ def lane(
 ) -> None:
     """One lane: its rows join, all lanes begin together, and each step's end is written down."""
     torch.set_num_threads(1)
-    slots = slots_for(bundle, rows)
+    slots = backend_for(bundle, rows)
     for row in range(rows):
         slots.join(row, prompt, SamplingOptions(seed=row))
     every = list(range(rows))
@@ -133,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = load_bundle(arguments.bundle)
-    threads = lanes_for(bundle, default_threads())
+    threads = workers_for(bundle, default_threads())
     made_on = conditions() | {
         "bundle": bundle.name, "lanes": threads, "codebooks": bundle.codec.config.codebooks,
         "prompt_seconds": PROMPT_SECONDS, "stream_seconds": arguments.seconds, "buffer_seconds": BUFFER_SECONDS,
@@ -142,7 +142,7 @@ def main() -> None:
     console.print(made_on)
     prompt = prefill(bundle, a_prompt())
     frames = round(arguments.seconds * FRAME_RATE_HZ)
-    slots_for(bundle, 1)  # compiled before anything is timed
+    backend_for(bundle, 1)  # compiled before anything is timed
     alone: list[dict[str, Any]] = []
     for streams in arguments.levels:
         alone.append(in_lanes(bundle, prompt, streams, threads, frames))

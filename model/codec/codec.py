@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from model.codec.config import CodecConfig
 from model.codec.decoders.frame import FrameDecoder
-from model.codec.decoders.harmonic import HarmonicDecoder, PitchReader
+from model.codec.decoders.harmonic import HarmonicDecoder, PitchEstimator
 from model.codec.decoders.source_filter import SourceFilterDecoder
 from model.codec.encodec_import import import_encodec
 from model.codec.encoders.spectral import SpectralEncoder
@@ -31,7 +31,7 @@ def _decoder(config: CodecConfig) -> FrameDecoder | HarmonicDecoder | SourceFilt
     frame = FrameDecoder(config.frame_dim, config.frame_blocks, *shape)
     if config.decoder == "frame":
         return frame
-    return HarmonicDecoder(frame, PitchReader(config.pitch_dim, config.pitch_blocks, *shape))
+    return HarmonicDecoder(frame, PitchEstimator(config.pitch_dim, config.pitch_blocks, *shape))
 
 
 class Codec(nn.Module):

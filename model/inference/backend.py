@@ -9,11 +9,11 @@ from model.checkpoint import Bundle
 from model.codec.codec import Codec
 from model.codec.streaming import EncoderState, StreamingEncoder
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Slots
+from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames, PromptState
 
 
-class AnySlots(Protocol):
+class Backend(Protocol):
     """What the engine needs of slots."""
 
     rows: int
@@ -46,18 +46,18 @@ def default_slots(bundle: Bundle) -> int:
     return 64 if bundle.device.type == "cuda" else 32 if compiles(bundle) else 4
 
 
-def lanes_for(bundle: Bundle, threads: int) -> int:
+def workers_for(bundle: Bundle, threads: int) -> int:
     """How many sets of slots may step at the same time: one a core, and one where torch computes."""
     return threads if compiles(bundle) else 1
 
 
-def slots_for(bundle: Bundle, rows: int, codebooks: int | None = None) -> AnySlots:
+def backend_for(bundle: Bundle, rows: int, codebooks: int | None = None) -> Backend:
     """The fastest slots for a bundle on its device."""
     if compiles(bundle):
-        from model.inference.numba_backend.backend import CompiledSlots
+        from model.inference.numba_backend.backend import NumbaBackend
 
-        return CompiledSlots(bundle, rows, codebooks)
-    return Slots(bundle, rows, codebooks)
+        return NumbaBackend(bundle, rows, codebooks)
+    return TorchBackend(bundle, rows, codebooks)
 
 
 def encoder_for(codec: Codec) -> AnyEncoder:

@@ -9,7 +9,7 @@ import torch
 
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.backend import AnySlots
+from model.inference.backend import Backend
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.inference.types import Frames, PromptState
@@ -20,7 +20,7 @@ OTHERS = [SamplingOptions(0.8, 20, 1.0, 2), SamplingOptions(1.2, 0, 0.9, 3), Sam
 FEW = (2, 3, 4, 5)  # rows in a step: where kernels for few rows end and others begin
 
 
-def keeps_rows_apart(bundle: Bundle, slots: AnySlots) -> bool:
+def keeps_rows_apart(bundle: Bundle, slots: Backend) -> bool:
     """Makes a few frames of a row alone, and of the same row in another slot among ever more others: bit-equal?
 
     The slots must be free, and are free again afterwards. A single slot has no company: then the row is made twice.

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.codec.streaming import StreamingDecoder
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
-from model.inference.scoring import MIN_FRAMES, Reader, TooShortError, chunks
+from model.inference.scoring import MIN_FRAMES, PromptEncoder, TooShortError, chunks
 from model.inference.types import PromptState
 
 TAIL_FRAMES = -(-MEL_LEFT_SAMPLES // HOP_SAMPLES)  # that the tail of the decoded prompt reaches into
@@ -31,7 +31,7 @@ def prefill(
     if frames_in(len(samples)) < MIN_FRAMES:
         raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
     memory = StreamingDecoder(bundle.codec).memory
-    reader = Reader(bundle, "masked" if masked else "real", codebooks, decode=memory is None)
+    reader = PromptEncoder(bundle, "masked" if masked else "real", codebooks, decode=memory is None)
     read = []
     for chunk in chunks(samples):
         read.append(reader.read(chunk))

@@ -119,7 +119,7 @@ class Score:
 
 
 @dataclass
-class Forced:
+class ForcedChunk:
     """What a chunk of teacher forcing gives: (rows, n) each, and the samples decoded on the way, if they were."""
 
     codes: Tensor  # (1, K, n)
@@ -128,7 +128,7 @@ class Forced:
     correct: Tensor
 
 
-class Document:
+class TeacherForcing:
     """The language model's place in a document.
 
     It is one frame behind: the last code and slice wait in ``token`` and ``slice`` until the next chunk, or the first
@@ -152,7 +152,7 @@ class Document:
         return logprobs, logits.argmax(-1) == tokens
 
 
-class Reader(Document):
+class PromptEncoder(TeacherForcing):
     """Reads a clip chunk by chunk and keeps all that is needed to go on after it."""
 
     def __init__(
@@ -168,7 +168,7 @@ class Reader(Document):
         self.real_tail = torch.zeros(1, MEL_LEFT_SAMPLES, device=bundle.device)
         self.decoded_tail = torch.zeros(1, MEL_LEFT_SAMPLES, device=bundle.device)
 
-    def read(self, samples: Tensor) -> Forced:
+    def read(self, samples: Tensor) -> ForcedChunk:
         """The next (320 n,) samples of the clip."""
         samples = samples[None].to(self.real_tail)
         codes, self.encoder_state = self.encoder.step(samples, self.encoder_state)
@@ -181,7 +181,7 @@ class Reader(Document):
             if self.source == "decoded":
                 slices = self.bundle.mel(made, before)
         logprobs, correct = self.force(codes[:, 0], slices)
-        return Forced(codes, slices, logprobs, correct)
+        return ForcedChunk(codes, slices, logprobs, correct)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decode the next codes (1, K, n): (1, 320 n) samples; the decoder's state and its last samples move on."""
@@ -246,8 +246,8 @@ def score(
         TooShortError: fewer than ``MIN_FRAMES`` frames, or none left after the context.
         WindowError: the window does not lie within the clip.
     """
-    reader = Reader(bundle, mel, codebooks)
-    fresh = Document(bundle, mel)
+    reader = PromptEncoder(bundle, mel, codebooks)
+    fresh = TeacherForcing(bundle, mel)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     alone: list[Tensor] = []
     position = 0

@@ -26,7 +26,7 @@ def padded(rows: int, device: torch.device) -> int:
     return rows if device.type != "cpu" else -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
-class Slots:
+class TorchBackend:
     """A fixed number of rows, on a CPU or a GPU, for any bundle.
 
     All state stays where it is in memory: a step reads and writes the same tensors every time. On a GPU its operations

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.backend import slots_for
+from model.inference.backend import backend_for
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
 from model.training.tuning import in_tune
@@ -85,7 +85,7 @@ def continued(
     """Continue each prompt, (N,) samples at 24 kHz, with each seed, as the server does; ``rows`` of them at a time."""
     frames = round(seconds * FRAME_RATE_HZ)
     jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in seeds]
-    slots = slots_for(bundle, min(rows, len(jobs)))
+    slots = backend_for(bundle, min(rows, len(jobs)))
     states: dict[int, Any] = {}
     out = []
     for start in range(0, len(jobs), slots.rows):

@@ -72,7 +72,7 @@ def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
     assert value("queue_seconds_count") == value("token_nll_count") == 2
     assert value("audio_decode_seconds_count") == 4
     assert value("batch_size_sum") == 60
-    assert value("slots_total") == 32
+    assert value("slots") == 32
     assert value("requests_running") == value("requests_waiting") == value("slots_used") == 0
 
 

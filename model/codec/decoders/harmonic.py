@@ -1,7 +1,7 @@
 """A decoder that keeps count of phase: oscillators at the pitch that the codes carry, beside the `frame` decoder.
 
 The `frame` decoder is the same function at every frame, so whatever it makes of a steady voice has a period of one
-frame: 75 Hz or a multiple of it. Here a second, smaller network of the same kind (`PitchReader`) reads pitch and, in
+frame: 75 Hz or a multiple of it. Here a second, smaller network of the same kind (`PitchEstimator`) reads pitch and, in
 bands, how much of the sound is one voice's harmonics. That share of the frame's spectrum is taken out of the frame and
 given to sines at multiples of the pitch, whose phase runs on from frame to frame, as in harmonic-plus-noise models
 (Stylianou, 2001) and DDSP (arXiv 2001.04643). With a share of zero, which is what piano is to get, the frame stays as
@@ -71,7 +71,7 @@ def line_waves() -> Tensor:
     return torch.stack([angle.cos(), angle.sin()]).float()
 
 
-class PitchReader(FrameTrunk):
+class PitchEstimator(FrameTrunk):
     """Latents to pitch and to the share of each band that is harmonics of it."""
 
     def __init__(self, dim: int, blocks: int, expansion: int, kernel: int) -> None:
@@ -100,7 +100,7 @@ class PitchReader(FrameTrunk):
 class HarmonicDecoder(nn.Module):
     """Latents at 75 Hz to samples: a `FrameDecoder`, and sines that take over what it has of one voice's harmonics."""
 
-    def __init__(self, frame: FrameDecoder, reader: PitchReader) -> None:
+    def __init__(self, frame: FrameDecoder, reader: PitchEstimator) -> None:
         super().__init__()
         self.frame, self.reader = frame, reader
         for name, table in (("shapes", band_shapes()), ("waves", line_waves())):
@@ -130,7 +130,7 @@ class HarmonicDecoder(nn.Module):
         gathered = (weights @ power[..., None])[..., 0]
         return rest, torch.sqrt(gathered + POWER_FLOOR) - math.sqrt(POWER_FLOOR)
 
-    def sing(self, hertz: Tensor, amplitudes: Tensor, before: Voice | None) -> tuple[Tensor, Voice]:
+    def synthesise_harmonics(self, hertz: Tensor, amplitudes: Tensor, before: Voice | None) -> tuple[Tensor, Voice]:
         """Sines from pitch (B, T) float64 and amplitudes (B, T, HARMONICS): (B, T, 320), and what the next frame needs.
 
         A clip begins with its first pitch, at phase 0, from silence.
@@ -163,7 +163,7 @@ class HarmonicDecoder(nn.Module):
     ) -> tuple[Tensor, Voice]:
         """Frames (B, T, 320), shares' logits (B, T, BANDS), Hz (B, T) float64 -> samples (B, 1, 320 T), voice"""
         rest, amplitudes = self.split(frames, shares, hertz)
-        sung, after = self.sing(hertz, amplitudes, before)
+        sung, after = self.synthesise_harmonics(hertz, amplitudes, before)
         return (rest + sung).flatten(1)[:, None], after
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 from model.checkpoint import load_bundle
-from model.inference.numba_backend.backend import CompiledSlots
+from model.inference.numba_backend.backend import NumbaBackend
 
 begin = time.monotonic()
-CompiledSlots(load_bundle(Path(__file__).parents[3] / "weights" / "default"), 1)
+NumbaBackend(load_bundle(Path(__file__).parents[3] / "weights" / "default"), 1)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.info("compiled for this processor (%.1f s)", time.monotonic() - begin)

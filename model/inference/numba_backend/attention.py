@@ -15,7 +15,7 @@ from model.lm.rotary import ROPE_BASE
 StackWeights = namedtuple("StackWeights", "attention_norm qkv out feed_norm expand contract")
 # rings, in tiles that a product reads from end to end: keys (L, R, H, window / 64, D, 64), slots last; values
 # (L, R, H, 1, window, 64), the head's width last and filled up with zeros. Windows are filled up to 64 slots. They hold
-# float16 as uint16 where the processor widens it (`model.lm.transformer.kept`): with many rows, a step's time is the
+# float16 as uint16 where the processor widens it (`model.lm.kv_cache.kept`): with many rows, a step's time is the
 # reading of its rings.
 Rings = namedtuple("Rings", "keys values")
 LANES = 16

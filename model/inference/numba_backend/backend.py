@@ -1,5 +1,5 @@
-"""`model.inference.torch_backend.Slots` for CPUs: the same interface, one compiled call a step, which releases the
-GIL."""
+"""`model.inference.torch_backend.TorchBackend` for CPUs: the same interface, one compiled call a step, which releases
+the GIL."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,11 +39,11 @@ def can_compile(bundle: Bundle) -> bool:
 
 
 def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`transformer.kept`)."""
+    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`kv_cache.kept`)."""
     return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
 
 
-class CompiledSlots:
+class NumbaBackend:
     """A fixed number of rows of one bundle; the weights are shared by all of its slots."""
 
     def __init__(self, bundle: Bundle, rows: int, codebooks: int | None = None) -> None:

@@ -40,7 +40,7 @@ _BEHIND = np.minimum(_N, RAMP) - np.minimum(_N, RAMP) ** 2 / (2 * RAMP)  # of a 
 
 @compiled
 def pitch(logits: Any, log_hertz: Any) -> Any:
-    """`PitchReader.pitch` of one frame: logits (PITCH_BINS or more,) -> Hz, float64"""
+    """`PitchEstimator.pitch` of one frame: logits (PITCH_BINS or more,) -> Hz, float64"""
     best = 0
     for i in range(1, PITCH_BINS):
         if logits[i] > logits[best]:
@@ -67,7 +67,7 @@ def gather(power: Any, hertz: Any, amplitudes: Any) -> None:
 
 
 @compiled
-def sing(start: Any, before: Any, hertz: Any, old: Any, new: Any, out: Any) -> Any:
+def synthesise_harmonics(start: Any, before: Any, hertz: Any, old: Any, new: Any, out: Any) -> Any:
     """Adds one frame of sines to out (320 or more,) and returns the phase at its end, float64 cycles below 1.
 
     start: the phase; before, hertz: the pitch at the start and after the ramp, float64; old, new: (HARMONICS,)
@@ -129,6 +129,8 @@ def voice(features: Any, weights: Any, voices: Any, rows: Any, logits: Any, line
         row = rows[a]
         gather(power[a], f32(hertz[a]), amplitudes)
         old = voices.amplitudes[row]
-        voices.phases[row] = sing(voices.phases[row], voices.hertz[row], hertz[a], old, amplitudes, samples[a])
+        voices.phases[row] = synthesise_harmonics(
+            voices.phases[row], voices.hertz[row], hertz[a], old, amplitudes, samples[a]
+        )
         voices.hertz[row] = hertz[a]
         copy(amplitudes, old, HARMONICS)

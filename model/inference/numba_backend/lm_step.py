@@ -10,7 +10,7 @@ from model.inference.numba_backend.attention import stack_step
 from model.inference.numba_backend.codec_decoder import decode
 from model.inference.numba_backend.gemm import add_product
 from model.inference.numba_backend.jit import compiled
-from model.inference.numba_backend.log_mel import hear
+from model.inference.numba_backend.log_mel import log_mel_frame
 from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
 from model.inference.numba_backend.sampler import draw
 
@@ -28,7 +28,7 @@ Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances
 
 
 @compiled
-def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> None:
+def embed_inputs(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> None:
     """The input of the stack, into ``buffers.x``: the token's embedding, and what the mel blocks make of its slice."""
     count = rows.shape[0]
     x, small = buffers.x, buffers.small
@@ -58,14 +58,14 @@ def listen(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> N
 
 
 @compiled
-def predict(model: Any, state: Any, rows: Any, buffers: Any) -> None:
+def lm_logits(model: Any, state: Any, rows: Any, buffers: Any) -> None:
     """The stack's state after its last norm, into ``buffers.normed``, and logits of the coarse token."""
     count = rows.shape[0]
     positions = np.empty(count, np.int64)
     for a in range(count):
         positions[a] = state.positions[rows[a]]
     buffers.x[:count] = ZERO
-    listen(model, state, rows, positions, buffers)
+    embed_inputs(model, state, rows, positions, buffers)
     stack_step(
         buffers.x, model.stack, state.rings, rows, positions, model.window, buffers.normed, buffers.wide,
         buffers.mixed, buffers.scores,
@@ -76,10 +76,10 @@ def predict(model: Any, state: Any, rows: Any, buffers: Any) -> None:
 
 
 @compiled
-def choose(
+def sample_codes(
     fine: Any, options: Any, before: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
 ) -> None:
-    """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `predict`.
+    """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `lm_logits`.
 
     ``before`` (rows, K): the codes of each row's last frame.
     """
@@ -127,10 +127,10 @@ def step(
 
     Fills codes (A, K) int64, logprobs (A, K), mel (A, 64) and ``buffers.samples`` (A, 320).
     """
-    predict(model, state, rows, buffers)
-    choose(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
+    lm_logits(model, state, rows, buffers)
+    sample_codes(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     decode(codes, decoder, state, rows, buffers)
-    hear(buffers.samples, tables, state.tails, rows, mel)
+    log_mel_frame(buffers.samples, tables, state.tails, rows, mel)
     for a in range(rows.shape[0]):
         row = rows[a]
         for book in range(codes.shape[1]):

@@ -51,7 +51,7 @@ def magnitudes(signal: Any, tables: Any, real: Any, imaginary: Any, out: Any) ->
 
 
 @compiled
-def hear(samples: Any, tables: Any, tails: Any, rows: Any, mel: Any) -> None:
+def log_mel_frame(samples: Any, tables: Any, tails: Any, rows: Any, mel: Any) -> None:
     """The slice of each row's frame: samples (A, 320 or more) and the row's last 704, tails (R, 704) -> mel (A, 64)
 
     The tails move on.

@@ -43,7 +43,7 @@ SPLIT = f32(8193.0)  # 2^13 + 1: Dekker's splitting leaves the 11 bits that a fl
 
 
 def kept(ring: Any, value: Any) -> Any:
-    """A float32 as a ring holds it, `model.lm.transformer.kept`: uint16 that is a float16, or float32 rounded alike.
+    """A float32 as a ring holds it, `model.lm.kv_cache.kept`: uint16 that is a float16, or float32 rounded alike.
 
     This is how Python does it; compiled code has `_kept`.
     """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.checkpoint import Bundle
 from model.codec.codec import Codec
 from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
-from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchReader
+from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchEstimator
 from model.codec.decoders.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
 from model.codec.encoders.spectral import NOTES
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ
@@ -189,7 +189,9 @@ def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
     with torch.random.fork_rng(devices=[]):
         player = decoder if isinstance(decoder, SourceFilterDecoder) else SourceFilterDecoder(16, 1, 1, 1)
         frame = decoder if isinstance(decoder, FrameDecoder) else FrameDecoder(16, 1, 1, 1)
-        singer = decoder if isinstance(decoder, HarmonicDecoder) else HarmonicDecoder(frame, PitchReader(16, 1, 1, 1))
+        singer = (
+            decoder if isinstance(decoder, HarmonicDecoder) else HarmonicDecoder(frame, PitchEstimator(16, 1, 1, 1))
+        )
     frame = singer.frame
     return DecoderWeights(
         books=array(codec.codebooks()),
@@ -207,7 +209,7 @@ def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
 
 
 def mel_tables(mel: LogMel) -> MelTables:
-    """What `sound.hear` needs: twiddles are computed in float64."""
+    """What `log_mel.log_mel_frame` needs: twiddles are computed in float64."""
     half = MEL_WINDOW_SAMPLES // 2
     bank = array(mel.bank.t())
     used = bank > 0

@@ -15,7 +15,7 @@ import soundfile
 
 from app.audio.encode import wav_head
 from app.engine.requests import Piece
-from tests.app.engine.test_engine import busy, until
+from tests.support.engine import busy, until
 
 GOOD = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}
 LONG = {"seconds": "900", "timeout_seconds": "100", "stream": "true"}

@@ -16,11 +16,11 @@ from app.engine.requests import Continuation, ContinueJob, NotFinite, Piece, Sta
 from app.engine.sequence import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Seated
 from app.engine.worker import Lanes
 from app.errors import DeadlinePassed
-from model.inference.backend import AnySlots
+from model.inference.backend import Backend
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Slots
+from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames
-from tests.app.engine.test_engine import until
+from tests.support.engine import until
 
 
 def job(speech: Any, seed: int = 1, frames: int = 60, n: int = 1, seconds: float = 60, **options: Any) -> ContinueJob:
@@ -99,7 +99,7 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
     serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
     """Through the whole engine: prompts are read beside others, streams and wholes, some of which leave midway."""
-    monkeypatch.setattr(engine_module, "lanes_for", lambda bundle, threads: lanes)
+    monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: lanes)
     service = serve(queue=100, slots=12)
     engine = service.app.state.engine
     rng = np.random.default_rng(lanes)
@@ -163,12 +163,12 @@ def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monk
     """Counted in steps: one may be under way at the moment of leaving, and none is begun after it."""
     begun: list[tuple[float, tuple[int, ...]]] = []
 
-    class Counting(Slots):
+    class Counting(TorchBackend):
         def step(self, active: Sequence[int]) -> Frames:
             begun.append((time.monotonic(), tuple(active)))
             return super().step(active)
 
-    monkeypatch.setattr(engine_module, "slots_for", lambda bundle, rows, codebooks: Counting(bundle, rows, codebooks))
+    monkeypatch.setattr(engine_module, "backend_for", lambda bundle, rows, codebooks: Counting(bundle, rows, codebooks))
     service = serve(threads=1, slots=4)
     engine = service.app.state.engine
     stays = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
@@ -190,7 +190,7 @@ def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monk
 
 
 def test_two_lanes_share_the_work(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "lanes_for", lambda bundle, threads: 2)
+    monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: 2)
     service = serve(slots=4)
     engine = service.app.state.engine
     assert engine.lanes.total == 4 and len(engine.lanes.threads) == 2
@@ -245,7 +245,7 @@ def test_leaving_while_waiting_for_a_slot(serve: Any, speech: Any) -> None:
     until(lambda: service.value("slots_used") == 0)
 
 
-class Breaking(Slots):
+class Breaking(TorchBackend):
     """Slots whose step goes wrong for what has seed 13."""
 
     wrong = "raise"
@@ -260,7 +260,7 @@ class Breaking(Slots):
         return made
 
 
-class Leaking(Slots):
+class Leaking(TorchBackend):
     """Slots in which company changes the samples by a bit."""
 
     def step(self, active: Sequence[int]) -> Frames:
@@ -278,7 +278,7 @@ def test_the_start_asks_whether_rows_are_apart(service: Any) -> None:
 def test_rows_that_are_not_apart_are_told_of_and_served(
     serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "slots_for", lambda bundle, rows, codebooks: Leaking(bundle, rows, codebooks))
+    monkeypatch.setattr(engine_module, "backend_for", lambda bundle, rows, codebooks: Leaking(bundle, rows, codebooks))
     service = serve(slots=4)
     assert service.value("batch_invariant") == 0
     assert service.get("/v1/models").json()["data"][0]["batch_invariant"] is False
@@ -287,8 +287,10 @@ def test_rows_that_are_not_apart_are_told_of_and_served(
 
 
 def test_a_step_that_fails_at_the_start_fails_the_start(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Slots, "step", lambda *given: 1 / 0)
-    monkeypatch.setattr(engine_module, "slots_for", lambda bundle, rows, codebooks: Slots(bundle, rows, codebooks))
+    monkeypatch.setattr(TorchBackend, "step", lambda *given: 1 / 0)
+    monkeypatch.setattr(
+        engine_module, "backend_for", lambda bundle, rows, codebooks: TorchBackend(bundle, rows, codebooks)
+    )
     with pytest.raises(ZeroDivisionError):
         serve()
 
@@ -297,12 +299,12 @@ def test_a_step_that_fails_at_the_start_fails_the_start(serve: Any, monkeypatch:
 def test_a_failing_step_fails_its_rows_and_no_later_ones(
     serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
-    def make(bundle: Any, rows: int, codebooks: int | None) -> AnySlots:
+    def make(bundle: Any, rows: int, codebooks: int | None) -> Backend:
         slots = Breaking(bundle, rows, codebooks)
         slots.wrong = wrong
         return slots
 
-    monkeypatch.setattr(engine_module, "slots_for", make)
+    monkeypatch.setattr(engine_module, "backend_for", make)
     service = serve(threads=1)
     engine = service.app.state.engine
     neighbour = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=300)), service.loop)
@@ -341,12 +343,12 @@ def uncollected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[An
     """What prompts leave in memory, while Python's collector of circles does not run."""
     seen: list[weakref.ref[Any]] = []
 
-    class Seen(model.inference.prefill.Reader):
+    class Seen(model.inference.prefill.PromptEncoder):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             seen.extend([weakref.ref(self), weakref.ref(self.cache)])  # the cache goes on into the prompt's state
 
-    monkeypatch.setattr(model.inference.prefill, "Reader", Seen)
+    monkeypatch.setattr(model.inference.prefill, "PromptEncoder", Seen)
     gc.collect()
     gc.disable()
     yield seen

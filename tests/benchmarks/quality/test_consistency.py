@@ -9,7 +9,7 @@ from benchmarks.quality import consistency_pairs as made
 from benchmarks.quality.consistency import SCORES, WINDOW_FRAMES, accuracy, measure, score_clips, verdicts
 from model.checkpoint import Bundle
 from model.inference.scoring import Window, score
-from tests.conftest import make_speech_like
+from tests.support.signals import make_speech_like
 
 Clip = tuple[str, str, made.Signal]
 

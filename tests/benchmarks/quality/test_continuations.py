@@ -16,7 +16,7 @@ from benchmarks.quality.continuations import Prompts, best, cut, make, measure, 
 from benchmarks.quality.latents import Space, distance, pooled
 from model.checkpoint import Bundle
 from model.inference.sampling import SamplingOptions
-from tests.conftest import make_speech_like
+from tests.support.signals import make_speech_like
 
 
 def test_cut() -> None:

@@ -33,7 +33,7 @@ from model.training.corpus import Corpus, build_corpus, is_valid_group
 from model.training.loop import Run
 from model.training.token_set import Document, TokenSet, TokenSettings, build_tokens
 from model.training.train_lm import document_batch
-from tests.conftest import enliven, make_speech_like
+from tests.support.signals import enliven, make_speech_like
 
 ROOT = Path(__file__).resolve().parents[3]
 PLAIN = TokenSettings(augment=False)

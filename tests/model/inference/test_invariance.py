@@ -10,13 +10,13 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.inference.invariance import FEW, keeps_rows_apart
-from model.inference.numba_backend.backend import CompiledSlots
+from model.inference.numba_backend.backend import NumbaBackend
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Slots
+from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames
 
-KINDS = [Slots, CompiledSlots]
+KINDS = [TorchBackend, NumbaBackend]
 FIELDS = ["codes", "logprobs", "fine_logprobs", "samples", "mel"]
 
 
@@ -39,7 +39,7 @@ def off_by_one(values: Any) -> Any:
     return values + 1 if values.dtype == np.int64 else np.nextafter(values, np.float32(np.inf))
 
 
-class Leaking(CompiledSlots):
+class Leaking(NumbaBackend):
     """Slots in which company of one size moves a single bit of the last row, as another kernel would."""
 
     company, field = 2, "samples"
@@ -60,7 +60,7 @@ def test_one_bit_is_seen(bundle: Bundle, company: int, field: str) -> None:
     assert not keeps_rows_apart(bundle, slots)
 
 
-class Mixing(Slots):
+class Mixing(TorchBackend):
     """Slots whose rows see the last frame of the row beside them."""
 
     def step(self, active: Sequence[int]) -> Frames:
@@ -74,7 +74,7 @@ def test_rows_that_hear_each_other_are_seen(bundle: Bundle) -> None:
     assert not keeps_rows_apart(bundle, Mixing(bundle, 4))
 
 
-class Broken(CompiledSlots):
+class Broken(NumbaBackend):
     def step(self, active: Sequence[int]) -> Frames:
         made = super().step(active)
         made.samples[:] = np.nan

@@ -13,7 +13,7 @@ from model.inference.prefill import prefill
 from model.inference.scoring import (
     MIN_FRAMES,
     MelSource,
-    Reader,
+    PromptEncoder,
     Score,
     TooShortError,
     Window,
@@ -178,7 +178,7 @@ def test_nothing_left_after_the_context(bundle: Bundle, clip: Tensor, context: i
         score(bundle, clip, context_frames=context)
 
 
-def carried(reader: Reader) -> int:
+def carried(reader: PromptEncoder) -> int:
     """Numbers that a reader keeps from one chunk to the next."""
     cache = reader.cache
     parts = [cache.stack.keys, cache.stack.values, reader.token, reader.slice, reader.real_tail, reader.decoded_tail]
@@ -190,7 +190,7 @@ def carried(reader: Reader) -> int:
 
 def test_memory_is_flat(bundle: Bundle, clip: Tensor) -> None:
     """By construction: what is kept between chunks has the same size after 20 windows as after half of one."""
-    reader = Reader(bundle, decode=True)
+    reader = PromptEncoder(bundle, decode=True)
     sizes = set()
     with torch.inference_mode():
         for _ in range(40):

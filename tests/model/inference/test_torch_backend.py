@@ -13,17 +13,17 @@ from torch import Tensor
 
 from model.checkpoint import Bundle, random_bundle
 from model.constants import HOP_SAMPLES
-from model.inference.backend import AnySlots, slots_for
+from model.inference.backend import Backend, backend_for
 from model.inference.generate import generate
-from model.inference.numba_backend.backend import CompiledSlots, can_compile
+from model.inference.numba_backend.backend import NumbaBackend, can_compile
 from model.inference.prefill import prefill
 from model.inference.rng import BLOCK
 from model.inference.sampling import SamplingOptions
-from model.inference.torch_backend import Slots
+from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames, PromptState
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import HybridLM
-from tests.conftest import enliven
+from tests.support.signals import enliven
 
 OPTIONS = [
     SamplingOptions(seed=1),
@@ -33,8 +33,8 @@ OPTIONS = [
     SamplingOptions(temperature=0.9, top_k=200, top_p=0.95, seed=5),
 ]
 LENGTHS = [7, 30, 47, 48, 100]  # frames; the window of the tiny preset is 48
-KINDS = [Slots, CompiledSlots]
-Kind = type[Slots] | type[CompiledSlots]
+KINDS = [TorchBackend, NumbaBackend]
+Kind = type[TorchBackend] | type[NumbaBackend]
 
 
 @pytest.fixture(scope="module", params=["frame", "harmonic", "source_filter"])
@@ -64,7 +64,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def run_alone(
     kind: Kind, bundle: Bundle, prompt: PromptState, options: SamplingOptions, frames: int, rows: int
 ) -> list[Frames]:
-    slots: AnySlots = kind(bundle, rows)
+    slots: Backend = kind(bundle, rows)
     slots.join(0, prompt, options)
     return [slots.step([0]) for _ in range(frames)]
 
@@ -122,7 +122,7 @@ def test_a_thousand_random_mixes_change_no_bit(kind: Kind, bundle: Bundle, promp
 
 def poison(slots: Any, rows: list[int]) -> None:
     """NaN in all that these rows hold."""
-    if isinstance(slots, CompiledSlots):
+    if isinstance(slots, NumbaBackend):
         state = slots._state
         for ring in (*state.rings, *state.mel_rings):
             (ring.view(np.float16) if ring.dtype == np.uint16 else ring)[:, rows] = np.nan
@@ -185,10 +185,10 @@ def test_seanet_decoders(make_codec: Any, speech_like: Tensor, settings: dict[st
     enliven(bundle.codec, speech_like)
     assert not can_compile(bundle)
     with pytest.raises(ValueError, match="compiled"):
-        CompiledSlots(bundle, 1)
+        NumbaBackend(bundle, 1)
     prompt = prefill(bundle, speech_like[: 20 * HOP_SAMPLES])
-    alone = run_alone(Slots, bundle, prompt, OPTIONS[0], 12, 4)
-    slots = slots_for(bundle, 4)
+    alone = run_alone(TorchBackend, bundle, prompt, OPTIONS[0], 12, 4)
+    slots = backend_for(bundle, 4)
     slots.join(3, prefill(bundle, speech_like[: 40 * HOP_SAMPLES]), OPTIONS[1])
     slots.step([3])
     slots.join(1, prompt, OPTIONS[0])
@@ -209,12 +209,12 @@ def test_token_only_models(kind: Kind, bundle: Bundle, speech_like: Tensor) -> N
 
 def test_a_compiled_step_needs_a_frame_decoder_on_a_cpu(bundle: Bundle) -> None:
     assert can_compile(bundle)
-    assert isinstance(slots_for(bundle, 1), CompiledSlots)
+    assert isinstance(backend_for(bundle, 1), NumbaBackend)
 
 
 def test_what_a_graph_computes_is_the_same(bundle: Bundle, prompts: list[PromptState]) -> None:
     """On a GPU every step does all that rows may ask for; here the same operations, one by one."""
-    plain, fixed = Slots(bundle, 8), Slots(bundle, 8, fixed=True)
+    plain, fixed = TorchBackend(bundle, 8), TorchBackend(bundle, 8, fixed=True)
     for slots in (plain, fixed):
         for row, (prompt, options) in enumerate(zip(prompts, OPTIONS, strict=True)):
             slots.join(row, prompt, options)
@@ -231,8 +231,8 @@ def test_a_graph_on_a_gpu_makes_what_generate_makes(speech_like: Tensor) -> None
     enliven(bundle.codec, speech_like)
     bundle.to("cuda")
     prompt = prefill(bundle, speech_like[: 30 * HOP_SAMPLES])
-    alone = run_alone(Slots, bundle, prompt, OPTIONS[4], 60, 8)
-    mixed = Slots(bundle, 8)
+    alone = run_alone(TorchBackend, bundle, prompt, OPTIONS[4], 60, 8)
+    mixed = TorchBackend(bundle, 8)
     for row in range(8):
         mixed.join(row, prompt, OPTIONS[4 if row == 3 else row % 4])
     plain = generate(bundle, prompt, frames=60, options=OPTIONS[4])

@@ -18,7 +18,7 @@ from model.codec.decoders.harmonic import (
     PITCH_MIN_HZ,
     RAMP,
     HarmonicDecoder,
-    PitchReader,
+    PitchEstimator,
     Voice,
     band_hertz,
     band_shapes,
@@ -33,7 +33,7 @@ ALL, NONE = 30.0, -30.0  # logits of a share
 @pytest.fixture(scope="module")
 def decoder() -> HarmonicDecoder:
     torch.manual_seed(0)
-    return HarmonicDecoder(FrameDecoder(16, 2, 3, 7), PitchReader(16, 2, 3, 7)).eval().requires_grad_(False)
+    return HarmonicDecoder(FrameDecoder(16, 2, 3, 7), PitchEstimator(16, 2, 3, 7)).eval().requires_grad_(False)
 
 
 def shares(logit: float, frames: int) -> Tensor:
@@ -120,7 +120,9 @@ class TestSines:
         generator = np.random.default_rng(0)
         hertz = generator.uniform(80, 400, 6)
         amplitudes = generator.uniform(0, 0.1, (6, HARMONICS)).astype(np.float32)
-        made, after = decoder.sing(torch.from_numpy(hertz)[None], torch.from_numpy(amplitudes)[None], None)
+        made, after = decoder.synthesise_harmonics(
+            torch.from_numpy(hertz)[None], torch.from_numpy(amplitudes)[None], None
+        )
         moved = np.minimum(np.arange(0.5, HOP_SAMPLES) / RAMP, 1.0)  # in the middle of each step: exact for a line
         ramp = np.minimum(np.arange(1, HOP_SAMPLES + 1) / RAMP, 1.0)
         phase, old_hertz, old, wanted = 0.0, hertz[0], np.zeros(HARMONICS), []
@@ -136,7 +138,7 @@ class TestSines:
         """No click at a frame's edge: a steady voice is the same sine there as anywhere."""
         amplitudes = torch.zeros(1, 40, HARMONICS)
         amplitudes[..., 0] = 0.5
-        made, _ = decoder.sing(constant(101.0, 40), amplitudes, None)
+        made, _ = decoder.synthesise_harmonics(constant(101.0, 40), amplitudes, None)
         bend = made.flatten()[RAMP:].diff(n=2).abs()  # at most the square of the angle per sample
         assert bend.max() < 0.5 * (2 * math.pi * 101.0 / SAMPLE_RATE_HZ) ** 2 * 1.02
 
@@ -144,8 +146,8 @@ class TestSines:
         generator = torch.Generator().manual_seed(3)
         hertz = 100 + 200 * torch.rand(2, 20, generator=generator, dtype=torch.float64)
         amplitudes = torch.rand(2, 20, HARMONICS, generator=generator) * 0.1
-        whole, _ = decoder.sing(hertz, amplitudes, None)
-        first, voice = decoder.sing(hertz[:, :7], amplitudes[:, :7], None)
+        whole, _ = decoder.synthesise_harmonics(hertz, amplitudes, None)
+        first, voice = decoder.synthesise_harmonics(hertz[:, :7], amplitudes[:, :7], None)
         assert isinstance(voice, Voice)
-        rest, _ = decoder.sing(hertz[:, 7:], amplitudes[:, 7:], voice)
+        rest, _ = decoder.synthesise_harmonics(hertz[:, 7:], amplitudes[:, 7:], voice)
         torch.testing.assert_close(torch.cat([first, rest], 1), whole, atol=1e-5, rtol=0)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
-from model.inference.numba_backend.log_mel import HALF_WINDOW, hear, magnitudes
+from model.inference.numba_backend.log_mel import HALF_WINDOW, log_mel_frame, magnitudes
 from model.inference.numba_backend.weights import mel_tables
 from model.lm.mel import LogMel
 
@@ -29,7 +29,7 @@ def test_slices(bundle: Bundle, speech_like: Tensor) -> None:
     rows, mel = np.array([2]), np.empty((1, 64), np.float32)
     for frame in range(100):
         samples = speech_like[frame * HOP_SAMPLES : (frame + 1) * HOP_SAMPLES].numpy()[None].copy()
-        hear(samples, tables, tails, rows, mel)
+        log_mel_frame(samples, tables, tails, rows, mel)
         np.testing.assert_allclose(mel[0], expected[frame], atol=1e-4)
     assert not tails[:2].any()
     np.testing.assert_array_equal(tails[2], speech_like[100 * HOP_SAMPLES - MEL_LEFT_SAMPLES : 100 * HOP_SAMPLES])
@@ -37,5 +37,7 @@ def test_slices(bundle: Bundle, speech_like: Tensor) -> None:
 
 def test_silence(bundle: Bundle) -> None:
     mel = np.empty((1, 64), np.float32)
-    hear(np.zeros((1, 320), np.float32), mel_tables(bundle.mel), np.zeros((1, 704), np.float32), np.array([0]), mel)
+    log_mel_frame(
+        np.zeros((1, 320), np.float32), mel_tables(bundle.mel), np.zeros((1, 704), np.float32), np.array([0]), mel
+    )
     np.testing.assert_allclose(mel, bundle.mel(torch.zeros(1, 320))[0].numpy(), atol=1e-6)

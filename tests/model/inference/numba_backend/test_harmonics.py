@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from model.codec.decoders.frame import FrameDecoder
-from model.codec.decoders.harmonic import BANDS, HARMONICS, LINES, PITCH_BINS, HarmonicDecoder, PitchReader
+from model.codec.decoders.harmonic import BANDS, HARMONICS, LINES, PITCH_BINS, HarmonicDecoder, PitchEstimator
 from model.constants import HOP_SAMPLES
-from model.inference.numba_backend.harmonics import gather, pitch, sing
+from model.inference.numba_backend.harmonics import gather, pitch, synthesise_harmonics
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import sine_cosine
 
@@ -23,7 +23,7 @@ def each_sine_cosine(turns: Any, sine: Any, cosine: Any) -> None:
 @pytest.fixture(scope="module")
 def decoder() -> HarmonicDecoder:
     torch.manual_seed(0)
-    return HarmonicDecoder(FrameDecoder(16, 2, 3, 7), PitchReader(16, 2, 3, 7)).eval().requires_grad_(False)
+    return HarmonicDecoder(FrameDecoder(16, 2, 3, 7), PitchEstimator(16, 2, 3, 7)).eval().requires_grad_(False)
 
 
 def test_sine_and_cosine() -> None:
@@ -62,11 +62,13 @@ def test_sines(decoder: HarmonicDecoder) -> None:
     amplitudes = rng.uniform(0, 0.05, (30, HARMONICS)).astype(np.float32)
     amplitudes[10:20, 30:] = 0.0  # few harmonics, then many again
     amplitudes[14:16] = 0.0
-    wanted, after = decoder.sing(torch.from_numpy(hertz)[None], torch.from_numpy(amplitudes)[None], None)
+    wanted, after = decoder.synthesise_harmonics(
+        torch.from_numpy(hertz)[None], torch.from_numpy(amplitudes)[None], None
+    )
     phase, before, old = 0.0, hertz[0], np.zeros(HARMONICS, np.float32)
     for frame in range(30):
         out = np.zeros(HOP_SAMPLES, np.float32)
-        phase = sing(phase, before, hertz[frame], old, amplitudes[frame], out)
+        phase = synthesise_harmonics(phase, before, hertz[frame], old, amplitudes[frame], out)
         before, old = hertz[frame], amplitudes[frame]
         np.testing.assert_allclose(out, wanted[0, frame].numpy(), atol=3e-5)
     assert phase == pytest.approx(float(after.phase), abs=1e-10)

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.checkpoint import Bundle, load_bundle
 from model.constants import HOP_SAMPLES
 from model.inference.generate import generate
-from model.inference.numba_backend.backend import CompiledSlots
+from model.inference.numba_backend.backend import NumbaBackend
 from model.inference.numba_backend.weights import packed
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
@@ -38,7 +38,7 @@ def prompts(shipped: Bundle, speech_like: Tensor) -> list[PromptState]:
 
 
 def alone(bundle: Bundle, prompt: PromptState, options: SamplingOptions, frames: int) -> list[Frames]:
-    slots = CompiledSlots(bundle, 1)
+    slots = NumbaBackend(bundle, 1)
     slots.join(0, prompt, options)
     return [slots.step([0]) for _ in range(frames)]
 
@@ -68,7 +68,7 @@ def test_any_company_changes_no_bit(shipped: Bundle, prompts: list[PromptState])
     expected = [alone(shipped, prompt, options, 25) for prompt, options in zip(prompts, OPTIONS, strict=True)]
     assert packed(shipped) is packed(shipped)
     rng = np.random.default_rng(0)
-    slots = CompiledSlots(shipped, 7)
+    slots = NumbaBackend(shipped, 7)
     inside: dict[int, tuple[int, int]] = {}  # row: which prompt, frames made
     compared = 0
     for _ in range(120):

@@ -1,0 +1,99 @@
+"""Work that holds the engine until it is let go, and clients that leave."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from app.engine.requests import Job
+
+
+class Gate(Job):
+    """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
+
+    def __init__(self) -> None:
+        now = time.monotonic()
+        super().__init__(now, now + 60)
+        self.opened, self.entered = threading.Event(), threading.Event()
+
+    def run(self, engine: Any) -> None:
+        self.entered.set()
+        while not self.opened.wait(0.005):
+            engine.beat(self)
+
+
+class ScoreGate(Gate):
+    kind = "score"
+
+
+@contextmanager
+def busy(service: Any) -> Iterator[None]:
+    """The threads that read and score have work in hand, and nothing else gets its turn."""
+    gates = [gate() for gate in (Gate, ScoreGate) for _ in range(service.app.state.settings.threads)]
+    engine = service.app.state.engine
+    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate), service.loop) for gate in gates]
+    assert all(gate.entered.wait(5) for gate in gates)
+    try:
+        yield
+    finally:
+        for gate in gates:
+            gate.opened.set()
+        for one in running:
+            one.result(5)
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for it, five seconds at most."""
+    end = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
+    """A request under way; a future of its response."""
+    sent = service.client.post(path, files={"file": ("a", clip)}, data=fields)
+    return asyncio.run_coroutine_threadsafe(sent, service.loop)
+
+
+class Visitor:
+    """A client that sends a form, or a part of it, and leaves when told."""
+
+    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
+        request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
+        body = request.read()
+        self.service, self.sent = service, []
+        self._body = body[: int(len(body) * part)]
+        self._whole = part == 1.0
+        self._scope = {
+            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
+            "headers": [(key.lower(), value) for key, value in request.headers.raw],
+            "client": ("1.2.3.4", 5), "server": ("test", 80),
+        }  # fmt: skip
+        self._left = asyncio.Event()
+        self.done = asyncio.run_coroutine_threadsafe(self._visit(), service.loop)
+
+    async def _visit(self) -> None:
+        begun = False
+
+        async def receive() -> dict[str, Any]:
+            nonlocal begun
+            if not begun:
+                begun = True
+                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        await self.service.app(self._scope, receive, send)
+
+    def leave(self) -> None:
+        self.service.loop.call_soon_threadsafe(self._left.set)
+        self.done.result(5)
