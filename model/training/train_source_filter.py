@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.codec import Codec, CodecConfig
+from model.codec.codec import Codec
+from model.codec.config import CodecConfig
 from model.codec.decoders.frame import CausalConv
 from model.codec.decoders.source_filter import SourceFilterDecoder, Sources
 from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder, note_filters
@@ -133,7 +134,7 @@ class Heads(nn.Module):
 
     def surprise(self, coarse: Tensor) -> Tensor:
         """Vectors of the first codebook (B, 128, T) -> squared error of predicting the next, over their variance"""
-        told = self.predictor(coarse).unflatten(1, (self.AHEAD, -1))
+        told = self.predictor(coarse).view(len(coarse), self.AHEAD, LATENT_DIM, -1)
         errors = [
             (told[:, ahead, :, : -ahead - 1] - coarse[:, :, ahead + 1 :]).square().mean() for ahead in range(self.AHEAD)
         ]
@@ -309,8 +310,9 @@ class SourceFilterTrainer:
         frozen = step >= training.freeze_tokens_from
         low = torch.autocast("cpu", torch.bfloat16, enabled=training.bf16)
         with torch.set_grad_enabled(not frozen), low:
-            own = isinstance(self.codec.encoder, SpectralEncoder)
-            latents = self.codec.encoder.latents(features) if own else self.codec.encoder(samples[:, None])
+            encoder = self.codec.encoder
+            own = isinstance(encoder, SpectralEncoder)  # whose features are made already
+            latents = encoder.latents(features) if own else encoder(samples[:, None])  # type: ignore[operator]
         latents = latents.float()
         counts, weights = zip(*training.depths, strict=True)
         depths = torch.from_numpy(rng.choice(counts, size=training.batch, p=weights))
@@ -354,7 +356,7 @@ class SourceFilterTrainer:
                 losses["envelope"] = self.envelope(made[:, cut:], samples[:, cut:])
         total = torch.stack([weights_of[name] * value for name, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
         self.optimizer.step()
         keep = min(training.average, (step + 1) / (step + 10)) if step >= training.waveform_from else 0.0

@@ -15,7 +15,8 @@ NOTE_LOWEST_HZ, NOTE_HIGHEST_HZ, NOTES = 80.0, 2100.0, 60  # semitones whose ene
 def _spectra(samples: Tensor) -> Tensor:
     """(N,), N >= 8192 -> magnitudes (windows, 4097) float64"""
     windows = samples.double().unfold(-1, WINDOW, HOP)
-    return torch.fft.rfft(windows * torch.hann_window(WINDOW, periodic=False, dtype=torch.float64)).abs()
+    spectra: Tensor = torch.fft.rfft(windows * torch.hann_window(WINDOW, periodic=False, dtype=torch.float64)).abs()
+    return spectra
 
 
 def in_tune(samples: Tensor, cents: float = 20.0) -> float | None:

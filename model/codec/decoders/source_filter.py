@@ -135,8 +135,9 @@ class SourceFilterDecoder(nn.Module):
 
     def controls(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, dim) -> levels (B, S, 2), log gains about them (B, S, 2, BANDS), amplitudes (B, S, NOTES); S = 2 T"""
-        raw = self.head(features).float().unflatten(-1, (SUBFRAMES, -1)).flatten(1, 2)  # (B, S, 2 BANDS + NOTES)
-        gains = (3.0 * raw[..., : 2 * BANDS] - 4.0).clamp(GAIN_MIN, GAIN_MAX).unflatten(-1, (2, BANDS))
+        raw = self.head(features).float().view(len(features), -1, HEADS // SUBFRAMES)  # (B, S, 2 BANDS + NOTES)
+        gains = (3.0 * raw[..., : SOURCES * BANDS] - 4.0).clamp(GAIN_MIN, GAIN_MAX)
+        gains = gains.view(*gains.shape[:2], SOURCES, BANDS)
         level = gains.mean(-1)
         amplitudes = torch.exp((3.0 * raw[..., 2 * BANDS :] - 6.0).clamp(NOTE_MIN, 0.0))
         return torch.exp(level), gains - level[..., None], amplitudes
@@ -144,8 +145,7 @@ class SourceFilterDecoder(nn.Module):
     def start(self, hertz: Tensor) -> Sources:
         """The state before a clip of these pitches (B, T): silence."""
         rows, device = len(hertz), hertz.device
-        zeros = torch.zeros(rows, 2 + NOTES + RESPONSE, device=device)
-        levels, amplitudes, ringing = zeros.split([2, NOTES, RESPONSE], 1)
+        levels, amplitudes, ringing = (torch.zeros(rows, n, device=device) for n in (SOURCES, NOTES, RESPONSE))
         frames = torch.zeros(rows, dtype=torch.int64, device=device)
         return Sources(frames, torch.zeros(rows, dtype=torch.float64, device=device), hertz[:, 0], levels, amplitudes,
                        ringing)  # fmt: skip
@@ -182,7 +182,7 @@ class SourceFilterDecoder(nn.Module):
         Each subframe's convolution wraps round after `RESPONSE` samples, into the same subframe: causal to a frame.
         """
         with torch.no_grad():
-            pieces = source.unflatten(-1, (-1, SUBFRAME)).transpose(1, 2)  # (B, S, 2, 160)
+            pieces = source.view(len(source), SOURCES, -1, SUBFRAME).transpose(1, 2)  # (B, S, 2, 160)
             ramp = torch.arange(1, SUBFRAME + 1, device=source.device) / SUBFRAME
             rising = torch.fft.rfft(pieces * ramp, n=FFT)  # (B, S, 2, BINS)
             falling = torch.fft.rfft(pieces * (1 - ramp), n=FFT)

@@ -105,7 +105,7 @@ class Analysis(nn.Module):
         recent = windows(LAG_WINDOW, self.lag_window)
         power = torch.fft.rfft(recent, n=2 * 1024).abs().square()
         correlation = torch.fft.irfft(power)
-        levels = samples.unfold(-1, HOP_SAMPLES, HOP_SAMPLES).unflatten(-1, (SUBFRAMES, -1)).square().mean(-1)
+        levels = samples.view(len(samples), -1, SUBFRAMES, HOP_SAMPLES // SUBFRAMES).square().mean(-1)
         return {
             "mel": (torch.log(mel @ self.mel_bank + FLOOR) + 5.0) / 2.0,
             "low": (torch.log(low[..., :LOW_BINS] + FLOOR) + 6.0) / 2.5,

@@ -69,7 +69,7 @@ class _Packer:
 
 def _weights(codec: Codec) -> tuple[EncoderWeights, int]:
     """The weights, and the length of the history."""
-    modules: list[Any] = list(codec.encoder.model)
+    modules: list[Any] = list(codec.encoder.model)  # type: ignore[arg-type]
     books = array(codec.codebooks())
     matrices = [array(p) for p in codec.encoder.parameters() if p.dim() > 1]
     packer = _Packer(WIDENS_HALVES and all(is_half(matrix) for matrix in [*matrices, books]))
