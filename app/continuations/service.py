@@ -24,7 +24,7 @@ from app.continuations.schemas import (
     Timings,
 )  # fmt: skip
 from app.engine.engine import Engine
-from app.engine.requests import Continuation, ContinueJob
+from app.engine.requests import ContinueRequest, GenerationResult
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded
@@ -37,11 +37,11 @@ SEED_BITS = 48  # exact in JavaScript's numbers, so that a seed survives a brows
 
 
 @dataclass(frozen=True)
-class Order:
+class ContinuationRequest:
     """A request to continue, checked and decoded."""
 
     form: ContinueForm
-    job: ContinueJob
+    job: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
 
     def stage(self) -> str:
@@ -54,7 +54,7 @@ def mean_nll(logprobs: np.ndarray) -> float:
     return -float(logprobs.astype(np.float64).mean())
 
 
-async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
+async def ordered(request: Request, upload: Upload[ContinueForm]) -> ContinuationRequest:
     """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
     form, (file,) = upload.form, upload.files
@@ -66,8 +66,8 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
     prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
-    job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
-    return Order(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
+    job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
+    return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
 
 
 def too_short() -> ServiceError:
@@ -76,17 +76,17 @@ def too_short() -> ServiceError:
     return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
 
 
-async def continued(request: Request, order: Order) -> Continuation:
+async def continued(request: Request, order: ContinuationRequest) -> GenerationResult:
     """The whole continuation. Raises ServiceError."""
     engine: Engine = request.app.state.engine
     try:
-        made: Continuation = await engine.submit(order.job)
+        made: GenerationResult = await engine.submit(order.job)
         return made
     except TooShortError as error:
         raise too_short() from error
 
 
-def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict[str, str]:
+def headers(request: Request, order: ContinuationRequest, prompt_logprobs: np.ndarray) -> dict[str, str]:
     """What bare audio cannot tell, as far as it is known when the first byte is sent."""
     return {
         "x-whispergpt-id": f"cont-{request.state.request_id}",
@@ -97,7 +97,7 @@ def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict
     }
 
 
-def timings(order: Order, made: Continuation, first_audio_seconds: float) -> Timings:
+def timings(order: ContinuationRequest, made: GenerationResult, first_audio_seconds: float) -> Timings:
     """Where the time of a request went, up to now."""
     return Timings(
         queue_seconds=made.queue_seconds,
@@ -115,7 +115,9 @@ def server_timing(spent: Timings) -> dict[str, str]:
     return {"server-timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in parts.items())}
 
 
-def figures(request: Request, order: Order, made: Continuation, first_audio_seconds: float) -> Figures:
+def figures(
+    request: Request, order: ContinuationRequest, made: GenerationResult, first_audio_seconds: float
+) -> Figures:
     """The numbers of an answer: all of it but the audio."""
     frames = len(made.prompt_logprobs)
     own_frames = frames if order.form.include_prompt else 0
@@ -146,7 +148,7 @@ def figures(request: Request, order: Order, made: Continuation, first_audio_seco
     )
 
 
-def response(request: Request, order: Order, made: Continuation) -> Response:
+def response(request: Request, order: ContinuationRequest, made: GenerationResult) -> Response:
     """The answer as JSON, or as bare audio with its numbers in headers. Not for the event loop: it encodes audio."""
 
     def audio(index: int) -> Samples:

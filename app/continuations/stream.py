@@ -17,8 +17,8 @@ from app.audio.encode import PcmEncoder, encoder
 from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
 from app.audio.mixing import limit, opening
 from app.continuations.schemas import Delta
-from app.continuations.service import Order, figures, headers, too_short
-from app.engine.requests import Continuation, Piece, Started
+from app.continuations.service import ContinuationRequest, figures, headers, too_short
+from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
 from app.server.disconnect import unless_gone
 from app.server.errors import told
@@ -33,7 +33,7 @@ LAST_WORDS_SECONDS = 1.0  # for an error event to be taken, when the server is a
 log = logging.getLogger("whispergpt")
 
 
-class Feed:
+class EventBuffer:
     """Takes a job's events from the engine as they come, so that no reader, however slow, holds the engine up.
 
     What waits here for the reader is bounded by the job: `max_seconds` x n of samples. The request's place is given
@@ -42,13 +42,13 @@ class Feed:
 
     def __init__(
         self,
-        events: AsyncGenerator[Started | Piece | Continuation, None],
+        events: AsyncGenerator[PrefillDone | AudioChunk | GenerationResult, None],
         place: AsyncExitStack,
         unread: asyncio.Semaphore,
     ) -> None:
         self._events, self._place, self._unread = events, place, unread
-        self._waiting: asyncio.Queue[Started | Piece | Continuation | Exception] = asyncio.Queue()
-        self._ahead: Started | Piece | Continuation | None = None
+        self._waiting: asyncio.Queue[PrefillDone | AudioChunk | GenerationResult | Exception] = asyncio.Queue()
+        self._ahead: PrefillDone | AudioChunk | GenerationResult | None = None
         self._permitted = False
         self.made = False  # the engine has done its part
         self._task = asyncio.create_task(self._take())
@@ -65,12 +65,12 @@ class Feed:
         self._permitted = True
         await self._place.aclose()
 
-    async def next(self) -> Started | Piece | Continuation:
+    async def next(self) -> PrefillDone | AudioChunk | GenerationResult:
         """The next event. Raises what the engine raised."""
         event, self._ahead = await self.peek(), None
         return event
 
-    async def peek(self) -> Started | Piece | Continuation:
+    async def peek(self) -> PrefillDone | AudioChunk | GenerationResult:
         """The same; it stays the next one."""
         if self._ahead is None:
             event = await self._waiting.get()
@@ -94,9 +94,9 @@ class Feed:
 class Opened:
     """A stream that has something to send: what can go wrong with a status code of its own has not."""
 
-    order: Order
-    started: Started
-    feed: Feed
+    order: ContinuationRequest
+    started: PrefillDone
+    feed: EventBuffer
 
     def opening(self) -> Iterator[Samples]:
         """The prompt's own samples in blocks, none when they were not asked for."""
@@ -109,10 +109,10 @@ def blocks(samples: Samples) -> Iterator[Samples]:
         yield samples[start : start + BLOCK_SAMPLES]
 
 
-async def opened(request: Request, order: Order, place: AsyncExitStack) -> Opened:
+async def opened(request: Request, order: ContinuationRequest, place: AsyncExitStack) -> Opened:
     """Starts a stream and waits for what is to be sent first; takes over the ``place``. Raises ServiceError."""
     state = request.app.state
-    feed = Feed(state.engine.stream(order.job), place.pop_all(), state.unread)
+    feed = EventBuffer(state.engine.stream(order.job), place.pop_all(), state.unread)
     try:
         started = await feed.next()
         if not order.form.include_prompt:
@@ -123,7 +123,7 @@ async def opened(request: Request, order: Order, place: AsyncExitStack) -> Opene
     except BaseException:
         await feed.close()
         raise
-    assert isinstance(started, Started), started
+    assert isinstance(started, PrefillDone), started
     order.job.forget()  # the prompt has been read; only what is to be sent of it is kept
     return Opened(order, started, feed)
 
@@ -212,11 +212,11 @@ class StreamedResponse(Response):
             yield file.head
             for block in self._stream.opening():
                 yield file.feed(block)
-            while isinstance(made := await self._stream.feed.next(), Piece):
+            while isinstance(made := await self._stream.feed.next(), AudioChunk):
                 self._made_audio = True
                 for block in blocks(limit(made.samples)):
                     yield file.feed(block)
-            assert isinstance(made, Continuation), made
+            assert isinstance(made, GenerationResult), made
             if made.finish_reason == "cancelled":
                 raise Draining("the server is shutting down")
             yield file.finish()
@@ -228,8 +228,8 @@ class StreamedResponse(Response):
         for block in self._stream.opening():
             for index in range(self._stream.order.form.n):
                 yield delta(index, block, [], [])
-        while isinstance(made := await self._stream.feed.next(), Piece):
+        while isinstance(made := await self._stream.feed.next(), AudioChunk):
             self._made_audio = True
             yield delta(made.choice, limit(made.samples), made.tokens.tolist(), made.logprobs.tolist())
-        assert isinstance(made, Continuation), made
+        assert isinstance(made, GenerationResult), made
         yield event("audio.done", figures(self._request, self._stream.order, made, self._first_audio_seconds))

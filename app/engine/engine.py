@@ -20,18 +20,18 @@ from typing import Any
 import torch
 
 from app.engine.requests import (
+    AudioChunk,
     Cancelled,
-    Continuation,
-    ContinueJob,
+    ContinueRequest,
+    EngineRequest,
     Failure,
-    Job,
+    GenerationResult,
     NotFinite,
-    Piece,
-    Started,
-    Ticket,
+    PrefillDone,
+    ResultQueue,
 )
-from app.engine.sequence import Seated
-from app.engine.worker import Lanes
+from app.engine.sequence import RunningRequest
+from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed, Draining, NotReady, Overloaded
 from app.metrics import Metrics
 from model.checkpoint import Bundle
@@ -71,7 +71,7 @@ class Engine:
         self.codebooks = codebooks or bundle.codec.config.codebooks
         slots = slots or default_slots(bundle)
         count = min(workers_for(bundle, threads), slots)
-        self.lanes = Lanes(
+        self.lanes = DecodeWorkers(
             lambda rows: backend_for(bundle, rows, self.codebooks),
             count,
             -(-slots // count),
@@ -88,7 +88,7 @@ class Engine:
         self.empty = asyncio.Event()  # no request is inside
         self.empty.set()
         # not SimpleQueue: where two threads wait with a timeout, CPython's may let one wait for ever (seen with 3.11.7)
-        self._queues: dict[str, queue.Queue[Job | None]] = {"read": queue.Queue(), "score": queue.Queue()}
+        self._queues: dict[str, queue.Queue[EngineRequest | None]] = {"read": queue.Queue(), "score": queue.Queue()}
         self._beats: dict[int, float] = {}  # of each thread
         self._computing = 0  # jobs that a thread has begun and that have not ended
         self._reading = 0  # prompts that a thread reads
@@ -141,7 +141,7 @@ class Engine:
     def _alive(self) -> None:
         self._beats[threading.get_ident()] = time.monotonic()
 
-    def beat(self, job: Job) -> None:
+    def heartbeat(self, job: EngineRequest) -> None:
         """Called by a job that reads or scores: shows life, and ends the job when nobody waits for it, or can.
 
         Raises Cancelled or Draining.
@@ -185,7 +185,7 @@ class Engine:
             self.metrics.running.set(self._computing)
             self.metrics.waiting.set(max(self.taken - self._computing, 0))
 
-    async def submit(self, job: Job) -> Any:
+    async def submit(self, job: EngineRequest) -> Any:
         """Run a job; returns its result or raises its exception. When the caller is cancelled, so is the job.
 
         Raises DeadlinePassed when the job's turn did not come in time (one that runs ends itself at its deadline, with
@@ -193,12 +193,13 @@ class Engine:
         """
         result = None
         async for event in self._events(job):
-            if not isinstance(event, Started):
+            if not isinstance(event, PrefillDone):
                 result = event
         return result
 
-    async def stream(self, job: ContinueJob) -> AsyncGenerator[Started | Piece | Continuation, None]:
-        """The events of a continuation: `Started`, then each `Piece`, and last the `Continuation` without samples.
+    async def stream(self, job: ContinueRequest) -> AsyncGenerator[PrefillDone | AudioChunk | GenerationResult, None]:
+        """The events of a continuation: `PrefillDone`, then each `AudioChunk`, and last the `GenerationResult` without
+        samples.
 
         Closing the generator cancels the job. Raises what `submit` raises.
         """
@@ -210,9 +211,9 @@ class Engine:
         finally:
             await events.aclose()
 
-    async def _events(self, job: Job) -> AsyncGenerator[Any, None]:
+    async def _events(self, job: EngineRequest) -> AsyncGenerator[Any, None]:
         """What the job has to say, up to its result."""
-        ticket = job.ticket = Ticket()
+        ticket = job.ticket = ResultQueue()
         job.submitted = time.monotonic()
         self._queues[job.kind].put(job)
         done = False
@@ -221,7 +222,7 @@ class Engine:
                 event = await self._next(job, ticket)
                 if isinstance(event, Failure):
                     raise event.error
-                done = not isinstance(event, Started | Piece)
+                done = not isinstance(event, PrefillDone | AudioChunk)
                 yield event
         finally:
             with self._lock:
@@ -230,12 +231,12 @@ class Engine:
                 self._computing -= job.begun
             if not done:
                 job.forget()
-                self.lanes.nudge()
+                self.lanes.wake()
             elif job.started:
                 self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - job.started)
             self._gauge()
 
-    async def _next(self, job: Job, ticket: Ticket) -> Any:
+    async def _next(self, job: EngineRequest, ticket: ResultQueue) -> Any:
         """The job's next event. Raises DeadlinePassed or NotReady when it cannot come."""
         while True:
             with suppress(asyncio.QueueEmpty):
@@ -250,9 +251,9 @@ class Engine:
                 async with asyncio.timeout(pause):
                     return await ticket.events.get()
 
-    def seat(self, job: ContinueJob, prompt: PromptState, started: Started) -> None:
+    def start_sequences(self, job: ContinueRequest, prompt: PromptState, started: PrefillDone) -> None:
         """A prompt has been read: its choices wait for slots."""
-        seated = Seated(job, prompt, started, self.metrics, self.lanes.ending)
+        seated = RunningRequest(job, prompt, started, self.metrics, self.lanes.ending)
         if job.streamed:
             seated.put(started)
         self.lanes.put(seated)
@@ -273,7 +274,7 @@ class Engine:
             del job  # or it would hold its audio until the next one comes
 
     @contextmanager
-    def _counted(self, job: Job) -> Iterator[None]:
+    def _counted(self, job: EngineRequest) -> Iterator[None]:
         with self._lock:
             self._reading += job.kind == "read"
         try:
@@ -282,7 +283,7 @@ class Engine:
             with self._lock:
                 self._reading -= job.kind == "read"
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: EngineRequest) -> None:
         with self._lock:
             if job.cancelled.is_set():
                 return

@@ -36,7 +36,7 @@ class NotFinite(Exception):
 
 
 @dataclass(frozen=True)
-class Started:
+class PrefillDone:
     """The first event of a streamed continuation: the prompt has been read."""
 
     prompt_logprobs: FloatArray  # (T,)
@@ -46,7 +46,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Piece:
+class AudioChunk:
     """F frames of one choice; the pieces of a choice come in order, and joined they are the whole."""
 
     choice: int
@@ -60,8 +60,8 @@ FinishReason = Literal["length", "timeout", "cancelled"]  # cancelled: the serve
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """What a `ContinueJob` made. The lists hold an entry a choice; choices are of one length unless time was up."""
+class GenerationResult:
+    """What a `ContinueRequest` made. The lists hold an entry a choice; choices are of one length unless time was up."""
 
     prompt_logprobs: FloatArray  # (T,)
     tokens: list[IntArray]  # (F,) each
@@ -92,7 +92,7 @@ class Failure:
     error: BaseException
 
 
-class Ticket:
+class ResultQueue:
     """Where a job's events go: a queue of the event loop that waits for them. Any thread may put."""
 
     def __init__(self) -> None:
@@ -115,15 +115,15 @@ class Host(Protocol):
     codebooks: int
     metrics: Metrics
 
-    def beat(self, job: "Job") -> None:
+    def heartbeat(self, job: "EngineRequest") -> None:
         """Shows life, and ends the job when nobody waits for it, or can: raises Cancelled or Draining."""
 
-    def seat(self, job: "ContinueJob", prompt: PromptState, started: Started) -> None:
+    def start_sequences(self, job: "ContinueRequest", prompt: PromptState, started: PrefillDone) -> None:
         """A prompt has been read: its choices wait for slots."""
 
 
 @dataclass
-class Job(ABC):
+class EngineRequest(ABC):
     """Work for the engine. Times are `time.monotonic` seconds."""
 
     arrived: float
@@ -133,14 +133,14 @@ class Job(ABC):
     started: float = field(default=0.0, init=False)  # it computes what it was asked for; until then it waits
     stage: Stage = field(default="queue", init=False)
     streamed: bool = field(default=False, init=False)
-    ticket: Ticket | None = field(default=None, init=False)
+    ticket: ResultQueue | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)  # a thread has it, or had it
     kind: ClassVar[Literal["read", "score"]] = "read"  # which of the engine's threads do it
     starts_at_once: ClassVar[bool] = True  # when its thread takes it, and ends with `run`
 
     @abstractmethod
     def run(self, engine: "Host") -> Any:
-        """Runs on one of the engine's threads; calls ``engine.beat(self)`` at least once a chunk.
+        """Runs on one of the engine's threads; calls ``engine.heartbeat(self)`` at least once a chunk.
 
         Returns the result, unless other threads go on with it.
         """
@@ -150,7 +150,7 @@ class Job(ABC):
 
 
 @dataclass
-class ContinueJob(Job):
+class ContinueRequest(EngineRequest):
     """Continue a prompt, (N,) samples at 24 kHz. Raises TooShortError, or DeadlinePassed when nothing is ready."""
 
     prompt: FloatArray | None
@@ -164,7 +164,7 @@ class ContinueJob(Job):
         self.prompt = None
 
     def _go_on(self, engine: "Host") -> None:
-        engine.beat(self)
+        engine.heartbeat(self)
         if time.monotonic() > self.deadline:
             raise DeadlinePassed("the prompt could not be read in time")
 
@@ -184,13 +184,13 @@ class ContinueJob(Job):
         if not np.isfinite(logprobs).all():
             raise NotFinite
         count_read(engine.metrics, prompt.nll, len(prompt.tokens))
-        started = Started(logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy(), begin - self.submitted, took)
+        started = PrefillDone(logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy(), begin - self.submitted, took)
         self.stage = "slot"
-        engine.seat(self, prompt, started)
+        engine.start_sequences(self, prompt, started)
 
 
 @dataclass
-class ScoreJob(Job):
+class ScoreRequest(EngineRequest):
     """Score one clip, (N,) samples at 24 kHz. Raises TooShortError or WindowError."""
 
     clip: FloatArray | None
@@ -211,7 +211,7 @@ class ScoreJob(Job):
         def blocks() -> Iterator[torch.Tensor]:
             size = CHUNK_FRAMES * HOP_SAMPLES
             for start in range(0, len(clip), size):
-                engine.beat(self)
+                engine.heartbeat(self)
                 if time.monotonic() > self.deadline:
                     raise DeadlinePassed("the clip could not be scored in time")
                 yield torch.from_numpy(clip[start : start + size])

@@ -8,27 +8,27 @@ from typing import NamedTuple
 import numpy as np
 
 from app.engine.requests import (
-    Continuation,
-    ContinueJob,
+    AudioChunk,
+    ContinueRequest,
     Failure,
     FinishReason,
     FloatArray,
+    GenerationResult,
     IntArray,
     NotFinite,
-    Piece,
-    Started,
+    PrefillDone,
 )
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.inference.types import Frames, PromptState
 
-FIRST_PIECE_FRAMES = 3  # 40 ms: what a player needs to begin
-LONGEST_PIECE_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups
-AHEAD_SECONDS = 0.5  # of audio that a listener has in hand: who has more can wait for those who have less
+FIRST_CHUNK_FRAMES = 3  # 40 ms: what a player needs to begin
+LONGEST_CHUNK_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups
+PLAYBACK_LEAD_SECONDS = 0.5  # of audio that a listener has in hand: who has more can wait for those who have less
 log = logging.getLogger("whispergpt")
 
 
-class Seated:
+class RunningRequest:
     """A continuation whose prompt has been read, and what its ended choices have made.
 
     It does not know its running choices: they know it. In a circle of references the prompt's state, 6 MB, would
@@ -36,21 +36,21 @@ class Seated:
     """
 
     def __init__(
-        self, job: ContinueJob, prompt: PromptState, started: Started, metrics: Metrics, ending: threading.Event
+        self, job: ContinueRequest, prompt: PromptState, started: PrefillDone, metrics: Metrics, ending: threading.Event
     ) -> None:
         self.job, self.prompt, self.metrics, self.ending = job, prompt, metrics, ending
         self.started = started
         self.since = time.monotonic()  # waiting for slots
         self.waited = self.joined = self.first_frame = 0.0
-        self._ended: dict[int, Made] = {}  # by the choice's index
+        self._ended: dict[int, FinishedSequence] = {}  # by the choice's index
         self._failed = False
         self._lock = threading.Lock()  # choices of one job may be in different lanes
 
-    def choices(self) -> "list[Choice]":
+    def choices(self) -> "list[GeneratedSequence]":
         """Its rows of work, all new."""
-        return [Choice(self, index) for index in range(self.job.n)]
+        return [GeneratedSequence(self, index) for index in range(self.job.n)]
 
-    def put(self, *events: Started | Piece | Continuation | Failure) -> None:
+    def put(self, *events: PrefillDone | AudioChunk | GenerationResult | Failure) -> None:
         if self.job.ticket is not None:
             self.job.ticket.put(*events)
 
@@ -87,7 +87,7 @@ class Seated:
                 log.error("a likelihood or a sample is not finite")
             self.put(Failure(error))
 
-    def close(self, index: int, made: "Made", *events: Piece) -> None:
+    def close(self, index: int, made: "FinishedSequence", *events: AudioChunk) -> None:
         """A choice has ended; when all have, the answer is ready."""
         with self._lock:
             self._ended[index] = made
@@ -98,7 +98,7 @@ class Seated:
         now = time.monotonic()
         self.job.stage = "done"
         ended = [self._ended[index] for index in range(self.job.n)]
-        result = Continuation(
+        result = GenerationResult(
             prompt_logprobs=self.started.prompt_logprobs,
             tokens=[one.tokens for one in ended],
             logprobs=[one.logprobs for one in ended],
@@ -114,7 +114,7 @@ class Seated:
         self.put(*events, result)
 
 
-class Made(NamedTuple):
+class FinishedSequence(NamedTuple):
     """What an ended choice leaves."""
 
     tokens: IntArray  # (F,)
@@ -123,19 +123,19 @@ class Made(NamedTuple):
     finish: FinishReason
 
 
-class Choice:
+class GeneratedSequence:
     """One row of work: the frames of one continuation."""
 
-    def __init__(self, seated: Seated, index: int) -> None:
+    def __init__(self, seated: RunningRequest, index: int) -> None:
         self.seated, self.index = seated, index
         frames = seated.job.frames
         self.streamed = seated.job.streamed
         self.tokens = np.empty(frames, np.int64)
         self.logprobs = np.empty(frames, np.float32)
         # a stream needs no more than the piece in hand
-        self._samples = np.empty((LONGEST_PIECE_FRAMES if self.streamed else frames, HOP_SAMPLES), np.float32)
+        self._samples = np.empty((LONGEST_CHUNK_FRAMES if self.streamed else frames, HOP_SAMPLES), np.float32)
         self.made = self._sent = 0
-        self._piece = FIRST_PIECE_FRAMES
+        self._piece = FIRST_CHUNK_FRAMES
         self.finish: FinishReason = "length"
 
     def add(self, made: Frames, at: int) -> None:
@@ -150,7 +150,7 @@ class Choice:
         """Would somebody who listens since the first frame have audio in hand for a while?"""
         if self.made == 0 or self.seated.cut(now):
             return False
-        return self.made / FRAME_RATE_HZ - (now - self.seated.first_frame) > AHEAD_SECONDS
+        return self.made / FRAME_RATE_HZ - (now - self.seated.first_frame) > PLAYBACK_LEAD_SECONDS
 
     def over(self, now: float) -> bool:
         """Is it complete, or must it end as it is?"""
@@ -160,20 +160,20 @@ class Choice:
             self.finish = reason
         return reason is not None
 
-    def piece(self, last: bool) -> list[Piece]:
+    def piece(self, last: bool) -> list[AudioChunk]:
         """What is to be sent now: nothing, or one piece."""
         ready = self.made - self._sent
         if not self.streamed or ready == 0 or not (last or ready >= self._piece):
             return []
         span = slice(self._sent, self.made)
         samples = self._samples[:ready].reshape(-1).copy()
-        piece = Piece(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
+        piece = AudioChunk(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
         self._sent = self.made
-        self._piece = min(2 * self._piece, LONGEST_PIECE_FRAMES)
+        self._piece = min(2 * self._piece, LONGEST_CHUNK_FRAMES)
         return [piece]
 
-    def close(self, *events: Piece) -> None:
+    def close(self, *events: AudioChunk) -> None:
         """It has ended."""
         samples = self._samples[: 0 if self.streamed else self.made].reshape(-1)
-        made = Made(self.tokens[: self.made], self.logprobs[: self.made], samples, self.finish)
+        made = FinishedSequence(self.tokens[: self.made], self.logprobs[: self.made], samples, self.finish)
         self.seated.close(self.index, made, *events)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from app.engine.requests import NotFinite
-from app.engine.sequence import Choice, Seated
+from app.engine.sequence import GeneratedSequence, RunningRequest
 from app.errors import Draining
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ
@@ -28,7 +28,7 @@ IDLE_SECONDS = 0.5  # between two heartbeats of a lane without rows
 log = logging.getLogger("whispergpt")
 
 
-class Lanes:
+class DecodeWorkers:
     """The lanes, and the queue of choices in front of them.
 
     Args:
@@ -36,7 +36,7 @@ class Lanes:
         count: lanes.
         rows: slots of each.
         threads: what torch may use inside a step.
-        beat: called by each lane at least once a second while all is well.
+        heartbeat: called by each lane at least once a second while all is well.
         busy: does anybody wait for a prompt to be read? Then streams do not run far ahead of their listeners.
         check: what each lane asks of its slots, on its own thread, before the first row joins.
     """
@@ -48,15 +48,15 @@ class Lanes:
         rows: int,
         threads: int,
         metrics: Metrics,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
         busy: Callable[[], bool] = lambda: False,
         check: Callable[[Backend], bool] = lambda slots: True,
     ) -> None:
-        self._make, self._rows, self._metrics, self._beat, self._busy = make, rows, metrics, beat, busy
+        self._make, self._rows, self._metrics, self._heartbeat, self._busy = make, rows, metrics, heartbeat, busy
         self._torch_threads, self._check = threads, check
         self._checked: list[Future[bool]] = [Future() for _ in range(count)]
         self._changed = threading.Condition()
-        self._waiting: deque[Choice] = deque()
+        self._waiting: deque[GeneratedSequence] = deque()
         self._loads = [0] * count
         self._stopped = False
         self.ending = threading.Event()  # the server stops: what runs ends with what it has
@@ -94,18 +94,18 @@ class Lanes:
         for seated in too_late:
             seated.fail(Draining("the server is shutting down"))
 
-    def put(self, seated: Seated) -> None:
+    def put(self, seated: RunningRequest) -> None:
         """Its choices wait for slots from now on."""
         with self._changed:
             self._waiting.extend(seated.choices())
             self._changed.notify_all()
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """A job was cancelled: choices that wait may be dropped."""
         with self._changed:
             self._waiting = deque(choice for choice in self._waiting if not choice.seated.job.cancelled.is_set())
 
-    def _take(self, lane: int, pause: float) -> list[Choice] | None:
+    def _take(self, lane: int, pause: float) -> list[GeneratedSequence] | None:
         """Choices for free rows; None when the lanes have stopped. Waits up to ``pause`` when the lane is empty."""
         with self._changed:
             if self._stopped:
@@ -138,14 +138,14 @@ class Lanes:
         except BaseException as error:  # of the start: there is nothing that could serve
             self._checked[lane].set_exception(error)
             return
-        rows: dict[int, Choice] = {}
+        rows: dict[int, GeneratedSequence] = {}
         while True:
-            self._beat()
+            self._heartbeat()
             taken = self._take(lane, IDLE_SECONDS)
             if taken is None:
                 return
             try:
-                self._seat(slots, rows, taken)
+                self._join(slots, rows, taken)
                 self._step(lane, slots, rows)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
@@ -156,7 +156,7 @@ class Lanes:
                 rows.clear()
                 slots = self._make(self._rows)
 
-    def _seat(self, slots: Backend, rows: dict[int, Choice], taken: list[Choice]) -> None:
+    def _join(self, slots: Backend, rows: dict[int, GeneratedSequence], taken: list[GeneratedSequence]) -> None:
         free = (row for row in range(self._rows) if row not in rows)
         for choice in taken:
             seated, row = choice.seated, next(free)
@@ -164,10 +164,10 @@ class Lanes:
             slots.join(row, seated.prompt, seated.job.options, choice.index)
             seated.join()
 
-    def _step(self, lane: int, slots: Backend, rows: dict[int, Choice]) -> None:
+    def _step(self, lane: int, slots: Backend, rows: dict[int, GeneratedSequence]) -> None:
         gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
         begin = time.monotonic()
-        active = self._due([row for row in rows if row not in gone], rows, begin)
+        active = self._runnable([row for row in rows if row not in gone], rows, begin)
         if active:
             made = slots.step(active)
             now = time.monotonic()
@@ -175,14 +175,14 @@ class Lanes:
             self._metrics.batch_size.observe(len(active))
             self._metrics.generated_tokens.inc(len(active))
             self._metrics.generated_audio_seconds.inc(len(active) / FRAME_RATE_HZ)
-            gone += self._hand_out(made, active, rows, now)
+            gone += self._distribute(made, active, rows, now)
         for row in gone:
             slots.leave(row)
             del rows[row]
         if gone:
             self._left(lane, len(gone))
 
-    def _due(self, active: list[int], rows: dict[int, Choice], now: float) -> list[int]:
+    def _runnable(self, active: list[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
         """The rows to step now: all, unless some wait for audio, or for a prompt, while others have some in hand."""
         due = [row for row in active if not rows[row].ahead(now)]
         if due or not active:
@@ -194,7 +194,7 @@ class Lanes:
         return active
 
     @staticmethod
-    def _hand_out(made: Frames, active: Sequence[int], rows: dict[int, Choice], now: float) -> list[int]:
+    def _distribute(made: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
         """Give each choice its frame; returns the rows that are done."""
         finite = np.isfinite(made.logprobs) & np.isfinite(made.samples).all(1)
         done = []

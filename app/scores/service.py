@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
 from app.engine.engine import Engine
-from app.engine.requests import ScoreJob
+from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.schemas import ScoreForm, ScoreResponse
 from app.server.multipart import Upload
@@ -86,7 +86,7 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     try:
         async with turn(request.app.state.clip_decoders, until):
             clip = await decoded(request, file, until, settings.max_score_seconds)
-        job = ScoreJob(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
+        job = ScoreRequest(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
         scored: Score = await engine.submit(job)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error

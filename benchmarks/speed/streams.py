@@ -21,7 +21,7 @@ import torch
 
 from app.cli.bench import clips
 from app.client.load_generator import Load, Player, put_load, summary
-from app.engine.sequence import FIRST_PIECE_FRAMES
+from app.engine.sequence import FIRST_CHUNK_FRAMES
 from app.settings import default_threads
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.baselines import a_prompt
@@ -43,8 +43,8 @@ LAG_BOUNDS = (0.01, 0.1)  # seconds; buckets of the metric
 def heard(times: list[float]) -> Player:
     """A player of frames that came at these times."""
     player = Player()
-    player.take(FIRST_PIECE_FRAMES / FRAME_RATE_HZ, times[FIRST_PIECE_FRAMES - 1])
-    for at in times[FIRST_PIECE_FRAMES:]:
+    player.take(FIRST_CHUNK_FRAMES / FRAME_RATE_HZ, times[FIRST_CHUNK_FRAMES - 1])
+    for at in times[FIRST_CHUNK_FRAMES:]:
         player.take(1 / FRAME_RATE_HZ, at)
     return player
 

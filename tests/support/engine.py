@@ -9,10 +9,10 @@ from typing import Any
 
 import httpx
 
-from app.engine.requests import Job
+from app.engine.requests import EngineRequest
 
 
-class Gate(Job):
+class Gate(EngineRequest):
     """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Gate(Job):
     def run(self, engine: Any) -> None:
         self.entered.set()
         while not self.opened.wait(0.005):
-            engine.beat(self)
+            engine.heartbeat(self)
 
 
 class ScoreGate(Gate):

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from app.audio.encode import wav_head
-from app.engine.requests import Piece
+from app.engine.requests import AudioChunk
 from tests.support.engine import busy, until
 
 GOOD = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}
@@ -222,7 +222,7 @@ class Fails:
         events = self.stream(job)
         try:
             async for event in events:
-                pieces += isinstance(event, Piece)
+                pieces += isinstance(event, AudioChunk)
                 if pieces > self.after:
                     raise self.error
                 yield event

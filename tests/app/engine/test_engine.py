@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.requests import Cancelled, ContinueJob, Job
+from app.engine.requests import Cancelled, ContinueRequest, EngineRequest
 from app.errors import DeadlinePassed, Draining, NotReady
 from app.main import drain
 from model.inference.sampling import SamplingOptions
@@ -143,7 +143,7 @@ def test_no_thread_waits_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("app.engine.engine.HEARTBEAT_SECONDS", 0.0005)
     engine = serve(threads=4).app.state.engine
 
-    class Dropped(Job):
+    class Dropped(EngineRequest):
         def run(self, engine: Any) -> None:
             raise AssertionError("it was cancelled before")
 
@@ -166,7 +166,7 @@ def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch
     until(lambda: service.get("/readyz").status_code == 200)
     hang = threading.Event()
 
-    class Hanging(Job):
+    class Hanging(EngineRequest):
         def run(self, engine: Any) -> None:
             hang.wait(5)
 
@@ -183,7 +183,7 @@ def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch
 def test_a_job_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> None:
     service = serve()
 
-    class Failing(Job):
+    class Failing(EngineRequest):
         def run(self, engine: Any) -> None:
             raise ZeroDivisionError
 
@@ -286,10 +286,10 @@ def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: by
     prompt = np.tile(speech, 30)  # 40 s
     options = SamplingOptions(seed=1)
     now = time.monotonic()
-    late = ContinueJob(now, now + 0.001, prompt, 75, options, 1)
+    late = ContinueRequest(now, now + 0.001, prompt, 75, options, 1)
     with pytest.raises(DeadlinePassed):
         late.run(engine)
-    left = ContinueJob(now, now + 60, prompt, 75, options, 1)
+    left = ContinueRequest(now, now + 60, prompt, 75, options, 1)
     left.cancelled.set()
     with pytest.raises(Cancelled):
         left.run(engine)
@@ -315,7 +315,7 @@ def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.Monkey
     assert service.value("requests_running") == 0
 
 
-class Ends(Job):
+class Ends(EngineRequest):
     """A job that ends in what no handler of plain exceptions catches."""
 
     def run(self, engine: Any) -> None:
@@ -345,7 +345,9 @@ def test_a_job_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
     async def leave() -> weakref.ref[np.ndarray]:
         clip = np.zeros(24_000, np.float32)
         now = time.monotonic()
-        task = asyncio.ensure_future(engine.submit(ContinueJob(now, now + 60, clip, 10, SamplingOptions(seed=1), 1)))
+        task = asyncio.ensure_future(
+            engine.submit(ContinueRequest(now, now + 60, clip, 10, SamplingOptions(seed=1), 1))
+        )
         await asyncio.sleep(0.05)
         assert not task.done()
         task.cancel()

@@ -12,9 +12,15 @@ import pytest
 
 import model.inference.prefill
 from app.engine import engine as engine_module
-from app.engine.requests import Continuation, ContinueJob, NotFinite, Piece, Started
-from app.engine.sequence import AHEAD_SECONDS, FIRST_PIECE_FRAMES, LONGEST_PIECE_FRAMES, Choice, Seated
-from app.engine.worker import Lanes
+from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, NotFinite, PrefillDone
+from app.engine.sequence import (
+    FIRST_CHUNK_FRAMES,
+    LONGEST_CHUNK_FRAMES,
+    PLAYBACK_LEAD_SECONDS,
+    GeneratedSequence,
+    RunningRequest,
+)
+from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed
 from model.inference.backend import Backend
 from model.inference.sampling import SamplingOptions
@@ -23,12 +29,14 @@ from model.inference.types import Frames
 from tests.support.engine import until
 
 
-def job(speech: Any, seed: int = 1, frames: int = 60, n: int = 1, seconds: float = 60, **options: Any) -> ContinueJob:
+def job(
+    speech: Any, seed: int = 1, frames: int = 60, n: int = 1, seconds: float = 60, **options: Any
+) -> ContinueRequest:
     now = time.monotonic()
-    return ContinueJob(now, now + seconds, speech, frames, SamplingOptions(seed=seed, **options), n)
+    return ContinueRequest(now, now + seconds, speech, frames, SamplingOptions(seed=seed, **options), n)
 
 
-async def collect(engine: Any, work: ContinueJob) -> list[Any]:
+async def collect(engine: Any, work: ContinueRequest) -> list[Any]:
     return [event async for event in engine.stream(work)]
 
 
@@ -37,15 +45,15 @@ def test_a_stream_put_together_is_the_whole(service: Any, speech: Any, n: int) -
     engine = service.app.state.engine
     whole = service.wait(engine.submit(job(speech, n=n)))
     first, *pieces, last = service.wait(collect(engine, job(speech, n=n)))
-    assert isinstance(first, Started) and isinstance(last, Continuation)
+    assert isinstance(first, PrefillDone) and isinstance(last, GenerationResult)
     np.testing.assert_array_equal(first.prompt_logprobs, whole.prompt_logprobs)
     np.testing.assert_array_equal(first.tail, whole.tail)
-    assert all(isinstance(piece, Piece) for piece in pieces)
+    assert all(isinstance(piece, AudioChunk) for piece in pieces)
     for choice in range(n):
         mine = [piece for piece in pieces if piece.choice == choice]
         assert [piece.first for piece in mine] == np.cumsum([0] + [len(piece.tokens) for piece in mine[:-1]]).tolist()
         lengths = [len(piece.tokens) for piece in mine]
-        assert lengths[0] == FIRST_PIECE_FRAMES and max(lengths) == LONGEST_PIECE_FRAMES
+        assert lengths[0] == FIRST_CHUNK_FRAMES and max(lengths) == LONGEST_CHUNK_FRAMES
         for name in ("tokens", "logprobs", "samples"):
             joined = np.concatenate([getattr(piece, name) for piece in mine])
             np.testing.assert_array_equal(joined, getattr(whole, name)[choice])
@@ -63,7 +71,7 @@ def test_forty_at_once_are_as_alone(serve: Any, speech: Any) -> None:
         {"temperature": 1.0}, {"temperature": 0.0}, {"top_k": 30}, {"top_p": 0.9}, {"temperature": 0.7, "top_p": 0.8},
     ]  # fmt: skip
 
-    def work(index: int) -> ContinueJob:
+    def work(index: int) -> ContinueRequest:
         part = speech[: 9_600 + 320 * 7 * (index % 5)]
         return job(part, index, 20 + 5 * (index % 4), 1 + index % 2, **kinds[index % 5])
 
@@ -104,7 +112,7 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
     engine = service.app.state.engine
     rng = np.random.default_rng(lanes)
 
-    def work(kind: int, frames: int = 0) -> ContinueJob:
+    def work(kind: int, frames: int = 0) -> ContinueRequest:
         part = speech[320 * kind : 320 * kind + 9_600 + 320 * 5 * (kind % 7)]
         return job(part, kind, frames or 60 + 20 * (kind % 8), 1 + kind % 4, **KINDS[kind % 5])
 
@@ -380,27 +388,27 @@ def test_a_prompt_leaves_memory_with_its_answer(
 
 
 def test_who_has_audio_in_hand_waits_for_those_without(service: Any, speech: Any) -> None:
-    metrics, nothing = service.app.state.metrics, Started(speech[:0], speech[:0], 0.0, 0.0)
+    metrics, nothing = service.app.state.metrics, PrefillDone(speech[:0], speech[:0], 0.0, 0.0)
     busy = False
-    lanes = Lanes(lambda rows: pytest.fail("no step is wanted"), 1, 4, 1, metrics, lambda: None, lambda: busy)
+    lanes = DecodeWorkers(lambda rows: pytest.fail("no step is wanted"), 1, 4, 1, metrics, lambda: None, lambda: busy)
 
-    def choice(made: int, begun: float) -> Choice:
+    def choice(made: int, begun: float) -> GeneratedSequence:
         work = job(speech, frames=600)
         work.deadline = 12.0
-        one = Choice(Seated(work, None, nothing, metrics, lanes.ending), 0)  # type: ignore[arg-type]
+        one = GeneratedSequence(RunningRequest(work, None, nothing, metrics, lanes.ending), 0)  # type: ignore[arg-type]
         one.made, one.seated.first_frame = made, begun
         return one
 
-    enough = round(75 * (AHEAD_SECONDS + 0.5))  # made within 0.1 s: most of it waits to be played
+    enough = round(75 * (PLAYBACK_LEAD_SECONDS + 0.5))  # made within 0.1 s: most of it waits to be played
     rows = {0: choice(enough, 9.9), 1: choice(5, 9.9), 2: choice(0, 0.0)}
-    assert lanes._due([0, 1, 2], rows, 10.0) == [1, 2], "who has audio in hand may wait"
-    assert lanes._due([0], rows, 10.0) == [0], "nobody else is there"
+    assert lanes._runnable([0, 1, 2], rows, 10.0) == [1, 2], "who has audio in hand may wait"
+    assert lanes._runnable([0], rows, 10.0) == [0], "nobody else is there"
     busy = True
-    assert lanes._due([0], rows, 10.0) == [], "a prompt is being read"
-    assert lanes._due([0], rows, 11.0) == [0], "and its listener has played on"
+    assert lanes._runnable([0], rows, 10.0) == [], "a prompt is being read"
+    assert lanes._runnable([0], rows, 11.0) == [0], "and its listener has played on"
     rows[0].made = 10**6
-    assert lanes._due([0], rows, 12.1) == [0], "its time is up: it must end"
-    assert lanes._due([], rows, 10.0) == []
+    assert lanes._runnable([0], rows, 12.1) == [0], "its time is up: it must end"
+    assert lanes._runnable([], rows, 10.0) == []
 
 
 def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: Any, monkeypatch: Any) -> None:
@@ -411,7 +419,7 @@ def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: An
     monkeypatch.setattr(engine.lanes, "_busy", lambda: True)
     begin = time.monotonic()
     paced = service.wait(collect(engine, job(speech, frames=90)))
-    assert 90 / 75 - AHEAD_SECONDS - 0.1 < time.monotonic() - begin
+    assert 90 / 75 - PLAYBACK_LEAD_SECONDS - 0.1 < time.monotonic() - begin
     for name in ("tokens", "logprobs", "samples"):
         one, other = (np.concatenate([getattr(piece, name) for piece in got[1:-1]]) for got in (plain, paced))
         np.testing.assert_array_equal(one, other)
