@@ -21,10 +21,12 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULA
 from model.inference.scoring import MelSource, score
 from model.lm.depth_decoder import frames_before
 from model.lm.mel import LogMel
+from model.training.continuations import TRAP_SECONDS, continued, prompts_of, sound_figures, summary
 from model.training.corpus import DataError, find_files, read_audio, render_midi
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
 from model.training.pitch import pitch_match
+from model.training.tuning import in_tune, same_notes
 
 RESAMPLES = 2000
 CODEBOOK_STEPS = (1, 2, 4, 8)
@@ -103,9 +105,10 @@ def codebook_figures(counts: npt.NDArray[np.int64], resamples: int = 200, seed: 
 
 @torch.inference_mode()
 def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
-    """The codec at 1, 2, 4 and 8 codebooks: log-mel distance (nats), STOI, PESQ, SI-SDR, pitch; each book's entropy.
+    """The codec at 1, 2, 4 and 8 codebooks: what a listener hears of it, and each codebook's entropy.
 
-    "pitch" is the share of the real clip's voiced frames whose pitch the decoded one has within 50 cents.
+    log_mel: distance in nats. stoi, pesq, si_sdr: as usual. pitch: share of the real clip's voiced frames whose pitch
+    the decoded one has within 50 cents. in_tune, same_notes: of music, see `model.training.tuning`.
     """
     spectral, codec = SpectralLoss(), bundle.codec
     rows: dict[int, dict[str, list[float]]] = {}
@@ -118,8 +121,8 @@ def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[s
         for count in (c for c in CODEBOOK_STEPS if c <= codec.config.codebooks):
             made = codec.decode(codes[:, :count])[0]
             figures = {"log_mel": float(spectral(made[None], real[None])[0]), "si_sdr": si_sdr(made, real)}
-            if (match := pitch_match(made, real)) is not None:
-                figures["pitch"] = match
+            heard = {"pitch": pitch_match(made, real), "in_tune": in_tune(made), "same_notes": same_notes(made, real)}
+            figures |= {name: value for name, value in heard.items() if value is not None}
             for name, value in (figures | intelligibility(made, real)).items():
                 rows.setdefault(count, {}).setdefault(name, []).append(value)
     per_codebook = codebook_figures(counts)
@@ -185,6 +188,31 @@ def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[fl
     return [round(float(x), 4) for x in sums / max(frames, 1)]
 
 
+CONTINUED_CLIPS, PROMPT_SECONDS, PAUSE_SECONDS = 12, 3.0, 0.3
+TEMPERATURES = (1.0, 0.8)
+
+
+def continuation_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Five seconds after the first three of up to twelve clips, beside the real five: level, silence, in-tune share.
+
+    With the defaults, at temperature 0.8, and after prompts that end in a pause of 0.3 s. `trapped` is the share of
+    continuations with a silence of 1.5 s or more.
+    """
+    chosen = [clip for clip in clips if len(clip[1]) >= (PROMPT_SECONDS + 1) * SAMPLE_RATE_HZ][:CONTINUED_CLIPS]
+    out: dict[str, Any] = {"prompt_seconds": PROMPT_SECONDS, "trap_seconds": TRAP_SECONDS, "clips": len(chosen)}
+    if not chosen:
+        return out
+    cut = round(PROMPT_SECONDS * SAMPLE_RATE_HZ)
+    real = [sound_figures(samples[cut : 8 * SAMPLE_RATE_HZ].numpy(), samples[:cut].numpy()) for _, samples in chosen]
+    out["real"] = {name: float(np.mean([own[name] for own in real if name in own])) for name in real[0]}
+    for temperature in TEMPERATURES:
+        for pause in (0.0, PAUSE_SECONDS):
+            prompts = prompts_of(chosen, PROMPT_SECONDS, pause)
+            runs = continued(bundle, prompts, temperature=temperature, seeds=(1, 2))
+            out[f"temperature_{temperature:g}" + ("_after_pause" if pause else "")] = summary(runs)
+    return out
+
+
 def load_clips(paths: Sequence[Path], limit: int | None = None, max_seconds: float = 60.0) -> list[tuple[str, Tensor]]:
     """Clips under the given files and folders, at most ``max_seconds`` of each; unreadable ones are an error."""
     clips = []
@@ -209,6 +237,7 @@ def evaluate(
         "codec": codec_figures(bundle, clips),
         "language_model": language_figures(bundle, clips),
         "fine_nll": fine_figures(bundle, clips),
+        "continuations": continuation_figures(bundle, clips),
         "conditions": machine(),
     }
     if out is not None:

@@ -144,11 +144,10 @@ class NumbaBackend:
         state.entries[row] = array(held[0].t())
         for block, history in enumerate(held[1 : 1 + blocks]):
             state.histories[block, row] = array(history.t())
-        rest = held[1 + blocks :]
-        if len(rest) == len(Tones._fields):
-            for place, tensor in zip(state.tones, rest, strict=True):
+        if self._weights.decoder.plays:
+            for place, tensor in zip(state.tones, held[1 + blocks :], strict=True):
                 place[row] = tensor.cpu().numpy()
-        elif rest:
+        elif self._weights.decoder.sings:
             *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
             for block, history in enumerate(histories):
                 state.reader_histories[block, row] = array(history.t())

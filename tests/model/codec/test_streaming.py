@@ -154,7 +154,8 @@ def with_row_of_nan(state: StreamState, row: int) -> StreamState:
         assert tensor is not None
         assert tensor.shape[dim] == state.rows
         tensors.append(tensor.clone())
-        tensors[-1].select(dim, row).fill_(torch.nan)  # type: ignore[union-attr]
+        nothing = torch.nan if tensor.is_floating_point() else 2**40
+        tensors[-1].select(dim, row).fill_(nothing)  # type: ignore[union-attr]
     return StreamState(state.rows, tensors, list(state.row_dims), state.frames)
 
 
