@@ -31,6 +31,10 @@ class MalformedForm(ClientError):
     status, code = 400, "malformed_form"
 
 
+class MalformedRequest(ClientError):
+    status, code = 400, "malformed_request"
+
+
 class InvalidApiKey(ClientError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
@@ -45,6 +49,10 @@ class FileTooLarge(ClientError):
 
 class AudioTooLong(ClientError):
     status, code = 413, "audio_too_long"
+
+
+class HeadTooLarge(ClientError):
+    status, code = 431, "head_too_large"
 
 
 class UnsupportedFormat(ClientError):

@@ -33,7 +33,7 @@ UNREAD = 32  # streams that are made, have no place any more and wait for slow r
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
-    500: "internal_error", 503: "not_ready, draining", 504: "timeout",
+    431: "head_too_large", 500: "internal_error", 503: "not_ready, draining", 504: "timeout",
 }  # fmt: skip
 log = logging.getLogger("whispergpt")
 

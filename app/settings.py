@@ -52,6 +52,7 @@ class Settings(BaseSettings):
         gt=0,
         description="from a request's arrival to its answer",
     )
+    head_timeout_seconds: float = Field(10.0, gt=0, description="for a request's head to arrive")
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")

@@ -19,7 +19,7 @@ from app.cli.config import ConfigFile, settings_from, shown
 from app.cli.options import console, pick_device
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
-from app.server.responses import connection
+from app.server.connection import WAITING, connection, descriptors
 from app.settings import PREFIX, Settings
 from model.checkpoint import load_bundle
 
@@ -99,11 +99,12 @@ def serve_command(settings: Settings) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    app = create_app(settings, bundle)
     how = uvicorn.Config(
-        create_app(settings, bundle),
+        app,
         host=settings.host,
         port=settings.port,
-        http=connection(settings.send_timeout_seconds),
+        http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
         log_config=logs,
         log_level=settings.log_level.lower(),
         timeout_graceful_shutdown=round(settings.drain_seconds + END_SECONDS),  # connections that last are cut then

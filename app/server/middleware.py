@@ -15,6 +15,7 @@ from app.server.errors import answer, unexpected
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
