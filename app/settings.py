@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     head_timeout_seconds: float = Field(10.0, gt=0, description="for a request's head to arrive")
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")
+    drain_grace_seconds: float = Field(
+        5.0, ge=0, description="to go on accepting connections after SIGTERM, for balancers to see /readyz"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
     open_metrics: bool = Field(True, description="/metrics needs no key")

@@ -4,10 +4,13 @@ import asyncio
 import copy
 import inspect
 import logging
+import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -23,6 +26,8 @@ from app.server.connection import WAITING, connection, descriptors
 from app.settings import PREFIX, Settings
 from model.checkpoint import load_bundle
 
+TICK_SECONDS = 0.1  # uvicorn's own
+log = logging.getLogger("whispergpt")
 START_FAILED = 3  # uvicorn's own exit code for it
 
 
@@ -70,17 +75,37 @@ def page_address(settings: Settings) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; its application hears of the shutdown when it begins.
+    """uvicorn's server; its application hears of the shutdown when it begins, and its clients can see it.
 
-    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open.
+    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open. And it
+    closes the listeners first, so that a balancer which asks /readyz hears nothing, and sends on what is lost.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state: Any = self.config.app
-        draining = asyncio.create_task(drain(state.state.engine, state.state.settings.drain_seconds))
+        settings: Settings = state.state.settings
+        end = time.monotonic() + settings.drain_seconds + END_SECONDS
+        draining = asyncio.create_task(drain(state.state.engine, settings.drain_seconds))
+        if signal.SIGINT not in self._captured_signals:  # at a terminal nobody balances, and somebody waits
+            await self._be_seen(settings.drain_grace_seconds)
+        # connections that last are cut then
+        self.config.timeout_graceful_shutdown = max(round(end - time.monotonic()), 1)
         await super().shutdown(sockets)
         draining.cancel()
         await asyncio.wait([draining])
+
+    async def _be_seen(self, seconds: float) -> None:
+        """Goes on accepting connections, all of which are told that the server is draining."""
+        log.info("draining: /readyz tells so for %g s, then the port is closed", seconds)
+        until, ticks = time.monotonic() + seconds, 0
+        while time.monotonic() < until and not self.force_exit:
+            await asyncio.sleep(TICK_SECONDS)
+            await self.on_tick(ticks := ticks + 1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second cuts, whichever they are."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
 
 @settings_flags
@@ -107,7 +132,6 @@ def serve_command(settings: Settings) -> None:
         http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
         log_config=logs,
         log_level=settings.log_level.lower(),
-        timeout_graceful_shutdown=round(settings.drain_seconds + END_SECONDS),  # connections that last are cut then
         server_header=False,
     )
     server = Server(how)

@@ -33,7 +33,8 @@ class Server:
         command = "from app.cli.main import main; main()"
         self.log = (folder.parent / f"log-{self.port}").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", "--port", str(self.port), "--bundle", str(folder), *flags],
+            [sys.executable, "-c", command, "serve", "--port", str(self.port), "--bundle", str(folder),
+             "--drain-grace-seconds", "0", *flags],
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
@@ -229,6 +230,49 @@ def test_a_term_signal_cuts_what_cannot_end(folder: Path, clip: bytes) -> None:
             assert json.loads(body)["error"]["code"] == "draining"
         assert "Traceback" not in server.output(), "to cut off what takes too long is no fault"
         assert "graceful shutdown exceeded" in server.output()
+    finally:
+        server.close()
+
+
+def test_a_term_signal_is_seen_before_the_port_is_closed(folder: Path, clip: bytes) -> None:
+    """By clients that connect after it: a balancer, and those that it has sent before it asked."""
+    server = Server(folder, "--drain-grace-seconds", "3", "--drain-seconds", "20")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip, seconds="2"))
+            server.until("requests_running", 1)
+            server.process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 20
+            while (answer := httpx.get(server.client.base_url.join("/readyz"))).status_code == 200:
+                assert time.monotonic() < end
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+            url = server.client.base_url.join("/continue")
+            refused = httpx.post(url, files={"file": ("a", clip)})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert httpx.get(server.client.base_url.join("/livez")).status_code == 200
+            assert b" 200 " in client.recv(4_096).splitlines()[0]
+        server.process.wait(20)
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+        assert "Traceback" not in server.output()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_second_signal_cuts(folder: Path, clip: bytes, second: signal.Signals) -> None:
+    server = Server(folder, "--drain-grace-seconds", "100", "--drain-seconds", "100", "--max-seconds", "1000")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip, seconds="900"))
+            server.until("requests_running", 1)
+            server.process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 20
+            while server.client.get("/readyz").status_code == 200:
+                assert time.monotonic() < end
+            server.process.send_signal(second)
+            assert server.process.wait(30) != 0
+        assert "Traceback" not in server.output()
     finally:
         server.close()
 
