@@ -15,6 +15,7 @@ from app.engine.engine import Engine
 from app.metrics import Metrics
 from app.scores import router as scores
 from app.server.auth import Keys
+from app.server.bodies import Bodies
 from app.server.errors import install as install_errors
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
@@ -113,6 +114,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.metrics = metrics = Metrics()
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
+    app.state.bodies = Bodies(settings, metrics)
     install_errors(app)
     for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)

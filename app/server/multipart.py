@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,11 +17,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, UploadTimeout
+from app.server.bodies import Bodies
 from app.server.schemas import Form
 from app.settings import Settings
 
 F = TypeVar("F", bound=Form)
 MAX_FIELDS = 64
+FIELD_BYTES = 16_384  # of a text field: a number or a word
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is told to its sender, not to the log
 
 
@@ -33,7 +35,7 @@ class Upload(Generic[F]):
     files: list[UploadFile]
 
 
-def _guard(request: Request, settings: Settings) -> Request:
+def _guard(request: Request, settings: Settings, held: Callable[[int], None]) -> Request:
     """The request with a body that is counted while it arrives: a length in a header can lie or be absent."""
     limit = round(settings.max_upload_mib * 2**20)
     deadline = time.monotonic() + settings.upload_timeout_seconds
@@ -52,6 +54,7 @@ def _guard(request: Request, settings: Settings) -> Request:
         seen += len(message.get("body", b""))
         if seen > limit:
             raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+        held(len(message.get("body", b"")))
         return message
 
     return Request(request.scope, receive)
@@ -63,6 +66,7 @@ async def _parsed(request: Request, max_files: int) -> FormData:
     Starlette's parser takes such a body, loses the file and leaves it open: hence the look at its list of files.
     """
     parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
+    parser.max_part_size = FIELD_BYTES
     data = await parser.parse()
     whole = {id(value.file) for _, value in data.multi_items() if isinstance(value, UploadFile)}
     lost = [file for file in parser._files_to_close_on_error if id(file) not in whole]
@@ -97,8 +101,18 @@ def too_many(max_files: int) -> InvalidParameter:
 async def read(request: Request, form: type[F], settings: Settings, max_files: int) -> AsyncIterator[Upload[F]]:
     """The request's form; its files are closed, and gone, at the end.
 
-    Raises MalformedForm, InvalidParameter, FileTooLarge, UploadTimeout or ClientGone.
+    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, UploadTimeout or ClientGone.
     """
+    bodies: Bodies = request.app.state.bodies
+    with bodies.one() as held:
+        async with _read(request, form, settings, max_files, held) as upload:
+            yield upload
+
+
+@asynccontextmanager
+async def _read(
+    request: Request, form: type[F], settings: Settings, max_files: int, held: Callable[[int], None]
+) -> AsyncIterator[Upload[F]]:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise MalformedForm("send multipart/form-data with a part named file")
@@ -106,7 +120,7 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
     try:
-        data = await _parsed(_guard(request, settings), max_files + 1)  # one more, to look at its name
+        data = await _parsed(_guard(request, settings, held), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
         raise ClientGone("upload") from None
     except MultiPartException as error:

@@ -7,12 +7,15 @@ import io
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+
+from app.server.multipart import FIELD_BYTES
 
 BOUNDARY = "----b0undary"
 MULTIPART = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -273,6 +276,50 @@ def test_too_many_bytes(serve: Any, clip: bytes) -> None:
     refused(service.post("/continue", content=chunks(), headers=MULTIPART), 413, "file_too_large", "file")
     assert taken < 40
     works(service, clip)
+
+
+@pytest.mark.parametrize(("size", "status"), [(FIELD_BYTES, 422), (FIELD_BYTES + 1, 400)])
+def test_a_text_field_is_a_number_or_a_word(service: Any, clip: bytes, size: int, status: int) -> None:
+    """One that is longer is not taken into memory."""
+    body = part("seconds", b"3" * size) + part("file", clip, '; filename="a"') + f"--{BOUNDARY}--\r\n".encode()
+    assert service.post("/continue", content=body, headers=MULTIPART).status_code == status
+
+
+def test_bodies_share_a_budget(serve: Any, clip: bytes) -> None:
+    """Whoever goes beyond it is refused, and told when to come back; the others' bodies arrive whole."""
+    service = serve(max_upload_mib=1, max_bodies_mib=1)
+    bodies, half = service.app.state.bodies, part("file", bytes(600_000), '; filename="a.wav"')
+
+    async def waits(arrived: asyncio.Event, until: asyncio.Event) -> Any:
+        yield half
+        arrived.set()
+        await until.wait()
+        yield f"--{BOUNDARY}--\r\n".encode()
+
+    async def both() -> tuple[Any, Any]:
+        arrived, until = asyncio.Event(), asyncio.Event()
+        post = partial(service.client.post, "/continue", headers=MULTIPART)
+        first = asyncio.create_task(post(content=waits(arrived, until)))
+        await arrived.wait()
+        second = await post(content=half)
+        assert bodies.held == len(half), "a refused body is gone"
+        until.set()
+        return await first, second
+
+    first, second = service.wait(both())
+    refused(second, 429, "overloaded")
+    assert int(second.headers["retry-after"]) > 0
+    refused(first, 415, "unsupported_format")
+    assert bodies.held == 0
+    assert service.value("rejected_total", reason="bodies") == 1
+    works(service, clip)
+
+
+def test_one_body_may_be_as_large_as_the_settings_say(serve: Any, clip: bytes) -> None:
+    """Whatever the budget of all."""
+    service = serve(max_upload_mib=1, max_bodies_mib=0.001)
+    works(service, clip)
+    refused(service.post("/continue", bytes(2**20)), 413, "file_too_large", "file")
 
 
 def test_a_body_that_does_not_arrive(serve: Any, clip: bytes) -> None:
