@@ -83,6 +83,10 @@ class Draining(ServiceError):
     status, code = 503, "draining"
 
 
+class StorageFull(ServiceError):
+    status, code = 507, "storage_full"
+
+
 class DeadlinePassed(ServiceError):
     status, code, type = 504, "timeout", "timeout_error"
 

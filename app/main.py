@@ -35,6 +35,7 @@ FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
     431: "head_too_large", 500: "internal_error", 503: "not_ready, draining", 504: "timeout",
+    507: "storage_full",
 }  # fmt: skip
 log = logging.getLogger("whispergpt")
 

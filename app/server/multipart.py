@@ -1,10 +1,11 @@
 """Reading a multipart body: counted and timed while it arrives, then checked against a schema."""
 
 import asyncio
+import errno
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, UploadTimeout
+from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
 from app.server.bodies import Bodies
 from app.server.schemas import Form
 from app.settings import Settings
@@ -24,6 +25,9 @@ from app.settings import Settings
 F = TypeVar("F", bound=Form)
 MAX_FIELDS = 64
 FIELD_BYTES = 16_384  # of a text field: a number or a word
+# the last: Python found no folder to write to
+STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT}
+log = logging.getLogger("whispergpt")
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is told to its sender, not to the log
 
 
@@ -67,7 +71,17 @@ async def _parsed(request: Request, max_files: int) -> FormData:
     """
     parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
     parser.max_part_size = FIELD_BYTES
-    data = await parser.parse()
+    try:
+        data = await parser.parse()
+    except OSError as error:
+        for file in parser._files_to_close_on_error:  # Starlette stops at the first that cannot be written to its end
+            with suppress(OSError):
+                file.close()
+        if error.errno not in STORAGE_FULL:
+            raise
+        log.error("an upload could not be kept: %s", error.strerror or error)
+        request.app.state.metrics.rejected.labels("storage_full").inc()
+        raise StorageFull("the server has no room for the upload", headers={"retry-after": "30"}) from None
     whole = {id(value.file) for _, value in data.multi_items() if isinstance(value, UploadFile)}
     lost = [file for file in parser._files_to_close_on_error if id(file) not in whole]
     if lost:
@@ -101,7 +115,8 @@ def too_many(max_files: int) -> InvalidParameter:
 async def read(request: Request, form: type[F], settings: Settings, max_files: int) -> AsyncIterator[Upload[F]]:
     """The request's form; its files are closed, and gone, at the end.
 
-    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, UploadTimeout or ClientGone.
+    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
+    ClientGone.
     """
     bodies: Bodies = request.app.state.bodies
     with bodies.one() as held:

@@ -81,7 +81,7 @@ def faint_noise() -> bytes:
     out, rng = io.BytesIO(), np.random.default_rng(0)
     with soundfile.SoundFile(out, "w", 24_000, 1, "PCM_16", format="FLAC") as file:
         for _ in range(SCORE_MINUTES * 60):
-            file.write((0.001 * rng.standard_normal(24_000)).astype(np.float32))
+            file.write((0.0002 * rng.standard_normal(24_000)).astype(np.float32))
     return out.getvalue()
 
 

@@ -5,9 +5,11 @@ import copy
 import gc
 import io
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -320,6 +322,34 @@ def test_one_body_may_be_as_large_as_the_settings_say(serve: Any, clip: bytes) -
     service = serve(max_upload_mib=1, max_bodies_mib=0.001)
     works(service, clip)
     refused(service.post("/continue", bytes(2**20)), 413, "file_too_large", "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the server's fault and passes: no 500, and no 4xx either. Small uploads need no disk."""
+    service = serve()
+    opened: list[Any] = []
+
+    def full(**_: Any) -> Any:
+        opened.append(Path("/dev/full").open("w+b", buffering=0))  # noqa: SIM115
+        return opened[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    for path, count in (("/continue", 1), ("/score", 3)):
+        refused(service.post(path, *[bytes(2**21)] * count), 507, "storage_full")
+    assert service.value("rejected_total", reason="storage_full") == 2
+    assert service.app.state.bodies.held == 0
+    assert opened and all(file.closed for file in opened)
+    works(service, clip)
+
+
+def test_no_folder_for_uploads(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python says when it finds no folder that it can write to: also when the disk is full from the start."""
+    service = serve()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    refused(service.post("/continue", bytes(2**21)), 507, "storage_full")
+    works(service, clip)
 
 
 def test_a_body_that_does_not_arrive(serve: Any, clip: bytes) -> None:
