@@ -2,8 +2,10 @@
 
 import asyncio
 import copy
+import errno
 import inspect
 import logging
+import os
 import signal
 import socket
 import time
@@ -19,7 +21,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from app.cli.config import ConfigFile, settings_from, shown
-from app.cli.options import console, pick_device
+from app.cli.options import console, errors, pick_device
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
@@ -74,12 +76,46 @@ def page_address(settings: Settings) -> str:
     return f"http://{host}:{settings.port}/"
 
 
+def bound(host: str, port: int) -> list[socket.socket]:
+    """The port, on every address of the host; nobody is heard there yet. Raises OSError when it is taken.
+
+    Nobody else gets it from now on: two sockets that want to share a port (SO_REUSEADDR) can until one of them listens.
+    """
+    found: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            one = socket.socket(family, kind, protocol)
+            found.append(one)
+            if os.name == "posix":  # a port is free though connections of the last server still fade away
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            one.bind(address)
+            if os.name == "posix":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+    except OSError:
+        for one in found:
+            one.close()
+        raise
+    return found
+
+
 class Server(uvicorn.Server):
     """uvicorn's server; its application hears of the shutdown when it begins, and its clients can see it.
 
     uvicorn itself tells the application when all connections are closed: too late to end what keeps them open. And it
     closes the listeners first, so that a balancer which asks /readyz hears nothing, and sends on what is lost.
     """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            if os.name == "posix":  # for the connections, which inherit it, and keep the port from the next server else
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+        if self.started and sockets:
+            self._log_started_message(sockets)  # uvicorn leaves that to whoever made the sockets
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state: Any = self.config.app
@@ -113,7 +149,14 @@ def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
-    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)  # before the port is taken
+    try:
+        listeners = bound(settings.host, settings.port)  # before the weights are read, which takes a while
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        told = f"error: port {settings.port} on {settings.host} {why}; choose another with --port or --host"
+        errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(START_FAILED) from error
+    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     logging.getLogger("uvicorn.error").addFilter(no_fault)
@@ -136,6 +179,6 @@ def serve_command(settings: Settings) -> None:
     )
     server = Server(how)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(listeners)
     if not server.started:
         raise typer.Exit(START_FAILED)

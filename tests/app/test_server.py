@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.cli.serve import bound
 from model.checkpoint import random_bundle, save_bundle
 
 
@@ -403,6 +404,34 @@ def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form
         assert "Traceback" not in server.output()
     finally:
         server.close()
+
+
+def test_a_port_in_use_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    """In one line; weights that cannot be read would be told of otherwise. Also when the other is not ready yet."""
+    (tmp_path / "config.json").write_text("no weights here")
+    for other in (socket.create_server(("127.0.0.1", 0)), *bound("127.0.0.1", 0)):
+        with other:
+            port = other.getsockname()[1]
+            command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(port), "--bundle", str(tmp_path)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+        assert done.returncode == 3
+        assert done.stdout + done.stderr == (
+            f"error: port {port} on 127.0.0.1 is in use; choose another with --port or --host\n"
+        )
+
+
+def test_a_port_is_free_again_at_once(folder: Path, clip: bytes) -> None:
+    """Though connections that the last server has closed still fade away."""
+    first = Server(folder)
+    with first.connect() as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        taken(client)
+    first.process.send_signal(signal.SIGTERM)
+    first.process.wait(20)
+    for one in bound("127.0.0.1", first.port):
+        one.close()
+    assert f"running on http://127.0.0.1:{first.port} " in first.output()
+    first.close()
 
 
 def test_loopback_only_by_default() -> None:
