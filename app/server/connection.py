@@ -165,6 +165,9 @@ class Connection(HttpToolsProtocol):
         self._quiet, self._begun = 0, False
         self._wait_no_more()
         self._unset_keepalive_if_required()
+        self._fault = self._host_fault()
+        if self._fault is not None:
+            raise Refused
         before = self.cycle
         super().on_headers_complete()
         self._in_body = True
@@ -281,6 +284,15 @@ class Connection(HttpToolsProtocol):
         self.metrics.input_errors.labels(error.code).inc()
         self._last_word = error
         self.close()
+
+    def _host_fault(self) -> ServiceError | None:
+        """RFC 9112, section 3.2: a server must refuse these, as it and a proxy before it may read them differently."""
+        hosts = [value.strip() for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
+            return MalformedRequest("send one Host header")
+        if hosts and not HOST.fullmatch(hosts[0]):
+            return MalformedRequest("the Host header names no host")
+        return None
 
     def _head_is_late(self) -> None:
         self._timer = None

@@ -186,6 +186,25 @@ def test_no_http(running: Running, noise: bytes) -> None:
         refused(taken(client), 400, "malformed_request")
 
 
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [("1.1", [], 400), ("1.1", ["a", "b"], 400), ("1.1", ["a", "a"], 400), ("1.0", ["a", "b"], 400),
+     ("1.1", ["a b"], 400), ("1.1", ["a/b"], 400), ("1.1", ["user@a"], 400), ("1.1", ["a\xff"], 400),
+     ("1.0", [], 200), ("1.1", [""], 200), ("1.1", ["a:80"], 200), ("1.1", ["[::1]:80"], 200), ("1.1", [" a "], 200)],
+)  # fmt: skip
+def test_the_host_header(running: Running, version: str, hosts: list[str], status: int) -> None:
+    head = f"GET /livez HTTP/{version}\r\nConnection: close\r\nx-request-id: mine\r\n"
+    head += "".join(f"Host: {host}\r\n" for host in hosts) + "\r\n"
+    with running.connect() as client:
+        client.sendall(head.encode("latin-1"))
+        answer = taken(client)
+    assert b"x-request-id: mine" in answer
+    if status == 200:
+        assert answer.endswith(b'{"status":"alive"}')
+    else:
+        refused(answer, 400, "malformed_request")
+
+
 def test_a_body_that_is_no_http(running: Running) -> None:
     """The application hears that its client is gone, and the client what was wrong."""
     with running.connect() as client:
