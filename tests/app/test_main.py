@@ -99,6 +99,15 @@ def test_keys(serve: Any, clip: bytes) -> None:
         assert service.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "voilà", "鍵"])
+def test_a_key_is_sent_as_utf_8(serve: Any, key: str) -> None:
+    """`à` ends with a byte that is a blank in Latin-1."""
+    service = serve(api_keys=[SecretStr(key)])
+    for name, before in (("authorization", b"Bearer "), ("x-api-key", b"")):
+        for given, status in ((key.encode(), 200), (key.encode()[:-1], 401), (key.encode("utf-16"), 401)):
+            assert service.get("/v1/models", headers={name.encode(): before + given}).status_code == status
+
+
 def test_every_route_but_the_probes_wants_a_key(serve: Any) -> None:
     """Also those that are written later."""
     service = serve(**KEYS, open_metrics=False)
