@@ -29,6 +29,8 @@ def outcome_of(status: int) -> str:
 class RequestMiddleware:
     """Gives each request an id, takes it over from the client, returns it; counts and times the request.
 
+    Each answer forbids browsers to guess its type and to show it in a frame; a page may have a longer policy.
+
     A stream that did not end as its status promised says so in the request's state, as ``outcome``.
     """
 
@@ -51,7 +53,10 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 begun = True
                 status = message["status"]
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-request-id", request_id.encode()))
+                given = {name.lower() for name, _ in headers}
+                headers += [header for header in SAFE_HEADERS if header[0] not in given]
             await send(message)
 
         route = scope["path"] if scope["path"] in ROUTES else "other"

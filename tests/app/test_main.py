@@ -108,6 +108,21 @@ def test_a_key_is_sent_as_utf_8(serve: Any, key: str) -> None:
             assert service.get("/v1/models", headers={name.encode(): before + given}).status_code == status
 
 
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/", "/v1/models", "/docs", "/openapi.json", "/static/page.js",
+                                  "/docs/files/swagger-ui.css", "/nowhere", "/continue", "/broken"])  # fmt: skip
+def test_no_answer_is_framed_or_guessed_at(serve: Any, path: str) -> None:
+    service = serve()
+
+    async def broken() -> None:
+        raise RuntimeError
+
+    service.app.add_api_route("/broken", broken)
+    headers = service.get(path).headers
+    assert headers.get_list("x-content-type-options") == ["nosniff"]
+    (policy,) = headers.get_list("content-security-policy")
+    assert "frame-ancestors 'none'" in policy
+
+
 def test_every_route_but_the_probes_wants_a_key(serve: Any) -> None:
     """Also those that are written later."""
     service = serve(**KEYS, open_metrics=False)
