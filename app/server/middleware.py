@@ -46,6 +46,8 @@ class RequestMiddleware:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         started = state["arrived"] = time.monotonic()
+        if scope["method"] == "HEAD":  # what GET would be answered, whatever the route; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         status, begun = 500, False
 
         async def send_named(message: Message) -> None:

@@ -108,6 +108,18 @@ def test_a_key_is_sent_as_utf_8(serve: Any, key: str) -> None:
             assert service.get("/v1/models", headers={name.encode(): before + given}).status_code == status
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/", "/v1/models", "/docs"])
+def test_head_is_get_without_its_body(service: Any, path: str) -> None:
+    got, told = service.get(path), service.wait(service.client.head(path))
+    assert (told.status_code, told.content) == (200, b"")
+    assert set(told.headers) == set(got.headers)
+
+
+def test_head_where_nothing_can_be_got(service: Any) -> None:
+    assert service.wait(service.client.head("/continue")).status_code == 405
+    assert service.wait(service.client.head("/nowhere")).status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/livez", "/metrics", "/", "/v1/models", "/docs", "/openapi.json", "/static/page.js",
                                   "/docs/files/swagger-ui.css", "/nowhere", "/continue", "/broken"])  # fmt: skip
 def test_no_answer_is_framed_or_guessed_at(serve: Any, path: str) -> None:
