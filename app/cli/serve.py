@@ -110,10 +110,17 @@ class Server(uvicorn.Server):
     """
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        begin = self.lifespan.startup
+
+        async def begin_and_share() -> None:
+            """To listen, and for its connections, a socket needs the option that `bound` has taken back."""
+            await begin()
+            for one in sockets or []:
+                if os.name == "posix":
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+
+        self.lifespan.startup = begin_and_share
         await super().startup(sockets)
-        for one in sockets or []:
-            if os.name == "posix":  # for the connections, which inherit it, and keep the port from the next server else
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
         if self.started and sockets:
             self._log_started_message(sockets)  # uvicorn leaves that to whoever made the sockets
 
