@@ -165,16 +165,17 @@ class Connection(HttpToolsProtocol):
         self._quiet, self._begun = 0, False
         self._wait_no_more()
         self._unset_keepalive_if_required()
-        self._fault = self._host_fault()
+        self._fault = self._head_fault()
         if self._fault is not None:
             raise Refused
         before = self.cycle
         super().on_headers_complete()
+        if self.cycle is before:  # the connection is a WebSocket's as soon as the parser has returned
+            return
         self._in_body = True
         self.waiting.leave(self)
-        if self.cycle is not before:  # else the connection is a WebSocket's from now on
-            self.cycle.transport = cast(asyncio.Transport, Closing(self))
-            self._unanswered.append(self.cycle)
+        self.cycle.transport = cast(asyncio.Transport, Closing(self))
+        self._unanswered.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._quiet = 0
@@ -183,7 +184,9 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._quiet, self._in_body = 0, False
         super().on_message_complete()
-        if self.cycle.response_complete:  # all that was to be forgotten has come: the connection can be used again
+        if (
+            self.cycle is not None and self.cycle.response_complete
+        ):  # all that was to be forgotten has come: the connection can be used again
             self._wait_no_more()
             self._forgotten = 0
             self.timeout_keep_alive_task = self.loop.call_later(
@@ -239,6 +242,7 @@ class Connection(HttpToolsProtocol):
             self._quiet += len(piece)
             super().data_received(piece)
             if self.transport.get_protocol() is not self:
+                self.waiting.leave(self)
                 self._held.clear()
                 return
             if self._quiet >= HEAD_BYTES and not self._forgetting:
@@ -285,13 +289,20 @@ class Connection(HttpToolsProtocol):
         self._last_word = error
         self.close()
 
-    def _host_fault(self) -> ServiceError | None:
-        """RFC 9112, section 3.2: a server must refuse these, as it and a proxy before it may read them differently."""
+    def _head_fault(self) -> ServiceError | None:
+        """What is wrong with a head that can be read."""
+        # RFC 9112, section 3.2: a server must refuse these, as it and a proxy before it may read them differently
         hosts = [value.strip() for name, value in self.headers if name == b"host"]
         if len(hosts) > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
             return MalformedRequest("send one Host header")
         if hosts and not HOST.fullmatch(hosts[0]):
             return MalformedRequest("the Host header names no host")
+        if self.parser.should_upgrade() and self._should_upgrade():
+            names = {name for name, _ in self.headers}
+            if self.parser.get_method() != b"GET" or names & {b"content-length", b"transfer-encoding"}:
+                return MalformedRequest("a WebSocket opens with a GET that has no body")
+            if self._unanswered:
+                return MalformedRequest("a WebSocket opens on a connection whose requests are answered")
         return None
 
     def _head_is_late(self) -> None:

@@ -205,6 +205,40 @@ def test_the_host_header(running: Running, version: str, hosts: list[str], statu
         refused(answer, 400, "malformed_request")
 
 
+UPGRADE = (
+    b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"POST /livez HTTP/1.1\r\nHost: x\r\n", GET + b"Content-Length: 9\r\n", GET + b"Transfer-Encoding: chunked\r\n"],
+)
+def test_a_websocket_that_opens_with_a_body(running: Running, head: bytes) -> None:
+    """uvicorn would wait for what follows, for ever."""
+    with running.connect() as client:
+        client.sendall(head + UPGRADE % b"websocket" + b"\r\nabc")
+        refused(taken(client), 400, "malformed_request")
+
+
+def test_a_websocket_behind_a_request_that_is_answered(running: Running) -> None:
+    with running.connect() as client:
+        client.sendall(GET + b"\r\n" + GET + UPGRADE % b"websocket" + b"\r\n")
+        first, _, second = taken(client).partition(b'{"status":"alive"}')
+    assert b" 200 " in first
+    refused(second, 400, "malformed_request")
+
+
+def test_another_upgrade_is_not_taken(running: Running) -> None:
+    """Java's client and curl ask for HTTP/2 so, and go on in HTTP/1.1 on the same connection."""
+    with running.connect() as client:
+        client.sendall(GET + UPGRADE % b"h2c" + b"\r\n")
+        assert b" 200 " in client.recv(4_096)
+        client.sendall(GET + b"Connection: close\r\n\r\n")
+        assert taken(client).endswith(b'{"status":"alive"}')
+
+
 def test_a_body_that_is_no_http(running: Running) -> None:
     """The application hears that its client is gone, and the client what was wrong."""
     with running.connect() as client:
