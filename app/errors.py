@@ -31,6 +31,10 @@ class MalformedForm(ClientError):
     status, code = 400, "malformed_form"
 
 
+class MalformedRequest(ClientError):
+    status, code = 400, "malformed_request"
+
+
 class InvalidApiKey(ClientError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
@@ -45,6 +49,10 @@ class FileTooLarge(ClientError):
 
 class AudioTooLong(ClientError):
     status, code = 413, "audio_too_long"
+
+
+class HeadTooLarge(ClientError):
+    status, code = 431, "head_too_large"
 
 
 class UnsupportedFormat(ClientError):
@@ -73,6 +81,10 @@ class NotReady(ServiceError):
 
 class Draining(ServiceError):
     status, code = 503, "draining"
+
+
+class StorageFull(ServiceError):
+    status, code = 507, "storage_full"
 
 
 class DeadlinePassed(ServiceError):

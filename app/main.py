@@ -15,6 +15,7 @@ from app.engine.engine import Engine
 from app.metrics import Metrics
 from app.scores import router as scores
 from app.server.auth import Keys
+from app.server.bodies import Bodies
 from app.server.errors import install as install_errors
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
@@ -33,7 +34,8 @@ UNREAD = 32  # streams that are made, have no place any more and wait for slow r
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
-    500: "internal_error", 503: "not_ready, draining", 504: "timeout",
+    431: "head_too_large", 500: "internal_error", 503: "not_ready, draining", 504: "timeout",
+    507: "storage_full",
 }  # fmt: skip
 log = logging.getLogger("whispergpt")
 
@@ -113,6 +115,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.metrics = metrics = Metrics()
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
+    app.state.bodies = Bodies(settings, metrics)
     install_errors(app)
     for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     codebooks: int | None = Field(None, ge=1, le=8, description="codes of a made frame: 2, 4 or 8; the bundle's number")
     queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
     max_upload_mib: float = Field(64.0, gt=0, description="MiB of one request's body")
+    max_bodies_mib: float = Field(
+        256.0, gt=0, description="MiB of all bodies that are held together; max_upload_mib, if that is more"
+    )
     max_files: int = Field(32, ge=1, description="clips in one /score request")
     max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")
     max_score_seconds: float = Field(3600.0, gt=0, description="longest clip of /score")
@@ -52,8 +55,12 @@ class Settings(BaseSettings):
         gt=0,
         description="from a request's arrival to its answer",
     )
+    head_timeout_seconds: float = Field(10.0, gt=0, description="for a request's head to arrive")
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")
+    drain_grace_seconds: float = Field(
+        5.0, ge=0, description="to go on accepting connections after SIGTERM, for balancers to see /readyz"
+    )
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
     open_metrics: bool = Field(True, description="/metrics needs no key")

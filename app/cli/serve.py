@@ -2,12 +2,17 @@
 
 import asyncio
 import copy
+import errno
 import inspect
 import logging
+import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -16,13 +21,15 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from app.cli.config import ConfigFile, settings_from, shown
-from app.cli.options import console, pick_device
+from app.cli.options import console, errors, pick_device
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
-from app.server.responses import connection
+from app.server.connection import WAITING, connection, descriptors
 from app.settings import PREFIX, Settings
 from model.checkpoint import load_bundle
 
+TICK_SECONDS = 0.1  # uvicorn's own
+log = logging.getLogger("whispergpt")
 START_FAILED = 3  # uvicorn's own exit code for it
 
 
@@ -69,18 +76,79 @@ def page_address(settings: Settings) -> str:
     return f"http://{host}:{settings.port}/"
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server; its application hears of the shutdown when it begins.
+def bound(host: str, port: int) -> list[socket.socket]:
+    """The port, on every address of the host; nobody is heard there yet. Raises OSError when it is taken.
 
-    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open.
+    Nobody else gets it from now on: two sockets that want to share a port (SO_REUSEADDR) can until one of them listens.
     """
+    found: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            one = socket.socket(family, kind, protocol)
+            found.append(one)
+            if os.name == "posix":  # a port is free though connections of the last server still fade away
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
+            one.bind(address)
+            if os.name == "posix":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
+    except OSError:
+        for one in found:
+            one.close()
+        raise
+    return found
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server; its application hears of the shutdown when it begins, and its clients can see it.
+
+    uvicorn itself tells the application when all connections are closed: too late to end what keeps them open. And it
+    closes the listeners first, so that a balancer which asks /readyz hears nothing, and sends on what is lost.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        begin = self.lifespan.startup
+
+        async def begin_and_share() -> None:
+            """To listen, and for its connections, a socket needs the option that `bound` has taken back."""
+            await begin()
+            for one in sockets or []:
+                if os.name == "posix":
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
+
+        self.lifespan.startup = begin_and_share
+        await super().startup(sockets)
+        if self.started and sockets:
+            self._log_started_message(sockets)  # uvicorn leaves that to whoever made the sockets
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state: Any = self.config.app
-        draining = asyncio.create_task(drain(state.state.engine, state.state.settings.drain_seconds))
+        settings: Settings = state.state.settings
+        end = time.monotonic() + settings.drain_seconds + END_SECONDS
+        draining = asyncio.create_task(drain(state.state.engine, settings.drain_seconds))
+        if signal.SIGINT not in self._captured_signals:  # at a terminal nobody balances, and somebody waits
+            await self._be_seen(settings.drain_grace_seconds)
+        # connections that last are cut then
+        self.config.timeout_graceful_shutdown = max(round(end - time.monotonic()), 1)
         await super().shutdown(sockets)
         draining.cancel()
         await asyncio.wait([draining])
+
+    async def _be_seen(self, seconds: float) -> None:
+        """Goes on accepting connections, all of which are told that the server is draining."""
+        log.info("draining: /readyz tells so for %g s, then the port is closed", seconds)
+        until, ticks = time.monotonic() + seconds, 0
+        while time.monotonic() < until and not self.force_exit:
+            await asyncio.sleep(TICK_SECONDS)
+            await self.on_tick(ticks := ticks + 1)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second cuts, whichever they are."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
 
 
 @settings_flags
@@ -88,7 +156,14 @@ def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
-    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)  # before the port is taken
+    try:
+        listeners = bound(settings.host, settings.port)  # before the weights are read, which takes a while
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        told = f"error: port {settings.port} on {settings.host} {why}; choose another with --port or --host"
+        errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(START_FAILED) from error
+    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
     logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
     logging.getLogger("uvicorn.error").addFilter(no_fault)
@@ -99,18 +174,18 @@ def serve_command(settings: Settings) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    app = create_app(settings, bundle)
     how = uvicorn.Config(
-        create_app(settings, bundle),
+        app,
         host=settings.host,
         port=settings.port,
-        http=connection(settings.send_timeout_seconds),
+        http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
         log_config=logs,
         log_level=settings.log_level.lower(),
-        timeout_graceful_shutdown=round(settings.drain_seconds + END_SECONDS),  # connections that last are cut then
         server_header=False,
     )
     server = Server(how)
     with suppress(KeyboardInterrupt):
-        server.run()
+        server.run(listeners)
     if not server.started:
         raise typer.Exit(START_FAILED)

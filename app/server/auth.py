@@ -9,19 +9,29 @@ from app.errors import InvalidApiKey
 from app.settings import Settings
 
 
+def _header(request: Request, name: str) -> bytes:
+    """As it was sent. Starlette reads headers as Latin-1, which keeps their bytes."""
+    return request.headers.get(name, "").encode("latin-1")
+
+
+def _digest(key: str) -> bytes:
+    """Of the key in UTF-8, as clients send it; the environment may hold bytes that are not."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
 class Keys:
     """The digests of the keys that are let in; none = everyone is."""
 
     def __init__(self, settings: Settings) -> None:
-        self._digests = [hashlib.sha256(key.get_secret_value().encode()).digest() for key in settings.api_keys]
+        self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
 
     def check(self, request: Request) -> None:
         """Raises InvalidApiKey unless the request carries a key, as ``Authorization: Bearer`` or ``x-api-key``."""
         if not self._digests:
             return
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
-        digest = hashlib.sha256(given.encode()).digest()
+        scheme, _, token = _header(request, "authorization").partition(b" ")
+        given = token.strip(b" \t") if scheme.lower() == b"bearer" else _header(request, "x-api-key")
+        digest = hashlib.sha256(given).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them: no early end
         if not any(matches):
             raise InvalidApiKey("send a valid key as Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})

@@ -15,6 +15,7 @@ from app.server.errors import answer, unexpected
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -27,6 +28,8 @@ def outcome_of(status: int) -> str:
 
 class RequestMiddleware:
     """Gives each request an id, takes it over from the client, returns it; counts and times the request.
+
+    Each answer forbids browsers to guess its type and to show it in a frame; a page may have a longer policy.
 
     A stream that did not end as its status promised says so in the request's state, as ``outcome``.
     """
@@ -43,6 +46,8 @@ class RequestMiddleware:
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         started = state["arrived"] = time.monotonic()
+        if scope["method"] == "HEAD":  # what GET would be answered, whatever the route; the server leaves the body out
+            scope = {**scope, "method": "GET"}
         status, begun = 500, False
 
         async def send_named(message: Message) -> None:
@@ -50,7 +55,10 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 begun = True
                 status = message["status"]
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-request-id", request_id.encode()))
+                given = {name.lower() for name, _ in headers}
+                headers += [header for header in SAFE_HEADERS if header[0] not in given]
             await send(message)
 
         route = scope["path"] if scope["path"] in ROUTES else "other"

@@ -1,10 +1,11 @@
 """Reading a multipart body: counted and timed while it arrives, then checked against a schema."""
 
 import asyncio
+import errno
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,12 +17,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, UploadTimeout
+from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
+from app.server.bodies import Bodies
 from app.server.schemas import Form
 from app.settings import Settings
 
 F = TypeVar("F", bound=Form)
 MAX_FIELDS = 64
+FIELD_BYTES = 16_384  # of a text field: a number or a word
+# the last: Python found no folder to write to
+STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT}
+log = logging.getLogger("whispergpt")
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is told to its sender, not to the log
 
 
@@ -33,7 +39,7 @@ class Upload(Generic[F]):
     files: list[UploadFile]
 
 
-def _guard(request: Request, settings: Settings) -> Request:
+def _guard(request: Request, settings: Settings, held: Callable[[int], None]) -> Request:
     """The request with a body that is counted while it arrives: a length in a header can lie or be absent."""
     limit = round(settings.max_upload_mib * 2**20)
     deadline = time.monotonic() + settings.upload_timeout_seconds
@@ -52,6 +58,7 @@ def _guard(request: Request, settings: Settings) -> Request:
         seen += len(message.get("body", b""))
         if seen > limit:
             raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+        held(len(message.get("body", b"")))
         return message
 
     return Request(request.scope, receive)
@@ -63,7 +70,18 @@ async def _parsed(request: Request, max_files: int) -> FormData:
     Starlette's parser takes such a body, loses the file and leaves it open: hence the look at its list of files.
     """
     parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
-    data = await parser.parse()
+    parser.max_part_size = FIELD_BYTES
+    try:
+        data = await parser.parse()
+    except OSError as error:
+        for file in parser._files_to_close_on_error:  # Starlette stops at the first that cannot be written to its end
+            with suppress(OSError):
+                file.close()
+        if error.errno not in STORAGE_FULL:
+            raise
+        log.error("an upload could not be kept: %s", error.strerror or error)
+        request.app.state.metrics.rejected.labels("storage_full").inc()
+        raise StorageFull("the server has no room for the upload", headers={"retry-after": "30"}) from None
     whole = {id(value.file) for _, value in data.multi_items() if isinstance(value, UploadFile)}
     lost = [file for file in parser._files_to_close_on_error if id(file) not in whole]
     if lost:
@@ -97,8 +115,19 @@ def too_many(max_files: int) -> InvalidParameter:
 async def read(request: Request, form: type[F], settings: Settings, max_files: int) -> AsyncIterator[Upload[F]]:
     """The request's form; its files are closed, and gone, at the end.
 
-    Raises MalformedForm, InvalidParameter, FileTooLarge, UploadTimeout or ClientGone.
+    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
+    ClientGone.
     """
+    bodies: Bodies = request.app.state.bodies
+    with bodies.one() as held:
+        async with _read(request, form, settings, max_files, held) as upload:
+            yield upload
+
+
+@asynccontextmanager
+async def _read(
+    request: Request, form: type[F], settings: Settings, max_files: int, held: Callable[[int], None]
+) -> AsyncIterator[Upload[F]]:
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "multipart/form-data":
         raise MalformedForm("send multipart/form-data with a part named file")
@@ -106,7 +135,7 @@ async def read(request: Request, form: type[F], settings: Settings, max_files: i
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
     try:
-        data = await _parsed(_guard(request, settings), max_files + 1)  # one more, to look at its name
+        data = await _parsed(_guard(request, settings, held), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
         raise ClientGone("upload") from None
     except MultiPartException as error:

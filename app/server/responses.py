@@ -5,20 +5,17 @@ make the server hold any number of them.
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from app.errors import ClientGone
 from app.server.disconnect import unless_gone
 
 PART_BYTES = 65_536  # what a server's socket buffers before it makes the sender wait
-GRACE_SECONDS = 5.0  # for the application to notice first, and to count it
 
 
 class Stalled(Exception):
@@ -90,21 +87,3 @@ class WholeResponse(Response):
                 await handed_over(send, {"type": "http.response.body", "body": part, "more_body": more}, seconds)
         except Stalled:
             raise ClientGone("stalled") from None
-
-
-def connection(send_timeout_seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, for connections that end when their client takes nothing for longer than that.
-
-    The application has long handed over the last part when a client stops to take it, and uvicorn's own close waits
-    for the client. Linux alone can say so (TCP_USER_TIMEOUT, RFC 5482); elsewhere such a connection stays.
-    """
-
-    class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                milliseconds = round(1000 * (send_timeout_seconds + GRACE_SECONDS))
-                tcp = transport.get_extra_info("socket")
-                tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(milliseconds, 2**31 - 1))
-
-    return Connection

@@ -10,7 +10,8 @@ from app.server.auth import require_key
 # FastAPI's page loads scripts from elsewhere. Those of the package need no network, and this lets it load no others;
 # its own script is inline.
 DOCS_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'"
 )
 router = APIRouter(tags=["server"])
 docs_files = StaticFiles(packages=[("fastapi_offline", "static")])

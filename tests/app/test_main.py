@@ -99,6 +99,42 @@ def test_keys(serve: Any, clip: bytes) -> None:
         assert service.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "voilà", "鍵"])
+def test_a_key_is_sent_as_utf_8(serve: Any, key: str) -> None:
+    """`à` ends with a byte that is a blank in Latin-1."""
+    service = serve(api_keys=[SecretStr(key)])
+    for name, before in (("authorization", b"Bearer "), ("x-api-key", b"")):
+        for given, status in ((key.encode(), 200), (key.encode()[:-1], 401), (key.encode("utf-16"), 401)):
+            assert service.get("/v1/models", headers={name.encode(): before + given}).status_code == status
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/metrics", "/", "/v1/models", "/docs"])
+def test_head_is_get_without_its_body(service: Any, path: str) -> None:
+    got, told = service.get(path), service.wait(service.client.head(path))
+    assert (told.status_code, told.content) == (200, b"")
+    assert set(told.headers) == set(got.headers)
+
+
+def test_head_where_nothing_can_be_got(service: Any) -> None:
+    assert service.wait(service.client.head("/continue")).status_code == 405
+    assert service.wait(service.client.head("/nowhere")).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/livez", "/metrics", "/", "/v1/models", "/docs", "/openapi.json", "/static/page.js",
+                                  "/docs/files/swagger-ui.css", "/nowhere", "/continue", "/broken"])  # fmt: skip
+def test_no_answer_is_framed_or_guessed_at(serve: Any, path: str) -> None:
+    service = serve()
+
+    async def broken() -> None:
+        raise RuntimeError
+
+    service.app.add_api_route("/broken", broken)
+    headers = service.get(path).headers
+    assert headers.get_list("x-content-type-options") == ["nosniff"]
+    (policy,) = headers.get_list("content-security-policy")
+    assert "frame-ancestors 'none'" in policy
+
+
 def test_every_route_but_the_probes_wants_a_key(serve: Any) -> None:
     """Also those that are written later."""
     service = serve(**KEYS, open_metrics=False)

@@ -19,21 +19,23 @@ import httpx
 import numpy as np
 import pytest
 
+from app.cli.serve import bound
 from model.checkpoint import random_bundle, save_bundle
 
 
 class Server:
     """`whisper-gpt serve` in a process of its own."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, port: int = 0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+            self.port = port or free.getsockname()[1]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")}
         command = "from app.cli.main import main; main()"
         self.log = (folder.parent / f"log-{self.port}").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", "--port", str(self.port), "--bundle", str(folder), *flags],
+            [sys.executable, "-c", command, "serve", "--port", str(self.port), "--bundle", str(folder),
+             "--drain-grace-seconds", "0", *flags],
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2],
         )  # fmt: skip
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
@@ -233,6 +235,49 @@ def test_a_term_signal_cuts_what_cannot_end(folder: Path, clip: bytes) -> None:
         server.close()
 
 
+def test_a_term_signal_is_seen_before_the_port_is_closed(folder: Path, clip: bytes) -> None:
+    """By clients that connect after it: a balancer, and those that it has sent before it asked."""
+    server = Server(folder, "--drain-grace-seconds", "3", "--drain-seconds", "20")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip, seconds="2"))
+            server.until("requests_running", 1)
+            server.process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 20
+            while (answer := httpx.get(server.client.base_url.join("/readyz"))).status_code == 200:
+                assert time.monotonic() < end
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+            url = server.client.base_url.join("/continue")
+            refused = httpx.post(url, files={"file": ("a", clip)})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+            assert httpx.get(server.client.base_url.join("/livez")).status_code == 200
+            assert b" 200 " in client.recv(4_096).splitlines()[0]
+        server.process.wait(20)
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+        assert "Traceback" not in server.output()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_second_signal_cuts(folder: Path, clip: bytes, second: signal.Signals) -> None:
+    server = Server(folder, "--drain-grace-seconds", "100", "--drain-seconds", "100", "--max-seconds", "1000")
+    try:
+        with server.connect() as client:
+            client.sendall(server.form("/continue", clip, seconds="900"))
+            server.until("requests_running", 1)
+            server.process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + 20
+            while server.client.get("/readyz").status_code == 200:
+                assert time.monotonic() < end
+            server.process.send_signal(second)
+            assert server.process.wait(30) != 0
+        assert "Traceback" not in server.output()
+    finally:
+        server.close()
+
+
 def is_free(server: Server, clip: bytes) -> None:
     """The server's only place; it is given back a moment after the client has left."""
     server.until_free()
@@ -359,6 +404,34 @@ def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form
         assert "Traceback" not in server.output()
     finally:
         server.close()
+
+
+def test_a_port_in_use_is_told_before_the_weights_are_read(tmp_path: Path) -> None:
+    """In one line; weights that cannot be read would be told of otherwise. Also when the other is not ready yet."""
+    (tmp_path / "config.json").write_text("no weights here")
+    for other in (socket.create_server(("127.0.0.1", 0)), *bound("127.0.0.1", 0)):
+        with other:
+            port = other.getsockname()[1]
+            command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(port), "--bundle", str(tmp_path)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120)
+        assert done.returncode == 3
+        assert done.stdout + done.stderr == (
+            f"error: port {port} on 127.0.0.1 is in use; choose another with --port or --host\n"
+        )
+
+
+def test_a_port_is_free_again_at_once(folder: Path, clip: bytes) -> None:
+    """Though connections that the last server has closed still fade away."""
+    first = Server(folder)
+    with first.connect() as client:
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        taken(client)
+    first.process.kill()
+    first.process.wait(20)
+    second = Server(folder, port=first.port)
+    assert f"running on http://127.0.0.1:{first.port} " in second.output()
+    first.close()
+    second.close()
 
 
 def test_loopback_only_by_default() -> None:

@@ -5,14 +5,19 @@ import copy
 import gc
 import io
 import re
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+
+from app.server.multipart import FIELD_BYTES
 
 BOUNDARY = "----b0undary"
 MULTIPART = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -272,6 +277,78 @@ def test_too_many_bytes(serve: Any, clip: bytes) -> None:
 
     refused(service.post("/continue", content=chunks(), headers=MULTIPART), 413, "file_too_large", "file")
     assert taken < 40
+    works(service, clip)
+
+
+@pytest.mark.parametrize(("size", "status"), [(FIELD_BYTES, 422), (FIELD_BYTES + 1, 400)])
+def test_a_text_field_is_a_number_or_a_word(service: Any, clip: bytes, size: int, status: int) -> None:
+    """One that is longer is not taken into memory."""
+    body = part("seconds", b"3" * size) + part("file", clip, '; filename="a"') + f"--{BOUNDARY}--\r\n".encode()
+    assert service.post("/continue", content=body, headers=MULTIPART).status_code == status
+
+
+def test_bodies_share_a_budget(serve: Any, clip: bytes) -> None:
+    """Whoever goes beyond it is refused, and told when to come back; the others' bodies arrive whole."""
+    service = serve(max_upload_mib=1, max_bodies_mib=1)
+    bodies, half = service.app.state.bodies, part("file", bytes(600_000), '; filename="a.wav"')
+
+    async def waits(arrived: asyncio.Event, until: asyncio.Event) -> Any:
+        yield half
+        arrived.set()
+        await until.wait()
+        yield f"--{BOUNDARY}--\r\n".encode()
+
+    async def both() -> tuple[Any, Any]:
+        arrived, until = asyncio.Event(), asyncio.Event()
+        post = partial(service.client.post, "/continue", headers=MULTIPART)
+        first = asyncio.create_task(post(content=waits(arrived, until)))
+        await arrived.wait()
+        second = await post(content=half)
+        assert bodies.held == len(half), "a refused body is gone"
+        until.set()
+        return await first, second
+
+    first, second = service.wait(both())
+    refused(second, 429, "overloaded")
+    assert int(second.headers["retry-after"]) > 0
+    refused(first, 415, "unsupported_format")
+    assert bodies.held == 0
+    assert service.value("rejected_total", reason="bodies") == 1
+    works(service, clip)
+
+
+def test_one_body_may_be_as_large_as_the_settings_say(serve: Any, clip: bytes) -> None:
+    """Whatever the budget of all."""
+    service = serve(max_upload_mib=1, max_bodies_mib=0.001)
+    works(service, clip)
+    refused(service.post("/continue", bytes(2**20)), 413, "file_too_large", "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the server's fault and passes: no 500, and no 4xx either. Small uploads need no disk."""
+    service = serve()
+    opened: list[Any] = []
+
+    def full(**_: Any) -> Any:
+        opened.append(Path("/dev/full").open("w+b", buffering=0))  # noqa: SIM115
+        return opened[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    for path, count in (("/continue", 1), ("/score", 3)):
+        refused(service.post(path, *[bytes(2**21)] * count), 507, "storage_full")
+    assert service.value("rejected_total", reason="storage_full") == 2
+    assert service.app.state.bodies.held == 0
+    assert opened and all(file.closed for file in opened)
+    works(service, clip)
+
+
+def test_no_folder_for_uploads(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python says when it finds no folder that it can write to: also when the disk is full from the start."""
+    service = serve()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    refused(service.post("/continue", bytes(2**21)), 507, "storage_full")
     works(service, clip)
 
 
