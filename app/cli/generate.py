@@ -23,7 +23,7 @@ from app.cli.local import ApiKey, BundleFolder, Device, Threads, Url, load, read
 from app.cli.options import console, errors, existing
 from app.cli.stream import STDOUT, stream_format, write_stream
 from app.client.client import post, post_stream
-from app.continuations.service import SEED_BITS
+from app.continuations.schemas import SEED_BITS
 from app.errors import UserError
 from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
