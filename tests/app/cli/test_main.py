@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from app import __version__
 from app.cli.main import cli
-from app.cli.options import dataclass_options, field_comments
+from app.cli.options import dataclass_options
 from app.cli.train import take
 from app.errors import UserError
 from app.main import create_app
@@ -172,7 +172,7 @@ def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
     refused(run("continue", text, "-o", out), "audio file")
     refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".mp3, .pcm or .json")
     refused(run("continue", SPEECH, "-o", tmp_path / "no" / "out.wav"), "does not exist")
-    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "a prompt needs 0.10 s or more")
     refused(run("continue", SPEECH, "-o", out, "--prompt-start", 60), "6.34 s")
     refused(run("continue", SPEECH, "-o", out, "--bundle", tmp_path), "no bundle in")
     refused(run("continue", SPEECH, "-o", out, "--url", "http://127.0.0.1:9"), "no answer from")
@@ -223,7 +223,7 @@ def test_what_cannot_be_streamed_leaves_no_file(server: str, tmp_path: Path) -> 
     refused(run("continue", text, "-o", out, "--stream"), "audio file")
     remote = ["--stream", "--url", server, "--api-key", "sesame"]
     refused(run("continue", text, "-o", out, *remote), "415 unsupported_format")
-    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "a prompt needs 0.10 s or more")
     assert not out.exists()
 
 
@@ -265,7 +265,8 @@ def test_score_as_json(tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no audio at all, only words")
     result = run("score", SPEECH, text, "--json", "--detail", "tokens", "--prompt-seconds", 1)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, "one of the clips could not be scored"
+    assert result.stderr.startswith("text.wav: ")
     body = json.loads(result.stdout)
     good, bad = body["results"]
     assert good["tokens"] == len(good["logprobs"]) == len(good["codes"]) == 400
@@ -406,7 +407,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
 def test_dataclass_fields_become_options() -> None:
     @dataclass(frozen=True)
     class Knobs:
-        steps: int = 3  # how many
+        steps: Annotated[int, "how many"] = 3
         at: tuple[int, ...] = (1, 2)
         low: bool = False
 
@@ -421,7 +422,7 @@ def test_dataclass_fields_become_options() -> None:
     assert CliRunner().invoke(app, ["x"]).exit_code == 0
     assert CliRunner().invoke(app, ["y", "--steps", "5", "--at", "7,8,9", "--low"]).exit_code == 0
     assert seen == [("x", Knobs()), ("y", Knobs(5, (7, 8, 9), True))]
-    assert field_comments(Knobs) == {"steps": "how many"}
+    assert "how many  [default: 3]" in CliRunner().invoke(app, ["--help"]).output
     assert isinstance(CliRunner().invoke(app, ["z", "--at", "one"]).exception, UserError)
 
 

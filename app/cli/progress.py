@@ -1,0 +1,51 @@
+"""Progress on standard error: how far, how fast, how long still. Gone when the work is done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)  # fmt: skip
+from rich.text import Text
+
+from app.cli.options import errors
+
+
+class RateColumn(ProgressColumn):
+    """Units a second, over the last moments."""
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.3g} {task.fields['rate']}")
+
+
+class Bar:
+    """Where work tells how far it is."""
+
+    def __init__(self, progress: Progress, description: str, total: float | None, rate: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, rate=rate, state="")
+
+    def advance(self, amount: float = 1.0) -> None:
+        self._progress.advance(self._task, amount)
+
+    def update(self, completed: float, state: str = "") -> None:
+        """So far it is, and a few words on how it goes."""
+        self._progress.update(self._task, completed=completed, state=state)
+
+
+@contextmanager
+def progress_bar(description: str, total: float | None, rate: str) -> Iterator[Bar]:
+    """A bar of ``total`` units; ``rate`` names what the units a second are, as in `x real time` for seconds."""
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), RateColumn(), TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=errors, transient=True) as progress:
+        yield Bar(progress, description, total, rate)
