@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from torch import Tensor, nn
 
 from model.codec.codec import Codec
@@ -119,7 +120,7 @@ def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
     ``expected`` is the mean number of vectors that a code gets in a batch; the running counts start there.
     """
     residual = latents
-    for layer in codec.quantizer.vq.layers:
+    for layer in track(codec.quantizer.vq.layers, "k-means, codebook by codebook", transient=True):
         book = layer._codebook
         means = kmeans(residual, VOCABULARY)
         book.embed.copy_(means)
@@ -203,7 +204,7 @@ class CodecTrainer:
         with torch.no_grad():
             latents = [
                 self.codec.encoder(mixed_crops(self.corpus, self.training, rng).to(self.device)[:, None])
-                for _ in range(rounds)
+                for _ in track(range(rounds), "latents for k-means", transient=True)
             ]
         flat = torch.cat(latents).transpose(1, 2).reshape(-1, LATENT_DIM)
         init_quantizer(self.codec, flat, self._expected())
