@@ -127,6 +127,8 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     def make(given: Mapping[str, Any]) -> Settings:
         values = {name: given[name] for name in Settings.model_fields if given[name] not in (None, [])}
+        if "api_keys" in values:  # a repeated flag, each of which may hold several
+            values["api_keys"] = ",".join(values["api_keys"])
         return settings_from(given["config"], **values)
 
     file = option("config", Path | None, None, "--config", "-c", help=f"TOML file of settings [{PREFIX}CONFIG]")
