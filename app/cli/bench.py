@@ -10,7 +10,7 @@ import typer
 
 from app import __version__
 from app.cli.interrupt import handled, stop_at_once
-from app.cli.options import console, errors, existing
+from app.cli.options import console, errors, existing_files
 from app.cli.output import check_output, whole_file
 from app.client.kinds import Arrivals, Form, Route
 from app.errors import UserError
@@ -51,7 +51,7 @@ def clips(prompts: list[Path], seconds: float) -> list[tuple[str, bytes]]:
         from app.audio.encode import encode
 
         return [("clip.wav", encode(made_up_clip(seconds), "wav"))]
-    read = [(path.name, path.read_bytes()) for path in existing(prompts)]
+    read = [(path.name, path.read_bytes()) for path in existing_files(prompts)]
     for name, content in read:
         if not content:
             raise UserError(f"{name} is empty")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from app.cli.interrupt import handled, stop_at_once
-from app.cli.options import console, errors, existing, form_options
+from app.cli.options import console, errors, existing_files, form_options
 from app.cli.output import check_output, whole_file
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.continuations.schemas import ContinueForm
@@ -77,7 +77,7 @@ def continue_command(
     """Continue a clip."""
     place = {"codebooks": codebooks, "mel": mel, "bundle": bundle, "device": device, "threads": threads}
     url = check_place(url, place)
-    existing([clip])
+    existing_files([clip])
     stream = stream or out == STDOUT
     _check_name(out, stream)
     form = form.seeded()

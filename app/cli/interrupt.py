@@ -7,10 +7,13 @@ lines long, and there is nothing to tidy up yet. So the process ends at once the
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from app.errors import UserError
 
 STOPPED = 130  # 128 + SIGINT, what a shell reports of a command that Ctrl-C ended
 
@@ -19,6 +22,24 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
     """Ends the process, with none of Python's tidying up."""
     os.write(2, b"stopped\n")
     os._exit(STOPPED)
+
+
+class Stopped(UserError):
+    """Ctrl-C, with a word on how to go on."""
+
+
+def run(command: Callable[[], object]) -> None:
+    """Runs a command that ends with SystemExit. After Ctrl-C, Python's own end is left out.
+
+    It would wait for threads, and may raise the interrupt again that a library held back.
+    """
+    try:
+        command()
+    except SystemExit as ended:
+        if ended.code == STOPPED:
+            sys.stdout.flush()
+            os._exit(STOPPED)
+        raise
 
 
 @contextmanager

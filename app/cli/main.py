@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 from app import __version__
-from app.cli.interrupt import handled, stop_at_once
+from app.cli.interrupt import handled, run, stop_at_once
 from app.cli.options import FriendlyCommand, FriendlyGroup
 
 COMMANDS = {  # name: where it is, and the first line of its help, so that the list of commands imports none of them
@@ -72,7 +72,7 @@ def options(
 
 def main() -> None:
     with handled(stop_at_once):
-        cli()
+        run(cli)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
-from app.cli.interrupt import STOPPED, handled
+from app.cli.interrupt import STOPPED, Stopped, handled
 from app.errors import ServiceError, UserError
 
 if TYPE_CHECKING:  # pydantic takes a fifth of the time that `--help` may take, and not every command needs it
@@ -82,13 +82,14 @@ class FriendlyGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            errors.print("stopped")
+        except (KeyboardInterrupt, Stopped) as error:
+            errors.print(str(error) or "stopped", markup=False, soft_wrap=True)
             raise typer.Exit(STOPPED) from None
         except Exception as error:
             if not isinstance(error, user_errors()):
                 raise
-            errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+            errors.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
 
@@ -245,4 +246,12 @@ def existing(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
+    return paths
+
+
+def existing_files(paths: list[Path]) -> list[Path]:
+    """The same, and none of them is a folder."""
+    for path in existing(paths):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name the files in it")
     return paths

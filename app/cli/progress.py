@@ -47,5 +47,6 @@ def progress_bar(description: str, total: float | None, rate: str) -> Iterator[B
         TextColumn("{task.description}", markup=False), BarColumn(), RateColumn(), TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=errors, transient=True) as progress:
+    # off where nobody looks: else rich ends with an empty line there
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         yield Bar(progress, description, total, rate)

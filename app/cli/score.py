@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from app.cli.interrupt import handled, stop_at_once
-from app.cli.options import console, errors, existing, form_options
+from app.cli.options import console, errors, existing_files, form_options
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
-from app.errors import UserError
 from app.scores.schemas import ScoreForm
 
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
@@ -55,9 +54,7 @@ def score_command(
     When one of the clips cannot be scored, the others are, and the exit code is 1.
     """
     url = check_place(url, {"mel": mel, "bundle": bundle, "device": device, "threads": threads})
-    for clip in existing(clips):
-        if clip.is_dir():
-            raise UserError(f"{clip} is a folder; name the files in it")
+    existing_files(clips)
     if url is not None:
         from app.client.client import post
 

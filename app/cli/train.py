@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.cli.interrupt import handled, stop_at_once
+from app.cli.interrupt import Stopped, handled, stop_at_once
 from app.cli.options import (
     FriendlyCommand,
     FriendlyGroup,
@@ -69,7 +69,7 @@ def take(steps: Iterator[int], out: Path) -> None:
     except KeyboardInterrupt:
         kept = (out / "checkpoint.pt").exists()
         rest = f"goes on from the last checkpoint in {out}" if kept else "begins anew: there is no checkpoint yet"
-        raise UserError(f"stopped; the same command {rest}") from None
+        raise Stopped(f"stopped; the same command {rest}") from None
     except ValueError as error:
         raise UserError(str(error)) from error
 
