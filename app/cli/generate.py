@@ -3,8 +3,9 @@
 import base64
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +15,9 @@ from app.cli.output import check_output, whole_file
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.continuations.schemas import ContinueForm
 from app.errors import UserError
+
+if TYPE_CHECKING:
+    from app.cli.progress import Bar
 
 STDOUT = Path("-")
 NOT_OPTIONS = ("n", "response_format", "stream", "timeout_seconds")  # a file is one continuation, and its name a format
@@ -35,6 +39,13 @@ def _write(body: dict[str, Any], out: Path) -> None:
         wav = base64.b64decode(body["choices"][0]["audio"]["data"])
         samples, _ = soundfile.read(io.BytesIO(wav), dtype="int16")
         part.write_bytes(encode(samples.astype(np.float32) / 32767, SUFFIXES[out.suffix.lower()]))
+
+
+def _told(content: Iterator[bytes], bar: "Bar") -> Iterator[bytes]:
+    """The parts of an answer; the bar hears of each."""
+    for part in content:
+        bar.advance(len(part) / 1000)
+        yield part
 
 
 def _check_name(out: Path, stream: bool) -> None:
@@ -90,6 +101,8 @@ def continue_command(
         def here() -> Continuing:
             return Continuing(loaded, form, clip, codebooks, mel or "decoded")
 
+    from app.cli.progress import progress_bar
+
     if stream:
         from app.audio.encode import parts
         from app.cli.stream import stream_format, write_stream
@@ -100,7 +113,8 @@ def continue_command(
             write_stream(parts(wanted, here().stream()), out)
         else:
             fields = form.model_dump() | {"stream": True, "response_format": wanted}
-            write_stream(post_stream(url, "/continue", [clip], fields, api_key), out)
+            with progress_bar(f"from {url}", None, "kB/s") as bar:
+                write_stream(_told(post_stream(url, "/continue", [clip], fields, api_key), bar), out)
         errors.print(f"{out}: written while it was made, seed {form.seed}", markup=False, soft_wrap=True)
         return
     if url is None:
@@ -108,7 +122,7 @@ def continue_command(
     else:
         from app.client.client import post
 
-        with errors.status(f"waiting for {url}"):
+        with progress_bar(f"waiting for {url}", None, ""):
             body = post(url, "/continue", [clip], form.model_dump(), api_key).json()
     _write(body, out)
     choice = body["choices"][0]

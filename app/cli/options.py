@@ -11,7 +11,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -202,11 +202,16 @@ def _value(annotation: Any, given: Any) -> Any:
         raise UserError(f"{given!r}: {item.__name__} values separated by commas are wanted") from error
 
 
+def _is_table(annotation: Any) -> bool:
+    """Whether a field holds rows of numbers: nothing that one types."""
+    kind, _ = _split(annotation)
+    return any(typing.get_origin(item) is tuple for item in typing.get_args(kind))
+
+
 def _fields(kind: Any) -> Options:
-    """Options for the fields of a dataclass. Those that no text on a command line gives keep their defaults."""
+    """Options for the fields of a dataclass. Tables keep their defaults."""
     hints = get_type_hints(kind, include_extras=True)
-    nested = {field.name for field in fields(kind) if "tuple[tuple" in str(_split(hints[field.name])[0])}
-    shown = [field for field in fields(kind) if field.name not in nested and field.default is not MISSING]
+    shown = [field for field in fields(kind) if not _is_table(hints[field.name])]
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]+", kind.__name__)  # LMTraining: LM, Training
     title = " ".join([words[0], *(word.lower() for word in words[1:])])
     return Options(

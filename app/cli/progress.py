@@ -6,23 +6,14 @@ from contextlib import contextmanager
 from rich.progress import (
     BarColumn,
     Progress,
-    ProgressColumn,
-    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )  # fmt: skip
-from rich.text import Text
+from rich.table import Column
 
 from app.cli.options import errors
-
-
-class RateColumn(ProgressColumn):
-    """Units a second, over the last moments."""
-
-    def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:.3g} {task.fields['rate']}")
+from model.training.progress import RateColumn
 
 
 class Bar:
@@ -43,10 +34,13 @@ class Bar:
 @contextmanager
 def progress_bar(description: str, total: float | None, rate: str) -> Iterator[Bar]:
     """A bar of ``total`` units; ``rate`` names what the units a second are, as in `x real time` for seconds."""
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=24)
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), RateColumn(), TextColumn("{task.fields[state]}"),
+        TextColumn("{task.description}", markup=False, table_column=name), BarColumn(bar_width=None),
+        RateColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[state]}", table_column=Column(no_wrap=True)),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     # off where nobody looks: else rich ends with an empty line there
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors, transient=True, expand=True, disable=not errors.is_terminal) as progress:
         yield Bar(progress, description, total, rate)

@@ -56,9 +56,10 @@ def score_command(
     url = check_place(url, {"mel": mel, "bundle": bundle, "device": device, "threads": threads})
     existing_files(clips)
     if url is not None:
+        from app.cli.progress import progress_bar
         from app.client.client import post
 
-        with errors.status(f"waiting for {url}"):
+        with progress_bar(f"waiting for {url}", None, ""):
             body = post(url, "/score", clips, form.model_dump(), api_key).json()
     else:
         with handled(stop_at_once):
