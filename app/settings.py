@@ -1,13 +1,20 @@
 """Settings: one name each for the flag, the environment variable (``WHISPERGPT_`` + NAME) and the file."""
 
+import json
 import logging
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)  # fmt: skip
 
 PREFIX = "WHISPERGPT_"
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
@@ -62,9 +69,24 @@ class Settings(BaseSettings):
         5.0, ge=0, description="to go on accepting connections after SIGTERM, for balancers to see /readyz"
     )
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
-    api_keys: list[SecretStr] = Field([], description="keys that clients may use; none = open to all")
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        [], description="keys that clients may use, separated by commas, or a JSON list; none = open to all"
+    )
     open_metrics: bool = Field(True, description="/metrics needs no key")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, given: Any) -> Any:
+        """Text, as the environment and flags have it, becomes a list: by its commas, or as JSON."""
+        if not isinstance(given, str):
+            return given
+        if not given.lstrip().startswith("["):
+            return [key.strip() for key in given.split(",")]
+        try:
+            return json.loads(given)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"no JSON list: {error.msg} at character {error.pos + 1}") from None
 
     @field_validator("api_keys")
     @classmethod

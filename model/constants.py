@@ -19,6 +19,8 @@ VOCABULARY = 1024  # entries of one EnCodec codebook
 MAX_CODEBOOKS = 8  # 8 codebooks of 10 bits at 75 Hz = 6 kbit/s
 LATENT_DIM = 128  # width of EnCodec's latent
 
+MAX_SEED = 2**63 - 1  # of the random numbers: an int64
+
 assert SAMPLE_RATE_HZ % HOP_SAMPLES == 0
 assert FRAME_SECONDS == Fraction(1, FRAME_RATE_HZ)
 

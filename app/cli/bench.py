@@ -1,27 +1,24 @@
 """`whisper-gpt bench`: how a server does under load."""
 
-import asyncio
 import json
 import math
 from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
-import numpy as np
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
 
 from app import __version__
-from app.audio.encode import encode
-from app.audio.formats import Samples
-from app.cli.options import console, errors, existing
-from app.client.client import CONNECT_SECONDS
-from app.client.load_generator import Arrivals, Form, Load, Report, Route, put_load, summary
+from app.cli.interrupt import handled, stop_at_once
+from app.cli.options import console, errors, existing_files
+from app.cli.output import check_output, whole_file
+from app.client.kinds import Arrivals, Form, Route
 from app.errors import UserError
-from model.constants import SAMPLE_RATE_HZ
+from model.constants import MAX_SEED, SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:  # numpy and an HTTP client, which `--help` does without
+    from app.audio.formats import Samples
+    from app.client.load_generator import Load, Report
 
 LABELS = {
     "first_audio_seconds": ("first audio, s", 3),
@@ -32,8 +29,10 @@ LABELS = {
 }
 
 
-def made_up_clip(seconds: float, seed: int = 0) -> Samples:
+def made_up_clip(seconds: float, seed: int = 0) -> "Samples":
     """Something between a hum and speech: voiced syllables with a wandering pitch, and hiss. (N,) at 24 kHz."""
+    import numpy as np
+
     numbers = np.random.default_rng(seed)
     times = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     pitch = 120 * 2 ** (0.3 * np.sin(2 * np.pi * 0.7 * times + numbers.uniform(0, 6)))
@@ -49,8 +48,10 @@ def made_up_clip(seconds: float, seed: int = 0) -> Samples:
 def clips(prompts: list[Path], seconds: float) -> list[tuple[str, bytes]]:
     """The files, or a made-up one. Raises UserError for one that does not exist or is empty."""
     if not prompts:
+        from app.audio.encode import encode
+
         return [("clip.wav", encode(made_up_clip(seconds), "wav"))]
-    read = [(path.name, path.read_bytes()) for path in existing(prompts)]
+    read = [(path.name, path.read_bytes()) for path in existing_files(prompts)]
     for name, content in read:
         if not content:
             raise UserError(f"{name} is empty")
@@ -59,9 +60,13 @@ def clips(prompts: list[Path], seconds: float) -> list[tuple[str, bytes]]:
 
 def served_model(url: str, key: str | None) -> dict[str, Any]:
     """What the server says of its model. Raises UserError when it does not answer."""
+    import httpx
+
+    from app.client.client import CONNECT_SECONDS
+
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
-        answer = httpx.get(url.rstrip("/") + "/v1/models", headers=headers, timeout=CONNECT_SECONDS)
+        answer = httpx.get(url + "/v1/models", headers=headers, timeout=CONNECT_SECONDS)
         answer.raise_for_status()
         model: dict[str, Any] = answer.json()["data"][0]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -71,29 +76,27 @@ def served_model(url: str, key: str | None) -> dict[str, Any]:
     return {name: model.get(name) for name in ("id", "preset", "hashes")}
 
 
-def with_progress(load: Load) -> Report:
+def with_progress(load: "Load") -> "Report":
     """Puts the load on the server and shows how it goes."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    whole = load.requests or math.ceil((load.duration or 0.0) * (load.rate or 1.0))
-    with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("requests", total=whole if load.requests or load.rate else None, state="")
+    import asyncio
 
-        def told(report: Report) -> None:
+    from app.cli.progress import progress_bar
+    from app.client.load_generator import put_load
+
+    whole = load.requests or math.ceil((load.duration or 0.0) * (load.rate or 1.0))
+    with progress_bar("requests", whole if load.requests or load.rate else None, "a second") as bar:
+
+        def told(report: "Report") -> None:
             bad = sum(one.error is not None for one in report.outcomes)
-            state = f"{report.in_flight} under way, {bad} failed"
-            bar.update(task, completed=len(report.outcomes), state=state)
+            bar.update(len(report.outcomes), f"{report.in_flight} under way, {bad} failed")
 
         return asyncio.run(put_load(load, told))
 
 
-def show(found: dict[str, Any], load: Load, buffer_seconds: float) -> None:
+def show(found: dict[str, Any], load: "Load", buffer_seconds: float) -> None:
     """The figures as a person reads them."""
+    from rich.table import Column, Table
+
     names = list(next(one for one in found["figures"].values() if one)) if found["answered"] else []
     table = Table("", *(Column(name, justify="right") for name in names))
     for key, (label, digits) in LABELS.items():
@@ -122,33 +125,36 @@ def show(found: dict[str, Any], load: Load, buffer_seconds: float) -> None:
 
 
 def bench_command(
-    url: Annotated[str, typer.Argument(help="The server")] = "http://127.0.0.1:8000",
-    rate: Annotated[float | None, typer.Option(help="Requests a second, whatever the server does (open loop)")] = None,
-    arrivals: Annotated[Arrivals, typer.Option(help="With --rate: random gaps, or equal ones")] = "poisson",
+    url: Annotated[str, typer.Argument(help="the server")] = "http://127.0.0.1:8000",
+    rate: Annotated[float | None, typer.Option(help="requests a second, whatever the server does (open loop)")] = None,
+    arrivals: Annotated[Arrivals, typer.Option(help="with --rate: random gaps, or equal ones")] = "poisson",
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="So many clients instead, each of which waits for its answer; default: 1")
+        int | None, typer.Option(min=1, help="so many clients instead, each of which waits for its answer; default: 1")
     ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Stop after so many; default: 20")] = None,
-    duration: Annotated[float | None, typer.Option(help="Stop sending after so many seconds")] = None,
-    route: Annotated[Route, typer.Option(help="What to ask for")] = "continue",
+    requests: Annotated[int | None, typer.Option(min=1, help="stop after so many; default: 20")] = None,
+    duration: Annotated[float | None, typer.Option(help="stop sending after so many seconds")] = None,
+    route: Annotated[Route, typer.Option(help="what to ask for")] = "continue",
     stream: Annotated[
-        bool, typer.Option("--stream", help="Play the audio while it is made: first audio, gaps")
+        bool, typer.Option("--stream", help="play the audio while it is made: first audio, gaps")
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Audio to make for each request")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="audio to make for each request")] = 5.0,
     prompt: Annotated[
-        list[Path] | None, typer.Option(help="Audio file to send; several take turns; default: a made-up one")
+        list[Path] | None, typer.Option(help="audio file to send; several take turns; default: a made-up one")
     ] = None,
-    prompt_seconds: Annotated[float, typer.Option(min=0.1, help="Length of the made-up clip")] = 3.0,
+    prompt_seconds: Annotated[float, typer.Option(min=0.1, help="length of the made-up clip")] = 3.0,
     response_format: Annotated[
         Form, typer.Option(help="json has the server's own timings, pcm is bare audio")
     ] = "json",
-    buffer: Annotated[float, typer.Option(min=0.0, help="Seconds of audio that a player holds before it plays")] = 0.1,
-    warmup: Annotated[int, typer.Option(min=0, help="Requests before, which do not count")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the arrivals and of the requests")] = 0,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that the client waits for a sign of life")] = 600.0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write figures and every request, as JSON")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table")] = False,
-    api_key: Annotated[str | None, typer.Option(envvar="WHISPERGPT_API_KEY", help="Key for the server")] = None,
+    buffer: Annotated[float, typer.Option(min=0.0, help="seconds of audio that a player holds before it plays")] = 0.1,
+    warmup: Annotated[int, typer.Option(min=0, help="requests before, which do not count")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="of the arrivals and of the requests")] = 0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds that the client waits for a sign of life")] = 600.0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write figures and every request, as JSON")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the figures as JSON instead of a table")] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="WHISPERGPT_API_KEY", show_envvar=False, help="key for the server [WHISPERGPT_API_KEY]"),
+    ] = None,
 ) -> None:
     """Measure a server under load.
 
@@ -164,6 +170,16 @@ def bench_command(
         raise UserError("--stream is for --route continue")
     if requests is None and duration is None:
         requests = 20
+    if out is not None:
+        check_output(out)
+    with handled(stop_at_once):
+        import asyncio
+        from datetime import UTC, datetime
+
+        from app.client.client import server_url
+        from app.client.load_generator import Load, put_load, summary
+
+    url = server_url(url)
     model = served_model(url, api_key)
     load = Load(
         clips=clips(prompt or [], prompt_seconds), url=url, route=route, rate=rate, arrivals=arrivals,
@@ -183,17 +199,20 @@ def bench_command(
     body = {"conditions": conditions, **found}
     if out is not None:
         rows = [vars(one) for one in sorted(report.outcomes, key=lambda one: one.index)]
-        out.write_text(json.dumps(body | {"outcomes": rows}, indent=1) + "\n")
+        with whole_file(out) as part:
+            part.write_text(json.dumps(body | {"outcomes": rows}, indent=1) + "\n")
     if as_json:
-        print(json.dumps(body))  # noqa: T201
+        typer.echo(json.dumps(body))
     else:
         show(found, load, buffer)
     if not found["answered"]:
         raise typer.Exit(1)
 
 
-def warm(load: Load, requests: int) -> Load:
+def warm(load: "Load", requests: int) -> "Load":
     """A few short requests of the same kind, one after the other."""
+    from app.client.load_generator import Load
+
     return Load(
         clips=load.clips, url=load.url, route=load.route, requests=requests, seconds=min(load.seconds, 1.0),
         stream=load.stream, response_format=load.response_format, key=load.key, timeout_seconds=load.timeout_seconds,

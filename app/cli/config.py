@@ -1,20 +1,37 @@
-"""`whisper-gpt config`: the server's settings, one name for flag, environment and file."""
+"""`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
 
 import json
 import os
 import tomllib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
-from rich.table import Table
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
-from app.cli.options import FriendlyGroup, console, errors
+from app.cli.interrupt import handled, stop_at_once
+from app.cli.options import (
+    FriendlyCommand,
+    FriendlyGroup,
+    Options,
+    bounds,
+    console,
+    errors,
+    option,
+    with_options,
+)  # fmt: skip
 from app.errors import UserError
 from app.settings import PREFIX, Settings, load_settings, unknown_names
 
-config = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Show or check the server's settings.")
+config = typer.Typer(
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Show or check the server's settings.",
+)
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help=f"TOML file of settings ({PREFIX}CONFIG)")]
 
 
@@ -47,8 +64,10 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-@config.command("show")
-def show_command(file: ConfigFile = None, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+@config.command("show", cls=FriendlyCommand)
+def show_command(
+    file: ConfigFile = None, as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False
+) -> None:
     """Show the settings that a server started here would have."""
     settings = settings_from(file)
     values = {name: getattr(settings, name) for name in Settings.model_fields}
@@ -58,6 +77,8 @@ def show_command(file: ConfigFile = None, as_json: Annotated[bool, typer.Option(
         }
         typer.echo(json.dumps(plain, indent=1, default=str))
         return
+    from rich.table import Table
+
     table = Table("setting", "value", "meaning")
     for name, value in values.items():
         changed = name in settings.model_fields_set
@@ -65,9 +86,12 @@ def show_command(file: ConfigFile = None, as_json: Annotated[bool, typer.Option(
     console.print(table)
 
 
-@config.command("validate")
+@config.command("validate", cls=FriendlyCommand)
 def validate_command(file: ConfigFile = None) -> None:
-    """Check environment and file: unknown names and bad values are told, with exit code 1."""
+    """Check environment and file.
+
+    Unknown names and bad values are told, with exit code 1.
+    """
     settings = settings_from(file)
     problems = [f"unknown setting: {name}" for name in unknown_names()]
     if not (settings.bundle / "config.json").exists():
@@ -77,3 +101,44 @@ def validate_command(file: ConfigFile = None) -> None:
     if problems:
         raise typer.Exit(1)
     console.print("settings are valid")
+
+
+def _flag_type(field: FieldInfo) -> Any:
+    """The type that a flag takes for a setting: secrets are typed as text."""
+    kind = field.annotation
+    if kind == list[SecretStr]:
+        return list[str]
+    if get_origin(kind) is Literal:
+        return kind
+    plain = [part for part in get_args(kind) if part is not type(None)]
+    return plain[0] if plain else kind
+
+
+def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Replaces a command's argument ``settings`` by one flag a setting, and one for a file of them."""
+    flags = []
+    for name, field in Settings.model_fields.items():
+        default = "weights/default" if name == "bundle" else shown(field.get_default(call_default_factory=True))
+        allowed = f"{range_}; " if (range_ := bounds(field)) else ""
+        help_text = f"{field.description} [{allowed}default: {default}; {PREFIX}{name.upper()}]"
+        flag = f"--{name.replace('_', '-')}"
+        names = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+        flags.append(option(name, _flag_type(field) | None, None, *names, help=help_text))
+
+    def make(given: Mapping[str, Any]) -> Settings:
+        values = {name: given[name] for name in Settings.model_fields if given[name] not in (None, [])}
+        if "api_keys" in values:  # a repeated flag, each of which may hold several
+            values["api_keys"] = ",".join(values["api_keys"])
+        return settings_from(given["config"], **values)
+
+    file = option("config", Path | None, None, "--config", "-c", help=f"TOML file of settings [{PREFIX}CONFIG]")
+    return with_options(command, {"settings": Options([file, *flags], make)})
+
+
+@settings_flags
+def serve_command(settings: Settings) -> None:
+    """Serve /continue and /score over HTTP."""
+    with handled(stop_at_once):
+        from app.cli.serve import serve
+
+    serve(settings)

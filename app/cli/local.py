@@ -1,34 +1,156 @@
-"""What `continue` and `score` share: where to compute, and with which bundle."""
+"""`continue` and `score` without a server: its arithmetic, in this process. Imports torch."""
 
+import base64
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Literal
 
-import typer
+import numpy as np
+import torch
 
 from app.audio.decode import decode
+from app.audio.encode import encode
 from app.audio.formats import Samples
+from app.audio.mixing import join, limit, opening
 from app.cli.config import settings_from
-from app.cli.options import limit_threads, pick_device
+from app.cli.options import errors, limit_threads, pick_device
+from app.cli.progress import Bar, progress_bar
+from app.continuations.schemas import ContinueForm
+from app.continuations.service import too_short
+from app.errors import ServiceError
+from app.scores.schemas import ScoreForm
+from app.scores.service import clip_error, result, window_of
 from model.checkpoint import Bundle, load_bundle
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
+from model.inference.backend import backend_for
+from model.inference.generate import generate
+from model.inference.prefill import prefill
+from model.inference.sampling import SamplingOptions
+from model.inference.scoring import CHUNK_FRAMES, MelSource, TooShortError, WindowError, score
+from model.inference.types import PromptState
 
-BundleFolder = Annotated[
-    Path | None, typer.Option("--bundle", help="Folder of weights; default: as `config show` says")
-]
-Url = Annotated[str | None, typer.Option("--url", help="Ask this server instead of computing here")]
-ApiKey = Annotated[str | None, typer.Option(envvar="WHISPERGPT_API_KEY", help="Key for the server at --url")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: as `config show` says")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 1")]
+MadeMel = Literal["decoded", "masked"]
 MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 
 
-def load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle:
-    """The bundle that the flags, or the server's settings, name."""
-    settings = settings_from(bundle=bundle, device=device, threads=threads)
+def load(
+    bundle: Path | None, device: str | None, threads: int | None, codebooks: int | None = None
+) -> tuple[Bundle, int | None]:
+    """The bundle and the number of codebooks that the flags, or the server's settings, name. Raises UserError."""
+    settings = settings_from(bundle=bundle, device=device, threads=threads, codebooks=codebooks)
     limit_threads(threads or 1)  # one request: its matrices are too small to be shared out
-    return load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
+    with errors.status("loading the weights"):
+        return load_bundle(settings.bundle, pick_device(settings.device), settings.codec), settings.codebooks
 
 
 def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
     """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
     with path.open("rb") as file:
         return decode(file, MAX_SECONDS, start_seconds, end_seconds)
+
+
+class Continuing:
+    """One continuation: its prompt is read at once, its frames are made as they are taken."""
+
+    def __init__(self, bundle: Bundle, form: ContinueForm, clip: Path, codebooks: int | None, mel: MadeMel) -> None:
+        self.bundle, self.form, self.mel = bundle, form, mel
+        self.options: SamplingOptions = form.sampling()
+        self.frames = frames_for_seconds(form.seconds)
+        prompt = torch.from_numpy(read(clip, form.prompt_start, form.prompt_end))
+        self.own: Samples = prompt.numpy()
+        chunk_seconds = CHUNK_FRAMES / FRAME_RATE_HZ
+        try:
+            with progress_bar("reading the prompt", len(prompt) / SAMPLE_RATE_HZ, "x real time") as bar:
+                self.state: PromptState = prefill(
+                    bundle, prompt, codebooks=codebooks, masked=mel == "masked",
+                    between=lambda: bar.advance(chunk_seconds),
+                )  # fmt: skip
+        except TooShortError as error:
+            raise too_short() from error
+
+    def __iter__(self) -> Iterator[tuple[int, float, Samples]]:
+        """Coarse token, its log-probability and 320 samples of each frame."""
+        with progress_bar("continuing", self.frames / FRAME_RATE_HZ, "x real time") as bar:
+            for frame in self._frames():
+                bar.advance(1 / FRAME_RATE_HZ)
+                yield frame
+
+    def _frames(self) -> Iterator[tuple[int, float, Samples]]:
+        if self.mel == "decoded":  # the server's own arithmetic, so that the same seed gives the same bytes
+            slots = backend_for(self.bundle, 1, self.state.codebooks)
+            slots.join(0, self.state, self.options)
+            for _ in range(self.frames):
+                one = slots.step([0])
+                yield int(one.codes[0, 0]), float(one.logprobs[0]), one.samples[0]
+            return
+        made = generate(self.bundle, self.state, frames=self.frames, options=self.options, mel=self.mel)
+        for frame in made:
+            yield int(frame.codes[0, 0]), float(frame.logprobs[0]), frame.samples[0].cpu().numpy()
+
+    def stream(self) -> Iterator[Samples]:
+        """The prompt's own samples, when asked for, and those of the continuation as they are made."""
+        if self.form.include_prompt:
+            yield opening(self.own, self.state.tail[0].cpu().numpy())
+        for _, _, samples in self:
+            yield limit(samples)
+
+    def whole(self) -> dict[str, Any]:
+        """What the server answers, less what only a server knows."""
+        made = list(self)
+        logprobs = [frame[1] for frame in made]
+        samples = np.concatenate([frame[2] for frame in made])
+        tail = self.state.tail[0].cpu().numpy()
+        samples = join(self.own, tail, samples) if self.form.include_prompt else limit(samples)
+        nll = -sum(logprobs) / len(logprobs)
+        tokens = len(self.state.tokens)
+        return {
+            "object": "audio.continuation",
+            "model": self.bundle.name,
+            "seed": self.options.seed,
+            "sample_rate": SAMPLE_RATE_HZ,
+            "frame_rate": FRAME_RATE_HZ,
+            "prompt": {"seconds": tokens / FRAME_RATE_HZ, "tokens": tokens, "nll": self.state.nll},
+            "choices": [
+                {
+                    "index": 0,
+                    "audio": {"format": "wav", "data": base64.b64encode(encode(samples, "wav")).decode()},
+                    "seconds": len(samples) / SAMPLE_RATE_HZ,
+                    "tokens": [frame[0] for frame in made],
+                    "logprobs": logprobs,
+                    "nll": nll,
+                    "perplexity": math.exp(nll),
+                    "finish_reason": "length",
+                }
+            ],
+        }
+
+
+def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSource) -> list[dict[str, Any]]:
+    """One result a clip, an error in its place where it cannot be scored: what the server answers."""
+    results: list[dict[str, Any]] = []
+    context, window = frames_for_seconds(form.prompt_seconds), window_of(form)
+    for index, clip in enumerate(clips, 1):
+        try:
+            samples = torch.from_numpy(read(clip))
+            of_all = f" ({index} of {len(clips)})" if len(clips) > 1 else ""
+            with progress_bar(f"{clip.name}{of_all}", len(samples) / SAMPLE_RATE_HZ, "x real time") as bar:
+                blocks = _told(samples, bar)
+                scored = score(bundle, blocks, context_frames=context, mel=mel, window=window)
+        except (TooShortError, WindowError) as error:
+            results.append({"filename": clip.name, "error": clip_error(error).body(None)})
+        except ServiceError as error:
+            results.append({"filename": clip.name, "error": error.body(None)})
+        except OSError as error:
+            results.append({"filename": clip.name, "error": {"message": error.strerror or str(error)}})
+        else:
+            results.append(result(clip.name, scored, form))
+    return results
+
+
+def _told(samples: torch.Tensor, bar: Bar) -> Iterator[torch.Tensor]:
+    """The samples (N,) in blocks of a second; the bar hears of each that is asked for after it."""
+    for start in range(0, len(samples), SAMPLE_RATE_HZ):
+        block = samples[start : start + SAMPLE_RATE_HZ]
+        yield block
+        bar.advance(len(block) / SAMPLE_RATE_HZ)

@@ -1,26 +1,20 @@
-"""`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
+"""What `whisper-gpt serve` runs."""
 
 import asyncio
 import copy
 import errno
-import inspect
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 import uvicorn
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
 
-from app.cli.config import ConfigFile, settings_from, shown
 from app.cli.options import console, errors, pick_device
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
@@ -31,37 +25,6 @@ from model.checkpoint import load_bundle
 TICK_SECONDS = 0.1  # uvicorn's own
 log = logging.getLogger("whispergpt")
 START_FAILED = 3  # uvicorn's own exit code for it
-
-
-def _flag_type(field: FieldInfo) -> Any:
-    """The type that a flag takes for a setting: secrets are typed as text."""
-    kind = field.annotation
-    if kind == list[SecretStr]:
-        return list[str]
-    if get_origin(kind) is Literal:
-        return kind
-    plain = [part for part in get_args(kind) if part is not type(None)]
-    return plain[0] if plain else kind
-
-
-def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command one flag a setting, before its own options; the command gets the settings."""
-
-    def run(config: Path | None, **flags: Any) -> None:
-        command(settings_from(config, **{name: value for name, value in flags.items() if value not in (None, [])}))
-
-    parameters = [inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile)]
-    for name, field in Settings.model_fields.items():
-        default = "weights/default" if name == "bundle" else shown(field.get_default(call_default_factory=True))
-        help_text = f"{field.description} ({PREFIX}{name.upper()}; default: {default})"
-        flag = f"--{name.replace('_', '-')}"
-        names = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
-        annotation: Any = Annotated[_flag_type(field) | None, typer.Option(*names, help=help_text)]
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
-    run.__doc__ = command.__doc__
-    return run
 
 
 def no_fault(record: logging.LogRecord) -> bool:
@@ -151,8 +114,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-@settings_flags
-def serve_command(settings: Settings) -> None:
+def serve(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")

@@ -5,37 +5,51 @@ Each run is a folder with a checkpoint, a log and a plot. The same command goes 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
-from app.cli.options import FriendlyGroup, console, dataclass_options, existing, limit_threads, pick_device
+from app.cli.interrupt import Stopped, handled, stop_at_once
+from app.cli.options import (
+    FriendlyCommand,
+    FriendlyGroup,
+    console,
+    dataclass_options,
+    existing,
+    limit_threads,
+    pick_device,
+)  # fmt: skip
+from app.cli.output import check_folder, check_output
 from app.errors import UserError
-from model.checkpoint import load_bundle
 from model.codec.config import CodecConfig
-from model.lm.config import PRESETS
-from model.training.corpus import Corpus, build_corpus
-from model.training.evaluate import evaluate
-from model.training.export import export_bundle, export_codec, find_codec, replace_decoder
-from model.training.token_set import TokenSettings, build_tokens
-from model.training.train_codec import CodecTraining, train_codec
-from model.training.train_decoder import DecoderTraining, train_decoder
-from model.training.train_lm import LMTraining, train_lm
+from model.training.configs import CodecTraining, DecoderTraining, LMTraining, TokenSettings
 
-train = typer.Typer(cls=FriendlyGroup, no_args_is_help=True, help="Train a codec, then a language model on its tokens.")
+if TYPE_CHECKING:
+    from rich.table import Table
 
-Folders = Annotated[list[Path], typer.Argument(help="Folders of audio (what libsndfile reads) and MIDI, at any depth")]
-CorpusFolder = Annotated[Path, typer.Option("--corpus", help="Where the decoded audio is kept between runs")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoint.pt, log.jsonl, loss.png")]
+    from model.training.corpus import Corpus
+
+train = typer.Typer(
+    cls=FriendlyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Train a codec, then a language model on its tokens.",
+)
+
+Folders = Annotated[list[Path], typer.Argument(help="folders of audio (what libsndfile reads) and MIDI, at any depth")]
+CorpusFolder = Annotated[Path, typer.Option("--corpus", help="where the decoded audio is kept between runs")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the run: checkpoint.pt, log.jsonl, loss.png")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that decode audio")]
-Music = Annotated[bool, typer.Option("--music", help="The audio files are music, not speech (MIDI always is)")]
+Workers = Annotated[int, typer.Option(min=1, help="threads that decode audio")]
+Music = Annotated[bool, typer.Option("--music", help="the audio files are music, not speech (MIDI always is)")]
 Preset = Literal["hybrid-4m", "gpt-s", "gpt-l", "tiny"]
 
 
-def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> Corpus:
+def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> "Corpus":
+    from model.training.corpus import build_corpus
+
     corpus = build_corpus(existing(folders), folder, workers=workers, music=music)
     shown = [
         f"{hours:.2f} h {kind} ({split})"
@@ -55,12 +69,12 @@ def take(steps: Iterator[int], out: Path) -> None:
     except KeyboardInterrupt:
         kept = (out / "checkpoint.pt").exists()
         rest = f"goes on from the last checkpoint in {out}" if kept else "begins anew: there is no checkpoint yet"
-        raise UserError(f"stopped; the same command {rest}") from None
+        raise Stopped(f"stopped; the same command {rest}") from None
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-@train.command("codec")
+@train.command("codec", cls=FriendlyCommand)
 @dataclass_options
 def codec_command(
     folders: Folders,
@@ -74,23 +88,30 @@ def codec_command(
     music: Music = False,
 ) -> None:
     """Train a codec: samples to 8 codes a frame, and back."""
+    existing(folders)
+    for folder in (out, corpus):
+        check_folder(folder)
+    with handled(stop_at_once):
+        from model.training.export import export_codec
+        from model.training.train_codec import train_codec
+
     limit_threads(threads)
     audio = _corpus(folders, corpus, workers, music)
     take(train_codec(config, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
 
 
-@train.command("decoder")
+@train.command("decoder", cls=FriendlyCommand)
 @dataclass_options
 def decoder_command(
     folders: Folders,
     training: DecoderTraining,
-    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle whose encoder and codebooks stay")],
+    codec: Annotated[Path, typer.Option(help="folder of a codec run or bundle whose encoder and codebooks stay")],
     out: Out = Path("runs/decoder"),
     share: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Of each new weight in that bundle; the rest is the old one's")
+        float, typer.Option(min=0.0, max=1.0, help="of each new weight in that bundle; the rest is the old one's")
     ] = 1.0,
-    bundle: Annotated[Path | None, typer.Option(help="Bundle with the same tokens that is given the decoder")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="bundle with the same tokens that is given the decoder")] = None,
     corpus: CorpusFolder = Path("runs/corpus"),
     device: Device = "auto",
     threads: Threads = 0,
@@ -98,6 +119,13 @@ def decoder_command(
     music: Music = False,
 ) -> None:
     """Train a codec's decoder alone: the tokens stay as they are."""
+    existing(folders)
+    for folder in (out, corpus):
+        check_folder(folder)
+    with handled(stop_at_once):
+        from model.training.export import export_codec, find_codec, replace_decoder
+        from model.training.train_decoder import train_decoder
+
     limit_threads(threads)
     found, _ = find_codec(codec)
     audio = _corpus(folders, corpus, workers, music)
@@ -108,50 +136,72 @@ def decoder_command(
         console.print(f"bundle: {bundle} has the new decoder; its figures and MODEL_CARD.md are those of the old one")
 
 
-@train.command("lm")
+@train.command("lm", cls=FriendlyCommand)
 @dataclass_options
 def lm_command(
     folders: Folders,
     training: LMTraining,
     token_settings: TokenSettings,
-    codec: Annotated[Path, typer.Option(help="Folder of a codec run or bundle; Meta's checkpoint file, or `meta`")],
-    preset: Annotated[Preset, typer.Option(help="Shape of the model")] = "hybrid-4m",
+    codec: Annotated[Path, typer.Option(help="folder of a codec run or bundle; Meta's checkpoint file, or `meta`")],
+    preset: Annotated[Preset, typer.Option(help="shape of the model")] = "hybrid-4m",
     out: Out = Path("runs/lm"),
-    bundle: Annotated[Path | None, typer.Option(help="Where the bundle goes; default: OUT/bundle")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: its folder's")] = None,
-    licence: Annotated[str, typer.Option(help="Terms of the weights, for the bundle's config")] = "",
+    bundle: Annotated[Path | None, typer.Option(help="where the bundle goes; default: OUT/bundle")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the bundle; default: its folder's")] = None,
+    licence: Annotated[str, typer.Option(help="terms of the weights, for the bundle's config")] = "",
     corpus: CorpusFolder = Path("runs/corpus"),
-    tokens: Annotated[Path | None, typer.Option(help="Where the tokens are kept; default: OUT/tokens")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="where the tokens are kept; default: OUT/tokens")] = None,
     device: Device = "auto",
     threads: Threads = 0,
     workers: Workers = 2,
     music: Music = False,
 ) -> None:
-    """Train the language model on a codec's tokens, and make a bundle of both."""
+    """Train the language model on a codec's tokens.
+
+    Makes a bundle of both.
+    """
+    existing(folders)
+    target = bundle or out / "bundle"
+    for folder in (out, corpus, target, tokens or out / "tokens"):
+        check_folder(folder)
+    with handled(stop_at_once):
+        from model.lm.config import PRESETS
+        from model.training.export import export_bundle, find_codec
+        from model.training.token_set import build_tokens
+        from model.training.train_lm import train_lm
+
     limit_threads(threads)
     found, sha256 = find_codec(codec)
     audio = _corpus(folders, corpus, workers, music)
     where = pick_device(device)
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
     take(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
-    target = bundle or out / "bundle"
     made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
     count = made.decoder.parameter_count()
     console.print(f"bundle: {target} ({preset}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")
 
 
 def eval_command(
-    paths: Annotated[list[Path], typer.Argument(help="Files or folders of audio and MIDI that training never saw")],
-    bundle: Annotated[Path, typer.Option(envvar="WHISPERGPT_BUNDLE", help="Bundle to measure")] = Path(
-        "weights/default"
-    ),
+    paths: Annotated[list[Path], typer.Argument(help="files or folders of audio and MIDI")],
+    bundle: Annotated[
+        Path, typer.Option(envvar="WHISPERGPT_BUNDLE", show_envvar=False, help="bundle to measure [WHISPERGPT_BUNDLE]")
+    ] = Path("weights/default"),
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all figures")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="So many clips at most")] = None,
-    max_seconds: Annotated[float, typer.Option(min=1.0, help="So much of each clip at most")] = 60.0,
+    limit: Annotated[int | None, typer.Option(min=1, help="so many clips at most")] = None,
+    max_seconds: Annotated[float, typer.Option(min=1.0, help="so much of each clip at most")] = 60.0,
     device: Device = "cpu",
     threads: Threads = 0,
 ) -> None:
-    """Measure a bundle: the codec, and the language model's likelihoods, with 95 % intervals."""
+    """Measure a bundle on audio that training never saw.
+
+    Tells of the codec, and of the language model's likelihoods, with 95 % intervals.
+    """
+    existing(paths)
+    if out is not None:
+        check_output(out)
+    with handled(stop_at_once):
+        from model.checkpoint import load_bundle
+        from model.training.evaluate import evaluate
+
     limit_threads(threads)
     report = evaluate(load_bundle(bundle, pick_device(device)), existing(paths), out, limit, max_seconds)
     console.print(codec_table(report), language_table(report))
@@ -163,8 +213,10 @@ def _interval(figure: dict[str, float], digits: int = 3) -> str:
     return f"{figure['mean']:.{digits}f} ({figure['low']:.{digits}f} to {figure['high']:.{digits}f})"
 
 
-def codec_table(report: dict[str, Any]) -> Table:
+def codec_table(report: dict[str, Any]) -> "Table":
     """What `evaluate` says of the codec, one row a number of codebooks."""
+    from rich.table import Table
+
     table = Table("codebooks", "log-mel distance", "STOI", "PESQ", title=f"codec, {report['clips']} clips")
     for count, figures in report["codec"]["codebooks"].items():
         shown = [_interval(figures[name]) if name in figures else "-" for name in ("log_mel", "stoi", "pesq")]
@@ -172,8 +224,10 @@ def codec_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def language_table(report: dict[str, Any]) -> Table:
+def language_table(report: dict[str, Any]) -> "Table":
     """What `evaluate` says of the language model, one row a source of mel slices."""
+    from rich.table import Table
+
     language = report["language_model"]
     table = Table("mel", "NLL, nats", "below unigram", "perplexity", "accuracy", title="language model")
     for source in (name for name in ("real", "decoded", "masked") if name in language):

@@ -14,6 +14,11 @@ CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 600.0  # the server has its own deadline; this one is for a server that hangs
 
 
+def server_url(url: str) -> str:
+    """A server's address as httpx wants it. Without a scheme it is taken for http, as curl does."""
+    return (url if "://" in url else f"http://{url}").rstrip("/")
+
+
 def _message(answer: httpx.Response) -> str:
     try:
         error = answer.json()["error"]
@@ -29,7 +34,7 @@ def _request(
             if value is not None}  # fmt: skip
     headers = {"authorization": f"Bearer {key}"} if key else {}
     parts = [("file", (file.name, file.read_bytes())) for file in files]
-    return client.build_request("POST", url.rstrip("/") + path, data=form, files=parts, headers=headers)
+    return client.build_request("POST", server_url(url) + path, data=form, files=parts, headers=headers)
 
 
 @contextmanager

@@ -12,17 +12,16 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 import numpy as np
 
+from app.client.client import server_url
+from app.client.kinds import Arrivals, Form, Route
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 BYTES_A_SECOND = 2 * SAMPLE_RATE_HZ  # of pcm: s16le, mono
-Arrivals = Literal["poisson", "constant"]
-Route = Literal["continue", "score"]
-Form = Literal["json", "pcm"]
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ async def put_load(load: Load, told: Callable[[Report], None] = lambda report: N
     headers = {"authorization": f"Bearer {load.key}"} if load.key else {}
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx.Timeout(load.timeout_seconds)
-    url = load.url.rstrip("/")
+    url = server_url(load.url)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=unlimited, timeout=timeout) as client:
         return await Client(load, client, told).run()
 

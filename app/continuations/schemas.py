@@ -1,12 +1,19 @@
 """Requests and responses, as docs/api.md has them. Field names, units and ranges are a contract."""
 
+import secrets
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.server.schemas import MAX_CLIP_SECONDS, Form
-from model.inference.sampling import MAX_SEED
+from model.constants import MAX_SEED
+
+if TYPE_CHECKING:
+    from model.inference.sampling import SamplingOptions
+
+SEED_BITS = 48  # of a drawn seed: exact in JavaScript's numbers, so that it survives a browser
 
 
 class ContinueForm(Form):
@@ -14,23 +21,29 @@ class ContinueForm(Form):
 
     model_config = ConfigDict(json_schema_extra={"example": {"seconds": 3, "seed": 7, "top_p": 0.95}})
 
-    seconds: Annotated[
-        float, Field(ge=0.1, description="how much to generate; rounded up to whole frames of 1/75 s")
-    ] = 5.0
-    temperature: Annotated[float, Field(ge=0, le=2, description="0 = greedy")] = 1.0
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, description="draw from the k most likely tokens; 0 = off")] = 0
+    seconds: Annotated[float, Field(ge=0.1, description="how much to make; rounded up to whole frames of 1/75 s")] = 5.0
+    temperature: Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest token always")] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, description="draw among the k likeliest tokens; 0 = all")] = 0
     top_p: Annotated[
-        float, Field(gt=0, le=1, description="draw from the smallest set that reaches this probability")
+        float, Field(gt=0, le=1, description="draw among the likeliest tokens that together have this probability")
     ] = 1.0
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn by the server when absent; echoed")] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_SEED, description="the same one gives the same bytes; drawn and told when absent"),
+    ] = None
     n: Annotated[int, Field(ge=1, le=4, description="continuations of the same prompt")] = 1
     prompt_start: Annotated[
-        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt begins")
+        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="where the prompt begins in the file, seconds")
     ] = 0.0
     prompt_end: Annotated[
-        float | None, Field(gt=0, le=MAX_CLIP_SECONDS, description="seconds into the file where the prompt ends")
+        float | None,
+        Field(
+            gt=0, le=MAX_CLIP_SECONDS, description="where the prompt ends in the file, seconds; default: the file's end"
+        ),
     ] = None
-    include_prompt: Annotated[bool, Field(description="join the prompt's own samples to the continuation")] = False
+    include_prompt: Annotated[bool, Field(description="put the prompt's own samples in front of the continuation")] = (
+        False
+    )
     response_format: Annotated[
         Literal["json", "wav", "flac", "opus", "mp3", "pcm"], Field(description="json, or the bare audio")
     ] = "json"
@@ -48,6 +61,17 @@ class ContinueForm(Form):
         if self.n > 1 and self.response_format != "json":
             raise ValueError("n: a bare audio answer holds one continuation; use json for more")
         return self
+
+    def seeded(self) -> "ContinueForm":
+        """The form with a seed: its own, or one that is drawn now."""
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
+
+    def sampling(self) -> "SamplingOptions":
+        """How tokens are drawn: each option of the model is a field of the same name here. Draws the seed if absent."""
+        from model.inference.sampling import SamplingOptions  # torch: not for those who only look at the fields
+
+        form = self.seeded()
+        return SamplingOptions(**{field.name: getattr(form, field.name) for field in fields(SamplingOptions)})
 
 
 class AudioBody(BaseModel):

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -30,10 +29,7 @@ from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
-from model.inference.sampling import SamplingOptions
 from model.inference.scoring import MIN_FRAMES, TooShortError
-
-SEED_BITS = 48  # exact in JavaScript's numbers, so that a seed survives a browser
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,7 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
     prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
-    seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
-    options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
-    job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
+    job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), form.sampling(), form.n)
     return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
 
 

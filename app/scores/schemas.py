@@ -24,7 +24,7 @@ class ScoreForm(Form):
     model_config = ConfigDict(json_schema_extra={"example": {"detail": "tokens", "prompt_seconds": 1}})
 
     prompt_seconds: Annotated[
-        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="so much is context, and not scored")
+        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="so much at the beginning is context, and not scored")
     ] = 0.0
     window_start: Annotated[
         float | None,

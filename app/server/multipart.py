@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fastapi import Request
-from pydantic import ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -19,7 +18,7 @@ from starlette.types import Message
 
 from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
 from app.server.bodies import Bodies
-from app.server.schemas import Form
+from app.server.schemas import Form, checked
 from app.settings import Settings
 
 F = TypeVar("F", bound=Form)
@@ -89,21 +88,6 @@ async def _parsed(request: Request, max_files: int) -> FormData:
             file.close()
         raise MultiPartException("the form ends in the middle of a file")
     return data
-
-
-def checked(form: type[F], fields: dict[str, str]) -> F:
-    """Text fields -> a schema. Raises InvalidParameter that names the first field at fault."""
-    try:
-        return form.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = str(first["loc"][0]) if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
-        if not place and ": " in message:
-            place, message = message.split(": ", 1)
-        if first["type"] == "extra_forbidden":
-            message = "there is no such field"
-        raise InvalidParameter(f"{place}: {message}"[:300], place[:64] or None) from error
 
 
 def too_many(max_files: int) -> InvalidParameter:

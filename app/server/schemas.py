@@ -1,8 +1,10 @@
 """What the forms and the answers of all routes share. Field names, units and ranges are a contract (docs/api.md)."""
 
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.errors import InvalidParameter
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
 
@@ -11,6 +13,24 @@ class Form(BaseModel):
     """Fields beside the file; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+F = TypeVar("F", bound=Form)
+
+
+def checked(form: type[F], fields: dict[str, str]) -> F:
+    """Text fields -> a schema. Raises InvalidParameter that names the first field at fault."""
+    try:
+        return form.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = str(first["loc"][0]) if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ")
+        if not place and ": " in message:
+            place, message = message.split(": ", 1)
+        if first["type"] == "extra_forbidden":
+            message = "there is no such field"
+        raise InvalidParameter(f"{place}: {message}"[:300], place[:64] or None) from error
 
 
 class ErrorBody(BaseModel):

@@ -1,7 +1,7 @@
 """Shape of the codec."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from model.constants import MAX_CODEBOOKS
 
@@ -11,24 +11,29 @@ EncoderKind = Literal["seanet", "spectral"]
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Shape of a codec. Meta's `encodec_24khz` is ``CodecConfig.meta()``; the project's own is the default."""
+    """Shape of a codec. Meta's `encodec_24khz` is ``CodecConfig.meta()``; the project's own is the default.
 
-    decoder: DecoderKind = "frame"
-    encoder: EncoderKind = "seanet"
-    n_filters: int = 16  # Meta: 32
-    lstm_layers: int = 2
-    pad_mode: Literal["constant", "reflect"] = "constant"  # zeros: causal from the first sample on. Meta: reflect
-    codebooks: int = MAX_CODEBOOKS
-    frame_dim: int = 256
-    frame_blocks: int = 8
-    frame_expansion: int = 3
-    frame_kernel: int = 7
-    pitch_dim: int = 128  # of the network that reads the pitch; expansion and kernel are the frame decoder's
-    pitch_blocks: int = 6
-    encoder_dim: int = 256  # of the spectral encoder
-    encoder_blocks: int = 6
-    encoder_expansion: int = 2
-    encoder_kernel: int = 5
+    The text beside a type is the field's line of help on the command line.
+    """
+
+    decoder: Annotated[DecoderKind, "what makes samples of codes"] = "frame"
+    encoder: Annotated[EncoderKind, "what makes latents of samples"] = "seanet"
+    n_filters: Annotated[int, "of SEANet's first convolution (Meta: 32)"] = 16
+    lstm_layers: Annotated[int, "of SEANet"] = 2
+    pad_mode: Annotated[
+        Literal["constant", "reflect"], "constant: zeros, causal from the first sample on (Meta: reflect)"
+    ] = "constant"
+    codebooks: Annotated[int, "of the residual quantiser"] = MAX_CODEBOOKS
+    frame_dim: Annotated[int, "width of the frame decoder"] = 256
+    frame_blocks: Annotated[int, "of the frame decoder"] = 8
+    frame_expansion: Annotated[int, "of the frame decoder's blocks"] = 3
+    frame_kernel: Annotated[int, "frames that a block of the frame decoder sees"] = 7
+    pitch_dim: Annotated[int, "of the network that reads the pitch; expansion and kernel are the frame decoder's"] = 128
+    pitch_blocks: Annotated[int, "of the network that reads the pitch"] = 6
+    encoder_dim: Annotated[int, "width of the spectral encoder"] = 256
+    encoder_blocks: Annotated[int, "of the spectral encoder"] = 6
+    encoder_expansion: Annotated[int, "of the spectral encoder's blocks"] = 2
+    encoder_kernel: Annotated[int, "frames that a block of the spectral encoder sees"] = 5
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodecConfig":

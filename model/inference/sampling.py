@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MAX_SEED = 2**63 - 1
+from model.constants import MAX_SEED as MAX_SEED
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ folded by a few periods, which see the phase.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from model.codec.encodec_import import import_encodec
+from model.training.configs import AdversaryKind
 from model.training.loop import State
 
-AdversaryKind = Literal["package", "light"]
 LEAK = 0.1
 Judgement = tuple[list[Tensor], list[list[Tensor]]]  # logits of each discriminator, and the features of its layers
 

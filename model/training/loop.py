@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model.training.progress import RateColumn
+
 State = dict[str, Any]
 
 
@@ -136,8 +138,8 @@ class Run:
         """
         sums: dict[str, list[float]] = {}
         saved = started = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+        columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), RateColumn(),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())  # fmt: skip
         with Progress(*columns, refresh_per_second=1) as bar:
             task = bar.add_task("training", total=last, completed=first)
             for index in range(first, last):

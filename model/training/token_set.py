@@ -27,6 +27,7 @@ from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
 from model.inference.scoring import MIN_FRAMES
 from model.lm.mel import LogMel
+from model.training.configs import TokenSettings as TokenSettings
 from model.training.corpus import Clip, Corpus, DataError, Split
 
 BATCH_SECONDS = 60.0  # of audio in one batch of documents
@@ -34,20 +35,6 @@ CHUNK_SECONDS = (
     8.0  # of audio in one pass of the encoder: more does not fit a processor's cache (9 against 52 x real time)
 )
 SERVED_CODEBOOKS = ((8, 0.7), (4, 0.2), (2, 0.1))  # the qualities that the decoded mel is made at
-
-
-@dataclass(frozen=True)
-class TokenSettings:
-    """What decides the content of a token set; kept with it."""
-
-    speech_hours: float = 1e9  # at most; the rest is left out by a hash of the file's name
-    music_hours: float = 1e9
-    document_seconds: float = 30.0  # longer clips are cut
-    takes: int = 1  # versions of each training clip, each with its own speed and gain
-    augment: bool = True  # half of the takes change speed by up to 10 %, all change gain by up to 6 dB
-    seed: int = 0
-    longest_pause: float = 0.5  # seconds of silence that training speech keeps at a stretch; 0 leaves it as it is
-    end_pause: float = 0.2  # and at its beginning and its end, where nothing follows that would end it
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ first step, and, on request, a discriminator later on (`model.training.discrimin
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.progress import track
 from torch import Tensor, nn
 
 from model.codec.codec import Codec
@@ -23,46 +24,13 @@ from model.codec.decoders.frame import CausalConv, FrameDecoder
 from model.codec.decoders.harmonic import HarmonicDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.lm.mel import LogMel
+from model.training.configs import CodecTraining as CodecTraining
 from model.training.corpus import Clip, Corpus, DataError
-from model.training.discriminator import Adversary, AdversaryKind, make_discriminator
+from model.training.discriminator import Adversary, make_discriminator
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss
 
 DRAWN_CODEBOOKS = ((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50))  # quantiser dropout
-
-
-@dataclass(frozen=True)
-class CodecTraining:
-    """Settings of a codec run; what decides the result, hence kept with the run."""
-
-    steps: int = 8000
-    batch: int = 8
-    seconds: float = 1.0
-    rate: float = 8e-4
-    warmup: int = 200
-    seed: int = 0
-    music_share: float = 0.25
-    commitment: float = 0.1
-    spread: float = 0.1  # weight of the shortfall of the latents' effective dimensions, in nats
-    dimensions: float = 12.0  # that they should have at least; left alone they collapse to two or three
-    unquantized: float = 0.2  # share of the rows whose decoder hears the latents themselves
-    mel_weight: float = 0.5  # of the auxiliary task: read the frame's mel slice off the quantised latent, linearly
-    waveform_weight: float = 0.1
-    envelope_weight: float = 1.0
-    kmeans_at: tuple[int, ...] = (
-        300,
-        1000,
-        2500,
-    )  # steps that refit the codebooks: early latents drift faster than an EMA
-    dead_code_share: float = 0.2  # of the mean use of a code, below which it restarts (the package: 2 of 4.7)
-    start_from: str = ""  # checkpoint of another run, whose weights this one begins with
-    freeze_encoder_from: int = -1  # step from which only the decoder learns; -1 = never
-    adversarial_from: int = -1  # step from which the discriminator takes part; -1 = never
-    adversarial_rate: float = 3e-4
-    adversarial_share: float = 0.5  # norm of the adversarial gradient at the samples, of that of the distances
-    feature_weight: float = 3.0  # of the features' distance, beside the hinge loss
-    adversary: AdversaryKind = "package"  # or `light`, for a CPU
-    bf16: bool = False  # encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32
 
 
 def crops(
@@ -152,7 +120,7 @@ def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
     ``expected`` is the mean number of vectors that a code gets in a batch; the running counts start there.
     """
     residual = latents
-    for layer in codec.quantizer.vq.layers:
+    for layer in track(codec.quantizer.vq.layers, "k-means, codebook by codebook", transient=True):
         book = layer._codebook
         means = kmeans(residual, VOCABULARY)
         book.embed.copy_(means)
@@ -236,7 +204,7 @@ class CodecTrainer:
         with torch.no_grad():
             latents = [
                 self.codec.encoder(mixed_crops(self.corpus, self.training, rng).to(self.device)[:, None])
-                for _ in range(rounds)
+                for _ in track(range(rounds), "latents for k-means", transient=True)
             ]
         flat = torch.cat(latents).transpose(1, 2).reshape(-1, LATENT_DIM)
         init_quantizer(self.codec, flat, self._expected())

@@ -8,9 +8,9 @@ discriminator only. The adversarial gradient is scaled to a share of the distanc
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from model.codec.codec import Codec
 from model.codec.decoders.harmonic import HarmonicDecoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.training.code_set import CodedClip, CodeSet, build_codes
+from model.training.configs import DecoderTraining as DecoderTraining
 from model.training.corpus import Corpus
-from model.training.discriminator import Adversary, AdversaryKind, make_discriminator
+from model.training.discriminator import Adversary, make_discriminator
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, LoudnessLoss, SpectralLoss
@@ -40,40 +41,6 @@ class Batch(NamedTuple):
     real: Tensor  # (B, 320 frames): without the context
     speech: Tensor  # (B,) bool
     told: Tensor  # (B,) bool: rows that sing at the real pitch
-
-
-@dataclass(frozen=True)
-class DecoderTraining:
-    """Settings of a decoder run; what decides the result, hence kept with the run."""
-
-    decoder: Literal["same", "harmonic"] = "same"  # harmonic: give a `frame` decoder oscillators first
-    steps: int = 4000  # after those of the reader
-    reader_steps: int = 4000  # of a harmonic decoder's reader alone, before all else
-    reader_batch: int = 12
-    reader_frames: int = 80
-    reader_rate: float = 1e-3
-    pitch_weight: float = 0.3  # of the reader's own distances while all learns
-    true_pitch: float = 0.5  # share of rows that sing at the real pitch rather than the one that was read
-    batch: int = 8
-    frames: int = 40  # of a crop
-    context: int = 16  # frames before the crop that the decoder hears and that are not judged
-    rate: float = 2e-4
-    warmup: int = 50
-    seed: int = 0
-    music_share: float = 0.25
-    convergence_weight: float = 1.0
-    envelope_weight: float = 1.0
-    waveform_weight: float = 0.1
-    loudness_weight: float = 0.3
-    average: float = 0.995  # how much of the weights' moving average, which is what is exported, stays in a step
-    adversary: AdversaryKind = "light"
-    adversarial_from: int = 60  # step from which the decoder learns; until then the discriminator alone. -1 = never
-    adversarial_share: float = 0.5  # norm of the adversarial gradient at the samples, of that of the distances
-    adversarial_rate: float = 1e-3
-    feature_weight: float = 2.0
-    speech_hours: float = 2.5  # of training clips whose codes are made
-    music_hours: float = 0.8
-    bf16: bool = False
 
 
 def coded_crops(

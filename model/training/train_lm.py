@@ -21,36 +21,12 @@ from model.constants import MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
 from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import NO_CODE, frames_before
 from model.lm.hybrid_lm import HybridLM
+from model.training.configs import LMTraining as LMTraining
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.token_set import Document, TokenSet
 
 BOS = VOCABULARY
 RECALLED = ((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05))  # how many codes of the frame before are known, and how often
-
-
-@dataclass(frozen=True)
-class LMTraining:
-    """Settings of a language-model run; what decides the result, hence kept with the run."""
-
-    steps: int = 3000
-    batch: int = 8
-    length: int = 512  # positions of a sequence
-    long_from: float = (
-        0.75  # of the steps: from then on half as many sequences, twice as long, so that the window slides
-    )
-    rate: float = 1.5e-3
-    warmup: int = 150
-    weight_decay: float = 0.1
-    seed: int = 0
-    music_share: float = 0.35
-    decoded_share: float = 0.5  # of the sequences: mel from decoded audio
-    noise: float = 0.2  # upper end of the noise on decoded mel, in deviations of a band
-    masked_share: float = 0.1  # of the sequences: no mel at all
-    span_share: float = 0.3  # of the sequences: masked spans
-    fine_weight: float = 0.3
-    fine_positions: float = 0.25  # of the positions: where the depth decoder is trained
-    start_from: str = ""  # checkpoint of another run on the same codec's tokens, whose weights this one begins with
-    bf16: bool = False
 
 
 class Stream:

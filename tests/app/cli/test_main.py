@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -22,12 +23,13 @@ from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 from app import __version__
+from app.cli.interrupt import Stopped
 from app.cli.main import cli
-from app.cli.options import dataclass_options, field_comments
+from app.cli.options import dataclass_options
 from app.cli.train import take
 from app.errors import UserError
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from model.checkpoint import load_bundle, random_bundle, save_bundle
 from model.constants import SAMPLE_RATE_HZ
 from model.training.export import find_codec
@@ -172,11 +174,61 @@ def test_continue_tells_what_is_wrong(tmp_path: Path) -> None:
     refused(run("continue", text, "-o", out), "audio file")
     refused(run("continue", SPEECH, "-o", tmp_path / "out.xyz"), ".mp3, .pcm or .json")
     refused(run("continue", SPEECH, "-o", tmp_path / "no" / "out.wav"), "does not exist")
-    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01), "a prompt needs 0.10 s or more")
     refused(run("continue", SPEECH, "-o", out, "--prompt-start", 60), "6.34 s")
     refused(run("continue", SPEECH, "-o", out, "--bundle", tmp_path), "no bundle in")
     refused(run("continue", SPEECH, "-o", out, "--url", "http://127.0.0.1:9"), "no answer from")
+    refused(run("continue", EXAMPLES, "-o", out), "is a folder; name the files in it")
+    refused(run("continue", SPEECH, "-o", tmp_path), "is a folder; name a file in it")
+    refused(run("continue", SPEECH, "-o", out, "--codebooks", 9), "codebooks", "less than or equal to 8")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("route", "values", "words"),
+    [
+        ("continue", {"seed": 2**63}, "seed: Input should be less than or equal to 9223372036854775807"),
+        ("continue", {"seed": 10**30}, "seed: "),
+        ("continue", {"seed": -1}, "seed: "),
+        ("continue", {"seconds": 0.05}, "seconds: Input should be greater than or equal to 0.1"),
+        ("continue", {"seconds": "nan"}, "seconds: Input should be a finite number"),
+        ("continue", {"temperature": 2.5}, "temperature: "),
+        ("continue", {"top_k": -1}, "top_k: "),
+        ("continue", {"top_p": 0}, "top_p: Input should be greater than 0"),
+        ("continue", {"prompt_start": 5, "prompt_end": 3}, "prompt_end: must lie after prompt_start"),
+        ("score", {"prompt_seconds": 1e9}, "prompt_seconds: "),
+        ("score", {"window_seconds": 0}, "window_seconds: "),
+        ("score", {"prompt_seconds": 2, "window_start": 1}, "window_start: must not lie before prompt_seconds"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+def test_values_are_refused_in_the_servers_words(
+    server: str, tmp_path: Path, route: str, values: dict[str, object], words: str
+) -> None:
+    options = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", value)]
+    out = ["-o", tmp_path / "out.wav"] if route == "continue" else []
+    result = run(route, SPEECH, *out, *options)
+    refused(result, words)
+    answer = httpx.post(
+        f"{server}/{route}", data={name: str(value) for name, value in values.items()},
+        files={"file": SPEECH.read_bytes()}, headers={"authorization": "Bearer sesame"},
+    )  # fmt: skip
+    assert result.stderr.strip() == f"error: {answer.json()['error']['message']}"
+
+
+@pytest.mark.parametrize(
+    ("route", "flags"),
+    [
+        ("continue", {"codebooks": 4}), ("continue", {"mel": "decoded"}), ("continue", {"bundle": "weights"}),
+        ("continue", {"device": "cpu"}), ("continue", {"threads": 2}), ("score", {"mel": "real"}),
+        ("score", {"bundle": "weights"}), ("score", {"device": "cpu", "threads": 2}),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else given,
+)  # fmt: skip
+def test_what_a_server_does_not_heed_is_refused(tmp_path: Path, route: str, flags: dict[str, object]) -> None:
+    options = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    out = ["-o", tmp_path / "out.wav"] if route == "continue" else []
+    refused(run(route, SPEECH, *out, *options, "--url", "localhost:9"), f"{', '.join(f'--{name}' for name in flags)} ")
 
 
 @pytest.mark.parametrize("suffix", ["wav", "pcm", "opus", "mp3"])
@@ -223,7 +275,7 @@ def test_what_cannot_be_streamed_leaves_no_file(server: str, tmp_path: Path) -> 
     refused(run("continue", text, "-o", out, "--stream"), "audio file")
     remote = ["--stream", "--url", server, "--api-key", "sesame"]
     refused(run("continue", text, "-o", out, *remote), "415 unsupported_format")
-    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "frames")
+    refused(run("continue", SPEECH, "-o", out, "--prompt-end", 0.01, "--stream"), "a prompt needs 0.10 s or more")
     assert not out.exists()
 
 
@@ -265,7 +317,8 @@ def test_score_as_json(tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no audio at all, only words")
     result = run("score", SPEECH, text, "--json", "--detail", "tokens", "--prompt-seconds", 1)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, "one of the clips could not be scored"
+    assert result.stderr.startswith("text.wav: ")
     body = json.loads(result.stdout)
     good, bad = body["results"]
     assert good["tokens"] == len(good["logprobs"]) == len(good["codes"]) == 400
@@ -301,6 +354,16 @@ def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
     assert result.stderr.startswith("text.wav: ")
 
 
+def test_score_tells_the_good_clips_and_fails_for_the_bad_one(server: str, tmp_path: Path) -> None:
+    text = tmp_path / "text.wav"
+    text.write_text("no audio at all, only words")
+    for more in ([], ["--url", server, "--api-key", "sesame"]):
+        result = run("score", SPEECH, text, MUSIC, *more)
+        assert result.exit_code == 1
+        assert "speech.flac" in result.stdout and "music.flac" in result.stdout and "text.wav" not in result.stdout
+        assert result.stderr.startswith("text.wav: not a known audio file")
+
+
 # against a server
 
 
@@ -325,6 +388,18 @@ def test_server_and_command_line_agree_on_scores(server: str, monkeypatch: pytes
         assert mine["logprobs"] == pytest.approx(other["logprobs"], abs=1e-6)
         assert mine["nll"] == pytest.approx(other["nll"], abs=1e-6)
         assert mine["window"] == pytest.approx(other["window"], abs=1e-6)
+
+
+def test_a_url_needs_no_scheme(server: str, tmp_path: Path) -> None:
+    """As with curl, and in the README."""
+    bare = server.removeprefix("http://")
+    out = tmp_path / "out.wav"
+    options = ["--seconds", 0.2, "--url", bare, "--api-key", "sesame"]
+    assert run("continue", SPEECH, "-o", out, *options).exit_code == 0
+    assert out.exists()
+    assert run("score", SPEECH, "--url", bare, "--api-key", "sesame").exit_code == 0
+    bench = run("bench", bare, "--requests", 1, "--warmup", 0, "--seconds", 0.2, "--api-key", "sesame")
+    assert bench.exit_code == 0, bench.output
 
 
 def test_errors_of_a_server_are_told(server: str, tmp_path: Path) -> None:
@@ -387,6 +462,9 @@ def test_train_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     refused(run("train", "codec", tmp_path / "none"), "none does not exist")
     refused(run("train", "codec", tmp_path), "no audio or MIDI")
+    (tmp_path / "file").touch()
+    refused(run("train", "codec", EXAMPLES, "--out", "file"), "file is a file; name a folder")
+    refused(run("eval", SPEECH, "--out", tmp_path), "is a folder; name a file in it")
     refused(run("train", "lm", EXAMPLES, "--codec", tmp_path), "no training run")
     refused(run("train", "codec", EXAMPLES, "--kmeans-at", "soon"), "soon")
 
@@ -396,22 +474,23 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
         yield 1
         raise KeyboardInterrupt
 
-    with pytest.raises(UserError, match="begins anew"):
+    with pytest.raises(Stopped, match="begins anew"):
         take(steps(), tmp_path)
     (tmp_path / "checkpoint.pt").touch()
-    with pytest.raises(UserError, match="goes on from the last checkpoint"):
+    with pytest.raises(Stopped, match="goes on from the last checkpoint"):
         take(steps(), tmp_path)
 
 
 def test_dataclass_fields_become_options() -> None:
     @dataclass(frozen=True)
     class Knobs:
-        steps: int = 3  # how many
+        steps: Annotated[int, "how many"] = 3
         at: tuple[int, ...] = (1, 2)
         low: bool = False
+        rows: tuple[tuple[int, float], ...] = ((1, 0.5),)  # nothing that one types: no option
 
     seen: list[tuple[str, Knobs]] = []
-    app = typer.Typer()
+    app = typer.Typer(rich_markup_mode=None)
 
     @app.command()
     @dataclass_options
@@ -421,7 +500,8 @@ def test_dataclass_fields_become_options() -> None:
     assert CliRunner().invoke(app, ["x"]).exit_code == 0
     assert CliRunner().invoke(app, ["y", "--steps", "5", "--at", "7,8,9", "--low"]).exit_code == 0
     assert seen == [("x", Knobs()), ("y", Knobs(5, (7, 8, 9), True))]
-    assert field_comments(Knobs) == {"steps": "how many"}
+    text = CliRunner().invoke(app, ["--help"]).output
+    assert "how many  [default: 3]" in text and "--rows" not in text
     assert isinstance(CliRunner().invoke(app, ["z", "--at", "one"]).exception, UserError)
 
 
@@ -450,6 +530,31 @@ def test_config_hides_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         result = run("config", "show", *arguments)
         assert result.exit_code == 0, result.output
         assert "very-secret" not in result.output
+
+
+@pytest.mark.parametrize("given", ["first,second", " first , second ", '["first", "second"]'])
+def test_keys_are_separated_by_commas_or_a_json_list(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("WHISPERGPT_API_KEYS", given)
+    assert [key.get_secret_value() for key in load_settings().api_keys] == ["first", "second"]
+
+
+@pytest.mark.parametrize("given", ["", ",", "first,", "[]x", '["first"', "[1]"])
+def test_keys_that_cannot_be_meant_are_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """A server that was to have keys must not start without them."""
+    monkeypatch.setenv("WHISPERGPT_API_KEYS", given)
+    refused(run("config", "validate"), "api_keys")
+    assert "first" not in run("config", "validate").output
+
+
+def test_keys_as_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Settings] = []
+    monkeypatch.setattr("app.cli.serve.serve", seen.append)
+    file = tmp_path / "settings.toml"
+    file.write_text('api_keys = ["with,comma", "other"]\n')
+    for arguments in (["--api-keys", "a,b"], ["--api-keys", "a", "--api-keys", "b"], ["--config", file]):
+        assert run("serve", *arguments).exit_code == 0
+    keys = [[key.get_secret_value() for key in settings.api_keys] for settings in seen]
+    assert keys == [["a", "b"], ["a", "b"], ["with,comma", "other"]]
 
 
 def test_config_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

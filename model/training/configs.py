@@ -1,0 +1,132 @@
+"""Settings of the trainings: what decides a result, hence kept with the run.
+
+The text beside a field's type is its line of help on the command line. Imports no torch, so that help comes at once.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+AdversaryKind = Literal["package", "light"]
+
+
+@dataclass(frozen=True)
+class CodecTraining:
+    """Settings of a codec run."""
+
+    steps: Annotated[int, "of the optimiser"] = 8000
+    batch: Annotated[int, "crops in a step"] = 8
+    seconds: Annotated[float, "of a crop"] = 1.0
+    rate: Annotated[float, "learning rate at its peak"] = 8e-4
+    warmup: Annotated[int, "steps until the learning rate is at its peak"] = 200
+    seed: Annotated[int, "of everything that is drawn; the same one gives the same weights"] = 0
+    music_share: Annotated[float, "of the crops that are music, where there are both kinds"] = 0.25
+    commitment: Annotated[float, "weight of the latents' distance to their codes"] = 0.1
+    spread: Annotated[float, "weight of the shortfall of the latents' effective dimensions, in nats"] = 0.1
+    dimensions: Annotated[float, "that the latents should have at least; left alone they collapse to two or three"] = (
+        12.0
+    )
+    unquantized: Annotated[float, "share of the rows whose decoder hears the latents themselves"] = 0.2
+    mel_weight: Annotated[
+        float, "of the auxiliary task: read the frame's mel slice off the quantised latent, linearly"
+    ] = 0.5
+    waveform_weight: Annotated[float, "of the samples' distance"] = 0.1
+    envelope_weight: Annotated[float, "of the envelopes' distance"] = 1.0
+    kmeans_at: Annotated[
+        tuple[int, ...], "steps that refit the codebooks: early latents drift faster than an EMA; separated by commas"
+    ] = (300, 1000, 2500)
+    dead_code_share: Annotated[float, "of the mean use of a code, below which it restarts (the package: 2 of 4.7)"] = (
+        0.2
+    )
+    start_from: Annotated[str, "checkpoint of another run, whose weights this one begins with"] = ""
+    freeze_encoder_from: Annotated[int, "step from which only the decoder learns; -1 = never"] = -1
+    adversarial_from: Annotated[int, "step from which the discriminator takes part; -1 = never"] = -1
+    adversarial_rate: Annotated[float, "learning rate of the discriminator"] = 3e-4
+    adversarial_share: Annotated[float, "norm of the adversarial gradient at the samples, of that of the distances"] = (
+        0.5
+    )
+    feature_weight: Annotated[float, "of the features' distance, beside the hinge loss"] = 3.0
+    adversary: Annotated[AdversaryKind, "package: encodec's discriminator; light: a smaller one, for a CPU"] = "package"
+    bf16: Annotated[bool, "encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32"] = False
+
+
+@dataclass(frozen=True)
+class DecoderTraining:
+    """Settings of a decoder run."""
+
+    decoder: Annotated[Literal["same", "harmonic"], "harmonic: give a `frame` decoder oscillators first"] = "same"
+    steps: Annotated[int, "of the optimiser, after those of the reader"] = 4000
+    reader_steps: Annotated[int, "of a harmonic decoder's reader alone, before all else"] = 4000
+    reader_batch: Annotated[int, "crops in a step of the reader"] = 12
+    reader_frames: Annotated[int, "of a crop of the reader"] = 80
+    reader_rate: Annotated[float, "learning rate of the reader"] = 1e-3
+    pitch_weight: Annotated[float, "of the reader's own distances while all learns"] = 0.3
+    true_pitch: Annotated[float, "share of rows that sing at the real pitch rather than the one that was read"] = 0.5
+    batch: Annotated[int, "crops in a step"] = 8
+    frames: Annotated[int, "of a crop"] = 40
+    context: Annotated[int, "frames before the crop that the decoder hears and that are not judged"] = 16
+    rate: Annotated[float, "learning rate at its peak"] = 2e-4
+    warmup: Annotated[int, "steps until the learning rate is at its peak"] = 50
+    seed: Annotated[int, "of everything that is drawn; the same one gives the same weights"] = 0
+    music_share: Annotated[float, "of the crops that are music, where there are both kinds"] = 0.25
+    convergence_weight: Annotated[float, "of the spectral convergence"] = 1.0
+    envelope_weight: Annotated[float, "of the envelopes' distance"] = 1.0
+    waveform_weight: Annotated[float, "of the samples' distance"] = 0.1
+    loudness_weight: Annotated[float, "of the loudness' distance"] = 0.3
+    average: Annotated[float, "how much of the weights' moving average, which is what is exported, stays in a step"] = (
+        0.995
+    )
+    adversary: Annotated[AdversaryKind, "package: encodec's discriminator; light: a smaller one, for a CPU"] = "light"
+    adversarial_from: Annotated[
+        int, "step from which the decoder learns; until then the discriminator alone; -1 = never"
+    ] = 60
+    adversarial_share: Annotated[float, "norm of the adversarial gradient at the samples, of that of the distances"] = (
+        0.5
+    )
+    adversarial_rate: Annotated[float, "learning rate of the discriminator"] = 1e-3
+    feature_weight: Annotated[float, "of the features' distance, beside the hinge loss"] = 2.0
+    speech_hours: Annotated[float, "of training clips of speech whose codes are made"] = 2.5
+    music_hours: Annotated[float, "of training clips of music whose codes are made"] = 0.8
+    bf16: Annotated[bool, "decoder under bfloat16 autocast; losses stay in float32"] = False
+
+
+@dataclass(frozen=True)
+class LMTraining:
+    """Settings of a language-model run."""
+
+    steps: Annotated[int, "of the optimiser"] = 3000
+    batch: Annotated[int, "sequences in a step"] = 8
+    length: Annotated[int, "positions of a sequence"] = 512
+    long_from: Annotated[
+        float, "of the steps: from then on half as many sequences, twice as long, so that the window slides"
+    ] = 0.75
+    rate: Annotated[float, "learning rate at its peak"] = 1.5e-3
+    warmup: Annotated[int, "steps until the learning rate is at its peak"] = 150
+    weight_decay: Annotated[float, "of the matrices"] = 0.1
+    seed: Annotated[int, "of everything that is drawn; the same one gives the same weights"] = 0
+    music_share: Annotated[float, "of the sequences that are music, where there are both kinds"] = 0.35
+    decoded_share: Annotated[float, "of the sequences: mel from decoded audio"] = 0.5
+    noise: Annotated[float, "upper end of the noise on decoded mel, in deviations of a band"] = 0.2
+    masked_share: Annotated[float, "of the sequences: no mel at all"] = 0.1
+    span_share: Annotated[float, "of the sequences: masked spans"] = 0.3
+    fine_weight: Annotated[float, "of the depth decoder's loss"] = 0.3
+    fine_positions: Annotated[float, "of the positions: where the depth decoder is trained"] = 0.25
+    start_from: Annotated[
+        str, "checkpoint of another run on the same codec's tokens, whose weights this one begins with"
+    ] = ""
+    bf16: Annotated[bool, "under bfloat16 autocast; the losses stay in float32"] = False
+
+
+@dataclass(frozen=True)
+class TokenSettings:
+    """What decides the content of a token set; kept with it."""
+
+    speech_hours: Annotated[float, "of speech at most; the rest is left out by a hash of the file's name"] = 1e9
+    music_hours: Annotated[float, "of music at most"] = 1e9
+    document_seconds: Annotated[float, "longer clips are cut"] = 30.0
+    takes: Annotated[int, "versions of each training clip, each with its own speed and gain"] = 1
+    augment: Annotated[bool, "half of the takes change speed by up to 10 %, all change gain by up to 6 dB"] = True
+    seed: Annotated[int, "of the takes"] = 0
+    longest_pause: Annotated[
+        float, "seconds of silence that training speech keeps at a stretch; 0 leaves it as it is"
+    ] = 0.5
+    end_pause: Annotated[float, "and at its beginning and its end, where nothing follows that would end it"] = 0.2
