@@ -21,8 +21,8 @@ from app.cli.options import (
 )  # fmt: skip
 from app.cli.output import check_folder, check_output
 from app.errors import UserError
-from model.codec.config import CodecConfig
-from model.training.configs import CodecTraining, DecoderTraining, LMTraining, TokenSettings
+from model.codec.config import CodecConfig, SourceFilterConfig
+from model.training.configs import CodecTraining, DecoderTraining, LMTraining, SourceFilterTraining, TokenSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +78,35 @@ def take(steps: Iterator[int], out: Path) -> None:
 @dataclass_options
 def codec_command(
     folders: Folders,
+    config: SourceFilterConfig,
+    training: SourceFilterTraining,
+    out: Out = Path("runs/codec"),
+    corpus: CorpusFolder = Path("runs/corpus"),
+    device: Device = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+    music: Music = False,
+) -> None:
+    """Train a codec: samples to 8 codes a frame, and back through sources and filters."""
+    existing(folders)
+    for folder in (out, corpus):
+        check_folder(folder)
+    if config.decoder != "source_filter":
+        raise UserError(f"--decoder {config.decoder}: that kind is trained by `whisper-gpt train seanet`")
+    with handled(stop_at_once):
+        from model.training.export import export_codec
+        from model.training.train_source_filter import train_source_filter
+
+    limit_threads(threads)
+    audio = _corpus(folders, corpus, workers, music)
+    take(train_source_filter(config, training, audio, out, pick_device(device)), out)
+    console.print(f"codec: {export_codec(out)}")
+
+
+@train.command("seanet", cls=FriendlyCommand)
+@dataclass_options
+def seanet_command(
+    folders: Folders,
     config: CodecConfig,
     training: CodecTraining,
     out: Out = Path("runs/codec"),
@@ -87,7 +116,7 @@ def codec_command(
     workers: Workers = 2,
     music: Music = False,
 ) -> None:
-    """Train a codec: samples to 8 codes a frame, and back."""
+    """Train a codec of the first two editions' kind: SEANet, and a decoder without tones."""
     existing(folders)
     for folder in (out, corpus):
         check_folder(folder)

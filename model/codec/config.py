@@ -50,3 +50,12 @@ class CodecConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class SourceFilterConfig(CodecConfig):
+    """The same, with the third edition's defaults: what a new codec is. (Those above are an old bundle's.)"""
+
+    decoder: Annotated[DecoderKind, "what makes samples of codes"] = "source_filter"
+    encoder: Annotated[EncoderKind, "what makes latents of samples"] = "spectral"
+    frame_blocks: Annotated[int, "of the decoder's trunk"] = 6

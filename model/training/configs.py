@@ -50,6 +50,46 @@ class CodecTraining:
 
 
 @dataclass(frozen=True)
+class SourceFilterTraining:
+    """Settings of a run of a codec whose decoder makes tones."""
+
+    steps: Annotated[int, "of the optimiser"] = 8000
+    batch: Annotated[int, "crops in a step"] = 12
+    frames: Annotated[int, "of a crop"] = 72
+    warm_frames: Annotated[
+        int, "at a crop's beginning that the waveform's distances leave out: the decoder's history is missing"
+    ] = 8
+    rate: Annotated[float, "learning rate at its peak"] = 1e-3
+    warmup: Annotated[int, "steps until the learning rate is at its peak"] = 100
+    seed: Annotated[int, "of everything that is drawn; the same one gives the same weights"] = 0
+    music_share: Annotated[float, "of the crops that are music, where there are both kinds"] = 0.3
+    kmeans_at: Annotated[
+        tuple[int, ...], "steps that fit the codebooks, separated by commas; before the first, nothing is quantised"
+    ] = (60, 300, 900)
+    depths: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.15), (4, 0.20), (8, 0.40))  # codebooks of a row: shares
+    unquantized: Annotated[float, "share of the rows whose decoder hears the latents themselves"] = 0.1
+    redrawn: Annotated[float, "share of the frames whose codebooks 3 to 8 are drawn anew, in rows of 8"] = 0.0
+    decay: Annotated[float, "of the running means of the codebooks"] = 0.98
+    dead_share: Annotated[float, "of the mean use of a code, below which it restarts"] = 0.1
+    waveform_from: Annotated[int, "step from which samples are made; before it, tokens alone are trained"] = 1000
+    waveform_weight: Annotated[float, "of the samples' distance"] = 1.0
+    envelope_from: Annotated[int, "step from which the envelopes' distance counts; -1 = never"] = -1
+    envelope_weight: Annotated[float, "of the envelopes' distance"] = 0.5
+    mel_weight: Annotated[float, "of reading the log-mel spectrum off the tokens"] = 1.0
+    low_weight: Annotated[float, "of reading the linear spectrum below 1.9 kHz off the tokens"] = 0.5
+    notes_weight: Annotated[float, "of reading the semitones off the tokens"] = 0.5
+    pitch_weight: Annotated[float, "of reading the pitch off the tokens"] = 0.15
+    voicing_weight: Annotated[float, "of reading voicing off the tokens"] = 0.2
+    commitment: Annotated[float, "weight of the latents' distance to their codes"] = 0.1
+    idle_weight: Annotated[float, "of what pulses would add to music and sines to speech, nats of their level"] = 0.02
+    predict_weight: Annotated[float, "of the next frames' first codebook, told from the ones before"] = 0.05
+    average: Annotated[float, "how much of the weights' moving average, which is exported, stays in a step"] = 0.999
+    freeze_tokens_from: Annotated[int, "step from which only the decoder learns; -1 = never"] = -1
+    start_from: Annotated[str, "checkpoint of another run, whose weights this one begins with"] = ""
+    bf16: Annotated[bool, "encoder and decoder's trunk under bfloat16 autocast; all else in float32"] = False
+
+
+@dataclass(frozen=True)
 class DecoderTraining:
     """Settings of a decoder run."""
 

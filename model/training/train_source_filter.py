@@ -6,7 +6,8 @@ the distances of the decoded waveform. What was measured on the way stands in do
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from model.codec.decoders.source_filter import SourceFilterDecoder, Sources
 from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder, note_filters
 from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
 from model.lm.mel import mel_filter_bank
+from model.training.configs import SourceFilterTraining
 from model.training.corpus import Corpus
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
@@ -29,42 +31,6 @@ from model.training.losses import EnvelopeLoss, SpectralLoss
 from model.training.pitch import pitch, pitch_match
 from model.training.train_codec import crops, init_quantizer, lsuv
 from model.training.tuning import in_tune, same_notes
-
-
-@dataclass(frozen=True)
-class SourceFilterTraining:
-    """Settings of a run; what decides the result, hence kept with the run."""
-
-    steps: int = 8000
-    batch: int = 12
-    frames: int = 72  # of a crop
-    warm_frames: int = 8  # at its beginning that the waveform's distances leave out: the decoder's history is missing
-    rate: float = 1e-3
-    warmup: int = 100
-    seed: int = 0
-    music_share: float = 0.3
-    kmeans_at: tuple[int, ...] = (60, 300, 900)  # steps that fit the codebooks; before the first, nothing is quantised
-    depths: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.15), (4, 0.20), (8, 0.40))  # codebooks of a row
-    unquantized: float = 0.1  # share of the rows whose decoder hears the latents themselves
-    redrawn: float = 0.0  # share of the frames whose codebooks 3 to 8 are drawn at random, in rows of 8
-    decay: float = 0.98  # of the running means of the codebooks
-    dead_share: float = 0.1  # of the mean use of a code, below which it restarts
-    waveform_from: int = 1000
-    waveform_weight: float = 1.0
-    envelope_from: int = 1 << 30
-    envelope_weight: float = 0.5
-    mel_weight: float = 1.0
-    low_weight: float = 0.5
-    notes_weight: float = 0.5
-    pitch_weight: float = 0.15
-    voicing_weight: float = 0.2
-    commitment: float = 0.1
-    idle_weight: float = 0.02  # of what pulses would add to music and sines to speech, in nats of their level
-    predict_weight: float = 0.05  # of the next frames' first codebook, told from the ones before
-    average: float = 0.999  # of the weights, from `waveform_from` on; what is validated and exported
-    freeze_tokens_from: int = 1 << 30  # step from which encoder and codebooks stay as they are
-    start_from: str = ""  # checkpoint of another run, whose weights this one begins with
-    bf16: bool = False  # encoder and decoder's trunk under bfloat16 autocast; quantiser, sources and losses in float32
 
 
 class ToneLoss(nn.Module):
@@ -162,7 +128,7 @@ def quantize_rows(
     mean_use = len(flat) / VOCABULARY
     redrawn: Tensor | None = None
     if rng is not None and training is not None and training.redrawn > 0:
-        redrawn = torch.from_numpy(rng.random(len(flat)) < training.redrawn) & (depth == depth.max())
+        redrawn = torch.from_numpy(rng.random(len(flat)) < training.redrawn).to(flat.device) & (depth == depth.max())
     for index, layer in enumerate(codec.quantizer.vq.layers):
         book = layer._codebook
         with torch.no_grad():
@@ -172,7 +138,7 @@ def quantize_rows(
         commitment = commitment + ((residual - vector).square().mean(1) * on[:, 0]).mean()
         heard = vector
         if redrawn is not None and index >= 2 and rng is not None:
-            other = torch.from_numpy(rng.integers(0, VOCABULARY, len(flat)))
+            other = torch.from_numpy(rng.integers(0, VOCABULARY, len(flat))).to(flat.device)
             heard = torch.where(redrawn[:, None], book.embed[other], vector)
         total = total + heard * on
         if index == 0:
@@ -186,7 +152,7 @@ def quantize_rows(
                 book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
                 dead = book.cluster_size < training.dead_share * mean_use
                 if bool(dead.any()) and rng is not None:
-                    picks = torch.from_numpy(rng.integers(0, len(flat), int(dead.sum())))
+                    picks = torch.from_numpy(rng.integers(0, len(flat), int(dead.sum()))).to(flat.device)
                     book.embed[dead] = residual.detach()[picks]
                     book.cluster_size[dead] = mean_use
                     book.embed_avg[dead] = residual.detach()[picks] * mean_use
@@ -223,17 +189,19 @@ IDLE_NATS = 9.0  # below full scale, where a source that is not wanted may stay
 class SourceFilterTrainer:
     """Codec, heads, optimiser and one step; the state is everything that a resumed run needs."""
 
-    def __init__(self, config: CodecConfig, training: SourceFilterTraining, corpus: Corpus) -> None:
+    def __init__(
+        self, config: CodecConfig, training: SourceFilterTraining, corpus: Corpus, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(training.seed)
-        self.training, self.corpus = training, corpus
-        self.codec = Codec(config)
+        self.training, self.corpus, self.device = training, corpus, device
+        self.codec = Codec(config).to(device)
         assert isinstance(self.codec.decoder, SourceFilterDecoder), "a decoder that makes tones"
         self.decoder = self.codec.decoder
-        self.heads = Heads(config.frame_dim)
+        self.heads = Heads(config.frame_dim).to(device)
         self.encoder_analysis = (
-            self.codec.encoder.analysis if isinstance(self.codec.encoder, SpectralEncoder) else Analysis()
+            self.codec.encoder.analysis if isinstance(self.codec.encoder, SpectralEncoder) else Analysis().to(device)
         )
-        self.loss, self.envelope, self.spectral = ToneLoss(), EnvelopeLoss(), SpectralLoss()
+        self.loss, self.envelope, self.spectral = ToneLoss().to(device), EnvelopeLoss().to(device), SpectralLoss()
         self.step = 0
         self.speech, self.music = corpus.split("train", "speech"), corpus.split("train", "music")
         self.parameters = [*self.codec.parameters(), *self.heads.parameters()]
@@ -248,7 +216,7 @@ class SourceFilterTrainer:
             of_music = training.batch
         parts = [(self.speech, training.batch - of_music), (self.music, of_music)]
         rows = torch.cat([crops(self.corpus, clips, training.frames, n, rng) for clips, n in parts if n])
-        return rows, torch.arange(training.batch) < training.batch - of_music
+        return rows.to(self.device), torch.arange(training.batch, device=self.device) < training.batch - of_music
 
     def initialise(self) -> None:
         """For a run that starts from nothing: LSUV where the encoder is SEANet."""
@@ -274,7 +242,7 @@ class SourceFilterTrainer:
     def load(self, state: State, optimizer: bool = True) -> None:
         self.codec.load_state_dict(state["codec"])
         self.heads.load_state_dict(state["heads"])
-        self.averaged = {name: value.clone() for name, value in state["averaged"].items()}
+        self.averaged = {name: value.clone().to(self.device) for name, value in state["averaged"].items()}
         if optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = int(state["step"])
@@ -284,7 +252,8 @@ class SourceFilterTrainer:
         start = self.decoder.start(hertz)
         rows = len(hertz)
         return start._replace(
-            frames=torch.from_numpy(rng.integers(0, 2**40, rows)), phase=torch.from_numpy(rng.random(rows))
+            frames=torch.from_numpy(rng.integers(0, 2**40, rows)).to(self.device),
+            phase=torch.from_numpy(rng.random(rows)).to(self.device),
         )
 
     def _idle(self, read: Tensor, speech: Tensor) -> Tensor:
@@ -307,22 +276,22 @@ class SourceFilterTrainer:
             hertz, voiced = pitch_amid(samples)
             voiced = (voiced & speech[:, None]).float()
             features = self.encoder_analysis(samples)
-        frozen = step >= training.freeze_tokens_from
-        low = torch.autocast("cpu", torch.bfloat16, enabled=training.bf16)
+        frozen = 0 <= training.freeze_tokens_from <= step
+        low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
         with torch.set_grad_enabled(not frozen), low:
             encoder = self.codec.encoder
             own = isinstance(encoder, SpectralEncoder)  # whose features are made already
             latents = encoder.latents(features) if own else encoder(samples[:, None])  # type: ignore[operator]
         latents = latents.float()
         counts, weights = zip(*training.depths, strict=True)
-        depths = torch.from_numpy(rng.choice(counts, size=training.batch, p=weights))
+        depths = torch.from_numpy(rng.choice(counts, size=training.batch, p=weights)).to(self.device)
         commitment = surprise = samples.new_zeros(())
         quantized = latents
         if step >= min(training.kmeans_at, default=0):
             quantized, coarse, commitment, _ = quantize_rows(
-                self.codec, latents, depths, training if not frozen else _frozen(training), rng
+                self.codec, latents, depths, training if not frozen else replace(training, decay=1.0), rng
             )
-            bypass = torch.from_numpy(rng.random(training.batch) < training.unquantized)
+            bypass = torch.from_numpy(rng.random(training.batch) < training.unquantized).to(self.device)
             quantized = torch.where(bypass[:, None, None], latents, quantized)
             if training.predict_weight and not frozen:
                 surprise = self.heads.surprise(coarse)
@@ -352,7 +321,7 @@ class SourceFilterTrainer:
             losses["idle"] = self._idle(read, speech)
             cut = training.warm_frames * HOP_SAMPLES
             losses["waveform"] = self.loss(made[:, cut:], samples[:, cut:])
-            if step >= training.envelope_from:
+            if 0 <= training.envelope_from <= step:
                 losses["envelope"] = self.envelope(made[:, cut:], samples[:, cut:])
         total = torch.stack([weights_of[name] * value for name, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -370,7 +339,7 @@ class SourceFilterTrainer:
         """The codec with the running average of its weights; codebooks are averages already."""
         codec = Codec(self.codec.config)
         codec.load_state_dict(self.codec.state_dict() | self.averaged)
-        return codec.eval()
+        return codec.eval()  # on the CPU
 
     def clips(self, count: int, seconds: float = 4.0) -> list[tuple[str, Tensor]]:
         """Fixed validation clips of each kind, spread over the held-out groups: (kind, (N,))"""
@@ -393,7 +362,7 @@ class SourceFilterTrainer:
     @torch.no_grad()
     def validate(self, count: int = 16, depths: tuple[int, ...] = (1, 8), perceptual: bool = True) -> dict[str, float]:
         """Figures on validation speakers and pieces, by the averaged weights."""
-        codec = self.averaged_codec()
+        codec, heads = self.averaged_codec(), deepcopy(self.heads).cpu()
         decoder = codec.decoder
         assert isinstance(decoder, SourceFilterDecoder)
         analysis = Analysis()
@@ -406,8 +375,8 @@ class SourceFilterTrainer:
             hertz, voiced = pitch_amid(samples[None])
             for depth in depths:
                 read = decoder.trunk.features(codec.dequantize(codes[:, :depth]))
-                figures = {"mel": float((self.heads.mel(read) - targets["mel"]).abs().mean()) * 2.0,
-                           "notes": float((self.heads.notes(read) - targets["notes"]).abs().mean()) * 5.0}  # fmt: skip
+                figures = {"mel": float((heads.mel(read) - targets["mel"]).abs().mean()) * 2.0,
+                           "notes": float((heads.notes(read) - targets["notes"]).abs().mean()) * 5.0}  # fmt: skip
                 if kind == "speech" and bool(voiced.any()):
                     near = (decoder.pitch(read) / hertz).log2().abs() < 50 / 1200
                     figures["read"] = float(near[voiced].float().mean())
@@ -436,24 +405,22 @@ class SourceFilterTrainer:
         return out
 
 
-def _frozen(training: SourceFilterTraining) -> SourceFilterTraining:
-    """The same, but the codebooks stay where they are."""
-    from dataclasses import replace
-
-    return replace(training, decay=1.0)
-
-
 def train_source_filter(
-    folder: Path, corpus: Corpus, config: CodecConfig, training: SourceFilterTraining, validate_every: int = 500
+    config: CodecConfig,
+    training: SourceFilterTraining,
+    corpus: Corpus,
+    folder: Path,
+    device: str = "cpu",
+    validate_every: int = 500,
 ) -> Iterator[int]:
     """Start or resume a run; yields each step. Raises ValueError when the folder holds a run with other settings."""
     run = Run(folder, {"config": config.to_dict(), "training": _plain(asdict(training))})
-    trainer = SourceFilterTrainer(config, training, corpus)
+    trainer = SourceFilterTrainer(config, training, corpus, device)
     state = run.load()
     if state is not None:
         trainer.load(state)
     elif training.start_from:
-        trainer.load(torch.load(training.start_from, map_location="cpu", weights_only=True), optimizer=False)
+        trainer.load(torch.load(training.start_from, map_location=device, weights_only=True), optimizer=False)
     else:
         trainer.initialise()
     yield from run.steps(

@@ -18,8 +18,8 @@ from app.continuations.schemas import ContinueForm
 from app.scores.schemas import ScoreForm
 from app.server.schemas import Form
 from app.settings import Settings
-from model.codec.config import CodecConfig
-from model.training.configs import CodecTraining, DecoderTraining, LMTraining, TokenSettings
+from model.codec.config import CodecConfig, SourceFilterConfig
+from model.training.configs import CodecTraining, DecoderTraining, LMTraining, SourceFilterTraining, TokenSettings
 
 HEAVY = ("torch", "numba", "llvmlite", "fastapi", "starlette", "uvicorn", "av", "soundfile", "numpy")
 ALL = (
@@ -133,13 +133,20 @@ def test_ranges_in_words() -> None:
 
 @pytest.mark.parametrize(
     ("command", "kinds"),
-    [("codec", (CodecConfig, CodecTraining)), ("decoder", (DecoderTraining,)), ("lm", (LMTraining, TokenSettings))],
+    [
+        ("codec", (SourceFilterConfig, SourceFilterTraining)),
+        ("seanet", (CodecConfig, CodecTraining)),
+        ("decoder", (DecoderTraining,)),
+        ("lm", (LMTraining, TokenSettings)),
+    ],
 )
 def test_every_training_setting_is_an_option_with_help(command: str, kinds: tuple[type, ...]) -> None:
     text = words(shown(f"train {command}"))
     names = flags(f"train {command}")
     for kind in kinds:
         for field in dataclasses.fields(kind):
+            if field.name == "depths":
+                continue  # a table, which makes no option
             assert f"--{field.name.replace('_', '-')}" in names, field.name
             if field.name != "seed":  # of two settings of that name, the first one's help is shown
                 (note,) = field.type.__metadata__  # type: ignore[union-attr]
@@ -162,7 +169,7 @@ def test_errors_that_are_told_in_one_line_exist() -> None:
     ("line", "expected"),
     [
         ("whisper-gpt sc", ["score"]),
-        ("whisper-gpt train ", ["codec", "decoder", "lm"]),
+        ("whisper-gpt train ", ["codec", "decoder", "lm", "seanet"]),
         ("whisper-gpt continue --prompt-", ["--prompt-end", "--prompt-start"]),
         ("whisper-gpt score --normalise-by ", ["alone", "unigram"]),
         ("whisper-gpt train lm --preset gpt", ["gpt-l", "gpt-s"]),

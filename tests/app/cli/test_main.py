@@ -422,7 +422,7 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     for index in range(2):
         for clip in (SPEECH, MUSIC):
             (folder / f"{clip.stem}{index}.flac").write_bytes(clip.read_bytes())
-    codec = ["train", "codec", folder, "--out", "codec", "--threads", 1, "--batch", 4, "--n-filters", 2]
+    codec = ["train", "seanet", folder, "--out", "codec", "--threads", 1, "--batch", 4, "--n-filters", 2]
     codec += ["--lstm-layers", 1, "--frame-dim", 16, "--frame-blocks", 1, "--kmeans-at", ""]
     first = run(*codec, "--steps", 2)
     assert first.exit_code == 0, first.output
@@ -456,6 +456,22 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     assert report["clips"] == 1
     assert set(report["codec"]["codebooks"]) == {"1", "2", "4", "8"}
     assert np.isfinite(report["language_model"]["real"]["nll"]["mean"])
+
+
+def test_train_makes_a_codec_of_tones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for clip in (SPEECH, MUSIC):
+        (folder / clip.name).write_bytes(clip.read_bytes())
+    codec = ["train", "codec", folder, "--out", "codec", "--threads", 1, "--batch", 2, "--frame-dim", 16]
+    codec += ["--frame-blocks", 1, "--encoder-dim", 16, "--encoder-blocks", 1, "--kmeans-at", "1"]
+    made = run(*codec, "--steps", 4, "--waveform-from", 2)
+    assert made.exit_code == 0, made.output
+    found = find_codec(tmp_path / "codec")[0]
+    assert (found.config.encoder, found.config.decoder) == ("spectral", "source_filter")
+    refused(run(*codec, "--steps", 5), "other settings", "training")
+    refused(run(*codec, "--decoder", "frame"), "train seanet")
 
 
 def test_train_tells_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +522,7 @@ def test_dataclass_fields_become_options() -> None:
 
 
 def test_every_training_setting_is_an_option() -> None:
-    for command, settings in (("codec", CodecTraining), ("decoder", DecoderTraining)):
+    for command, settings in (("seanet", CodecTraining), ("decoder", DecoderTraining)):
         shown = run("train", command, "--help").output
         for name in settings.__dataclass_fields__:
             assert f"--{name.replace('_', '-')}" in shown, name
