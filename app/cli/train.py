@@ -87,7 +87,7 @@ def codec_command(
     workers: Workers = 2,
     music: Music = False,
 ) -> None:
-    """Train a codec: samples to 8 codes a frame, and back through sources and filters."""
+    """Train a codec: samples to 8 codes a frame, and back."""
     existing(folders)
     for folder in (out, corpus):
         check_folder(folder)
@@ -116,7 +116,7 @@ def seanet_command(
     workers: Workers = 2,
     music: Music = False,
 ) -> None:
-    """Train a codec of the first two editions' kind: SEANet, and a decoder without tones."""
+    """Train a codec of the first two editions' kind."""
     existing(folders)
     for folder in (out, corpus):
         check_folder(folder)
