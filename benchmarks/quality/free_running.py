@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "free_running.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "free_running.png")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "results" / "free_running.png")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bundle = load_bundle(arguments.bundle)

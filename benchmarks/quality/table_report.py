@@ -1,5 +1,4 @@
-"""From the runs of `benchmarks/quality/table.py` to figures with intervals, and from those to the tables of
-docs/table.md.
+"""From the runs of `benchmarks/quality/table.py` to figures with intervals, and to the tables of docs/results/table.md.
 
 Intervals are crossed bootstraps: each draw resamples utterances *and* seeds, and differences are of the same draw, so
 that what is hard for both models cancels. They hold for other utterances and other seeds alike.

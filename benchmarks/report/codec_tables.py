@@ -1,4 +1,4 @@
-"""The tables of docs/codec.md."""
+"""The tables of docs/results/codec.md and docs/results/fine_codes.md."""
 
 from benchmarks.report.pages import Report, interval, table
 

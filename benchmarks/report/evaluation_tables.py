@@ -1,4 +1,4 @@
-"""The tables of docs/evaluation.md."""
+"""The tables of consistency pairs, of free running and of continuations, in docs/results."""
 
 from benchmarks.report.pages import Report, interval, table
 

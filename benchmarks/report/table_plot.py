@@ -1,4 +1,4 @@
-"""Draw docs/table.png from benchmarks/results/table.json.
+"""Draw docs/results/table.png from benchmarks/results/table.json.
 
 python -m benchmarks.report.table_plot
 """
@@ -38,4 +38,4 @@ def plot(report: Report, path: Path) -> None:
 if __name__ == "__main__":
     found = loaded(RESULTS, "table")
     assert found is not None, "make table comes first"
-    plot(found, ROOT / "docs" / "table.png")
+    plot(found, ROOT / "docs" / "results" / "table.png")

@@ -14,27 +14,18 @@ from benchmarks.report.evaluation_tables import consistency, free_running, quali
 from benchmarks.report.pages import Page, of
 from benchmarks.report.speed_tables import prompts_together, speed
 
+DOCS = ROOT / "docs" / "results"
 PAGES = (
     Page(ROOT / "README.md", {"figures": lambda folder: evaluations(folder) + speed(folder)}),
     Page(ROOT / "weights" / "default" / "MODEL_CARD.md", {"figures": evaluations}),
-    Page(
-        ROOT / "docs" / "evaluation.md",
-        {
-            "consistency": of("consistency", consistency),
-            "free_running": of("free_running", free_running),
-            "quality": of("quality", quality),
-        },
-    ),
-    Page(
-        ROOT / "docs" / "codec.md",
-        {
-            "codec": of("codec", codec),
-            "token_probe": of("token_probe", token_probe),
-            "fine_codes": of("fine_codes", fine_codes),
-        },
-    ),
-    Page(ROOT / "docs" / "engine.md", {"prompts_together": of("prompts_together", prompts_together)}),
-    Page(ROOT / "docs" / "table.md", {"table": of("table", tables)}),
+    Page(DOCS / "bundle.md", {"figures": evaluations}),
+    Page(DOCS / "codec.md", {"codec": of("codec", codec), "token_probe": of("token_probe", token_probe)}),
+    Page(DOCS / "fine_codes.md", {"fine_codes": of("fine_codes", fine_codes)}),
+    Page(DOCS / "consistency.md", {"consistency": of("consistency", consistency)}),
+    Page(DOCS / "free_running.md", {"free_running": of("free_running", free_running)}),
+    Page(DOCS / "continuations.md", {"quality": of("quality", quality)}),
+    Page(DOCS / "speed.md", {"speed": speed, "prompts_together": of("prompts_together", prompts_together)}),
+    Page(DOCS / "table.md", {"table": of("table", tables)}),
 )
 
 

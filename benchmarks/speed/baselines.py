@@ -180,7 +180,7 @@ def hugging_face(config: DecoderConfig, rows: int, steps: int, cache: Literal["d
     ids = torch.randint(0, VOCABULARY, (rows, PROMPT_POSITIONS), generator=torch.Generator().manual_seed(0))
     more: dict[str, Any] = {}
     if cache == "static":
-        # compiling takes a minute and was slower at this size on a CPU (docs/method.md)
+        # compiling takes a minute and was slower at this size on a CPU
         more = {"cache_implementation": "static", "disable_compile": True}
 
     @torch.inference_mode()

@@ -4,7 +4,7 @@ An autoregressive sum in the manner of NADE (Larochelle and Murray, 2011): the s
 embeddings of the codes drawn so far, then for each codebook a residual MLP and a head. One step is four small products.
 
 With ``fine_recall`` the sum begins with the codes of the frame before as well. A mel slice says how a frame sounds, but
-not which of many codes wrote it; neighbouring frames share much of that (docs/method.md has the figures).
+not which of many codes wrote it; neighbouring frames share much of that (docs/log.md has the figures).
 """
 
 import torch

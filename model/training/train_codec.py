@@ -1,6 +1,6 @@
 """Train the codec: encoder, residual quantiser and decoder together.
 
-The recipe follows what was measured (docs/method.md): LSUV initialisation, quantisers from k-means, dead codes
+The recipe follows what was measured (docs/log.md): LSUV initialisation, quantisers from k-means, dead codes
 restarted from current residuals, codebooks dropped at random so that each one has work, reconstruction losses from the
 first step, and, on request, a discriminator later on (`model.training.discriminator`).
 """

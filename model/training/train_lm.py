@@ -128,7 +128,7 @@ def initialise(model: HybridLM) -> None:
     """Weights to begin a training with: embeddings of unit deviation, products that keep it, residual branches small.
 
     With GPT-2's 0.02 everywhere, Adam needs hundreds of steps to bring embeddings of width 256 to a size that tells one
-    token from another: after 160 steps of 512 tokens gpt-s stood at 6.0 nats, with these at 4.3 (docs/table.md).
+    token from another: after 160 steps of 512 tokens gpt-s stood at 6.0 nats, with these at 4.3 (docs/log.md).
     """
     for name, weight in model.named_parameters():
         if weight.dim() < 2 or name.startswith("fine."):

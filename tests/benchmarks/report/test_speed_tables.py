@@ -1,4 +1,4 @@
-"""The README's tables of speed are those of the JSON files, whichever of them are there."""
+"""The tables of speed are those of the JSON files, whichever of them are there."""
 
 import json
 import shutil
@@ -21,14 +21,14 @@ def changed(report: object) -> object:
 
 
 @pytest.mark.parametrize("name", [*PARTS, "step"])
-def test_every_result_has_its_part_of_the_readme(name: str, tmp_path: Path) -> None:
+def test_every_result_has_its_part_of_the_page(name: str, tmp_path: Path) -> None:
     report = loaded(RESULTS, name)
-    if report is None:  # not measured yet: then the README says nothing of it
+    if report is None:  # not measured yet: then the page says nothing of it
         assert all(PARTS) and speed(tmp_path) == []
         return
     shutil.copy(RESULTS / f"{name}.json", tmp_path)
     lines = speed(tmp_path)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "results" / "speed.md").read_text()
     rows = [line for line in lines if line.startswith("| ") and "---" not in line]
     assert len(rows) >= 2 and all(row in text for row in rows)
     assert all(line.count("|") == rows[0].count("|") for line in rows)
