@@ -12,11 +12,12 @@ from benchmarks.report.bundle_tables import evaluations
 from benchmarks.report.codec_tables import codec, fine_codes, token_probe
 from benchmarks.report.evaluation_tables import consistency, free_running, quality
 from benchmarks.report.pages import Page, of
+from benchmarks.report.readme_figures import readme_figures
 from benchmarks.report.speed_tables import prompts_together, speed
 
 DOCS = ROOT / "docs" / "results"
 PAGES = (
-    Page(ROOT / "README.md", {"figures": lambda folder: evaluations(folder) + speed(folder)}),
+    Page(ROOT / "README.md", {"readme_figures": readme_figures}),
     Page(ROOT / "weights" / "default" / "MODEL_CARD.md", {"figures": evaluations}),
     Page(DOCS / "bundle.md", {"figures": evaluations}),
     Page(DOCS / "codec.md", {"codec": of("codec", codec), "token_probe": of("token_probe", token_probe)}),
