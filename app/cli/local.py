@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from app.audio.decode import decode
+from app.audio.decode import hear
 from app.audio.formats import Samples
 from app.cli.config import settings_from
-from app.cli.options import limit_threads, pick_device
+from app.cli.options import errors, limit_threads, pick_device
 from model.checkpoint import Bundle, load_bundle
 
 BundleFolder = Annotated[
@@ -31,4 +31,7 @@ def load(bundle: Path | None, device: str | None, threads: int | None) -> Bundle
 def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
     """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
     with path.open("rb") as file:
-        return decode(file, MAX_SECONDS, start_seconds, end_seconds)
+        heard = hear(file, MAX_SECONDS, start_seconds, end_seconds)
+    for warning in heard.warnings:
+        errors.print(f"{path}: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+    return heard.samples

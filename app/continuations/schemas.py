@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.server.schemas import MAX_CLIP_SECONDS, Form
+from app.audio.notices import Notice
+from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, Form
 from model.inference.sampling import MAX_SEED
 
 
@@ -98,6 +99,7 @@ class Figures(BaseModel):
     prompt: PromptBody
     choices: Sequence[ChoiceFigures]
     timings: Timings
+    warnings: list[Notice] | None = WARNINGS
 
 
 class ContinueResponse(Figures):

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from app.audio.encode import encode
 from app.audio.formats import MEDIA_TYPES, Samples
 from app.audio.mixing import join, limit
+from app.audio.notices import Notice, header
 from app.continuations.schemas import (
     AudioBody,
     Choice,
@@ -43,6 +44,7 @@ class Order:
     form: ContinueForm
     job: ContinueJob
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
+    warnings: tuple[Notice, ...]  # what is to be told of the prompt's file
 
     def stage(self) -> str:
         """What the request waits for, for the count of those who leave."""
@@ -63,11 +65,12 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Order:
     if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
-    prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    heard = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    prompt = heard.samples
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
     job = ContinueJob(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
-    return Order(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
+    return Order(form, job, prompt if form.include_prompt else np.zeros(0, np.float32), heard.warnings)
 
 
 def too_short() -> ServiceError:
@@ -94,6 +97,7 @@ def headers(request: Request, order: Order, prompt_logprobs: np.ndarray) -> dict
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
         "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
+        **header(order.warnings),
     }
 
 
@@ -143,6 +147,7 @@ def figures(request: Request, order: Order, made: Continuation, first_audio_seco
         prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),
         choices=choices,
         timings=timings(order, made, first_audio_seconds),
+        warnings=list(order.warnings) or None,
     )
 
 
@@ -160,8 +165,8 @@ def response(request: Request, order: Order, made: Continuation) -> Response:
         for choice in numbers.choices:
             data = base64.b64encode(encode(audio(choice.index), "wav")).decode()
             choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
-        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}), choices=choices)
-        return JSONResponse(body.model_dump(), headers=server_timing(numbers.timings))
+        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}, exclude_none=True), choices=choices)
+        return JSONResponse(body.model_dump(exclude_none=True), headers=server_timing(numbers.timings))
     told = headers(request, order, made.prompt_logprobs) | {
         "x-whispergpt-nll": f"{mean_nll(made.logprobs[0]):.6f}",
         "x-whispergpt-tokens": str(len(made.tokens[0])),

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
+WARNINGS = Field(None, description="only where there is something to tell: audio_lost, phase_inverted, silent_clip")
 
 
 class Form(BaseModel):

@@ -10,8 +10,7 @@ import anyio
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from app.audio.decode import decode
-from app.audio.formats import Samples
+from app.audio.decode import Heard, hear
 from app.errors import DeadlinePassed
 from app.settings import Settings
 
@@ -43,8 +42,8 @@ async def decoded(
     max_seconds: float,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
-) -> Samples:
-    """An upload's samples, decoded on a thread: `audio_io.decode` until ``until``, the wait for a thread included.
+) -> Heard:
+    """An upload as it is heard, decoded on a thread: `app.audio.decode.hear` until ``until``, the wait included.
 
     Raises what that raises.
 
@@ -54,9 +53,9 @@ async def decoded(
     state = request.app.state
     cancelled = threading.Event()
 
-    def run() -> Samples:
+    def run() -> Heard:
         with state.metrics.audio_decode_seconds.time():
-            return decode(
+            return hear(
                 file.file, max_seconds, start_seconds, end_seconds,
                 stop=lambda: cancelled.is_set() or time.monotonic() > until,
             )  # fmt: skip

@@ -1,0 +1,63 @@
+"""What an answer tells of its upload beside the numbers, how much may be sent, and what counts as a file."""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+BOUNDARY = "----b0undary"
+MULTIPART = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
+SHORT = {"seconds": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def cut(speech: Any, to_file: Any) -> bytes:
+    """A FLAC that ends in the middle."""
+    content: bytes = to_file(np.tile(speech, 2), form="FLAC")
+    return content[: len(content) * 3 // 4]
+
+
+@pytest.mark.parametrize("form", ["json", "wav", "flac", "opus", "mp3", "pcm"])
+def test_a_loss_is_told(service: Any, cut: bytes, form: str) -> None:
+    answer = service.post("/continue", cut, data=SHORT | {"response_format": form})
+    assert answer.status_code == 200
+    if form == "json":
+        (warning,) = answer.json()["warnings"]
+        assert set(warning) == {"code", "message"} and warning["code"] == "audio_lost"
+    else:
+        assert answer.headers["x-whispergpt-warning"].startswith("audio_lost: about ")
+
+
+@pytest.mark.parametrize("form", ["json", "wav", "pcm"])
+def test_a_stream_tells_it_too(service: Any, cut: bytes, form: str) -> None:
+    """Sound in its head, events in the last one."""
+    answer = service.post("/continue", cut, data=SHORT | {"response_format": form, "stream": "true"})
+    assert answer.headers["x-whispergpt-warning"].startswith("audio_lost: about ")
+    if form == "json":
+        last = answer.text.strip().split("\n\n")[-1].split("data: ")[1]
+        assert [warning["code"] for warning in json.loads(last)["warnings"]] == ["audio_lost"]
+
+
+def test_each_clip_has_its_own(service: Any, clip: bytes, cut: bytes, speech: Any, to_file: Any) -> None:
+    inverted = to_file(np.stack([speech, -speech], axis=1))
+    silent = to_file(np.zeros(24_000, np.float32))
+    results = service.post("/score", clip, cut, inverted, silent, b"no audio at all").json()["results"]
+    told = [[warning["code"] for warning in result.get("warnings", [])] for result in results]
+    assert told == [[], ["audio_lost"], ["phase_inverted"], ["silent_clip"], []]
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_nothing_is_told_of_a_good_clip(service: Any, clip: bytes, stream: str) -> None:
+    answer = service.post("/continue", clip, data=SHORT | {"stream": stream})
+    assert "warnings" not in answer.text
+    assert "x-whispergpt-warning" not in answer.headers
+
+
+def test_more_formats(service: Any, speech: Any) -> None:
+    for form in ("AU", "CAF", "W64"):
+        out = io.BytesIO()
+        soundfile.write(out, speech, 24_000, format=form)
+        assert service.post("/score", out.getvalue()).status_code == 200
