@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.message import Message as EmailMessage
 from typing import Generic, TypeVar
 
 from fastapi import Request
@@ -57,12 +59,28 @@ def _guard(request: Request, settings: Settings) -> Request:
     return Request(request.scope, receive)
 
 
+class _Parser(MultiPartParser):
+    """Takes a part for a file, too, whose name is given in the extended form alone (RFC 5987): ``filename*``."""
+
+    def on_headers_finished(self) -> None:
+        part, given = self._current_part, self._current_part.content_disposition or b""
+        if b"filename*" in given.lower() and b"filename" not in parse_options_header(given)[1]:
+            header = EmailMessage()
+            header["content-disposition"] = given.decode("latin-1")
+            try:
+                name = header.get_filename("").encode("utf-8", "replace")
+            except ValueError:  # some of Python's codecs decode no text
+                name = b""
+            part.content_disposition = given + b'; filename="' + re.sub(rb'[\x00-\x1f"\\]', b"_", name) + b'"'
+        super().on_headers_finished()
+
+
 async def _parsed(request: Request, max_files: int) -> FormData:
     """The parts of a form. Raises MultiPartException, also for a body that ends in the middle of a file.
 
     Starlette's parser takes such a body, loses the file and leaves it open: hence the look at its list of files.
     """
-    parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
+    parser = _Parser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
     data = await parser.parse()
     whole = {id(value.file) for _, value in data.multi_items() if isinstance(value, UploadFile)}
     lost = [file for file in parser._files_to_close_on_error if id(file) not in whole]

@@ -56,6 +56,43 @@ def test_nothing_is_told_of_a_good_clip(service: Any, clip: bytes, stream: str) 
     assert "x-whispergpt-warning" not in answer.headers
 
 
+NAMES = [
+    "filename*=utf-8''na%C3%AFve%20clip.flac",
+    "filename*=iso-8859-1'en'na%EFve%20clip.flac",
+    "FileName*=UTF-8''na%C3%AFve%20clip.flac",
+    "filename*0*=utf-8''na%C3%AFve; filename*1=\" clip.flac\"",
+]
+ODD = [
+    "filename*=hex''00", "filename*=idna''%ff", "filename*=utf-8''%22%5c%00", "filename*=''",
+    "filename*=utf-8''%ed%a0%80",
+]  # fmt: skip
+
+
+def formed(disposition: str, content: bytes) -> bytes:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; {disposition}\r\n\r\n'
+    return head.encode() + content + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+@pytest.mark.parametrize("disposition", NAMES)
+def test_an_extended_filename_alone_is_a_filename(service: Any, clip: bytes, disposition: str) -> None:
+    """RFC 5987 and RFC 2231: what names a file in other letters than ASCII."""
+    answer = service.post("/score", content=formed(disposition, clip), headers=MULTIPART)
+    assert [result["filename"] for result in answer.json()["results"]] == ["naïve clip.flac"]
+
+
+@pytest.mark.parametrize("disposition", ODD)
+def test_an_odd_filename_is_no_error(service: Any, clip: bytes, disposition: str) -> None:
+    answer = service.post("/score", content=formed(disposition, clip), headers=MULTIPART)
+    assert answer.status_code == 200
+    assert "error" not in answer.json()["results"][0]
+
+
+def test_a_plain_filename_is_the_one_that_counts(service: Any, clip: bytes) -> None:
+    content = formed("filename=\"a.flac\"; filename*=utf-8''b.flac", clip)
+    (result,) = service.post("/score", content=content, headers=MULTIPART).json()["results"]
+    assert result["filename"] == "a.flac"
+
+
 def test_more_formats(service: Any, speech: Any) -> None:
     for form in ("AU", "CAF", "W64"):
         out = io.BytesIO()
