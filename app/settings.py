@@ -42,7 +42,12 @@ class Settings(BaseSettings):
     )
     codebooks: int | None = Field(None, ge=1, le=8, description="codes of a made frame: 2, 4 or 8; the bundle's number")
     queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
-    max_upload_mib: float = Field(64.0, gt=0, description="MiB of one request's body")
+    max_upload_mib: float = Field(
+        168.0,  # an hour, the longest clip, of 16 bits at 24 kHz: 165 MiB
+        gt=0,
+        description="MiB of one request's body",
+    )
+    max_compressed_mib: float = Field(64.0, gt=0, description="MiB of one file that is not WAV, AIFF, AU, CAF or W64")
     max_files: int = Field(32, ge=1, description="clips in one /score request")
     max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")
     max_score_seconds: float = Field(3600.0, gt=0, description="longest clip of /score")

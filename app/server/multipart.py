@@ -41,7 +41,7 @@ def _guard(request: Request, settings: Settings) -> Request:
     deadline = time.monotonic() + settings.upload_timeout_seconds
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
-        raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+        raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
     seen = 0
 
     async def receive() -> Message:
@@ -53,7 +53,7 @@ def _guard(request: Request, settings: Settings) -> Request:
             raise UploadTimeout(f"the body did not arrive within {settings.upload_timeout_seconds:g} s") from None
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+            raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
         return message
 
     return Request(request.scope, receive)

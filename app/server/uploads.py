@@ -10,8 +10,9 @@ import anyio
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
+from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
-from app.errors import DeadlinePassed
+from app.errors import DeadlinePassed, FileTooLarge
 from app.settings import Settings
 
 
@@ -51,9 +52,12 @@ async def decoded(
     the caller closes. (anyio's own shield does not hold against the cancelling of an asyncio task.)
     """
     state = request.app.state
+    most = state.settings.max_compressed_mib
     cancelled = threading.Event()
 
     def run() -> Heard:
+        if (file.size or 0) > most * 2**20 and not is_pcm(file.file):
+            raise FileTooLarge(f"what is not WAV, AIFF, AU, CAF or W64 may hold {most:g} MiB: send Opus", "file")
         with state.metrics.audio_decode_seconds.time():
             return hear(
                 file.file, max_seconds, start_seconds, end_seconds,

@@ -93,6 +93,26 @@ def test_a_plain_filename_is_the_one_that_counts(service: Any, clip: bytes) -> N
     assert result["filename"] == "a.flac"
 
 
+def test_the_longest_clip_is_taken_as_wav() -> None:
+    """The limits agree: an hour of 16 bits at 24 kHz is as long as may be scored, and fits into a body."""
+    from app.settings import Settings
+
+    settings = Settings()
+    wav = 44 + settings.max_score_seconds * 24_000 * 2
+    assert wav + 4_096 < settings.max_upload_mib * 2**20
+
+
+def test_what_is_too_large_says_what_to_send(serve: Any, speech: Any, to_file: Any) -> None:
+    """More is taken of PCM than of what is small for its length; both refusals say how to come within the limits."""
+    service = serve(max_upload_mib=0.5, max_compressed_mib=0.1)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 110_000)
+    assert service.post("/score", to_file(noise, subtype="PCM_16")).status_code == 200
+    for content in (to_file(noise, form="FLAC"), bytes(200_000), to_file(np.tile(noise, 3), subtype="PCM_16")):
+        answer = service.post("/score", content)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "file_too_large")
+    assert "send FLAC or Opus" in answer.json()["error"]["message"]
+
+
 def test_more_formats(service: Any, speech: Any) -> None:
     for form in ("AU", "CAF", "W64"):
         out = io.BytesIO()
