@@ -48,6 +48,9 @@ class Settings(BaseSettings):
         description="MiB of one request's body",
     )
     max_compressed_mib: float = Field(64.0, gt=0, description="MiB of one file that is not WAV, AIFF, AU, CAF or W64")
+    decoder_processes: bool = Field(
+        True, description="decode uploads in processes of their own, which alone end when a library crashes"
+    )
     max_files: int = Field(32, ge=1, description="clips in one /score request")
     max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")
     max_score_seconds: float = Field(3600.0, gt=0, description="longest clip of /score")

@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
+from app.audio.downmix import Downmix
 from app.audio.formats import Samples
-from app.audio.mixing import Downmix
 from app.audio.notices import Damage, Notice
 from app.audio.readers import DAMAGED, Block, blocks
 from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, DeadlinePassed
@@ -68,16 +68,17 @@ def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def hear(
+def hear_to(
+    keep: Callable[[Samples], object],
     file: BinaryIO,
     max_seconds: float,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Heard:
-    """The samples of an upload from ``start_seconds`` to ``end_seconds`` (None: its end).
+) -> tuple[Notice, ...]:
+    """Gives ``keep`` the samples of an upload from ``start_seconds`` to ``end_seconds`` (None: its end), in pieces.
 
-    Damage that cost a part of them is among the warnings.
+    Returns what its answer must tell: damage that cost a part of them is no error.
     Raises UnsupportedFormat, AudioInvalid (no samples can be had, or not numbers), AudioTooShort (it ends before
     ``start_seconds``) or AudioTooLong (more than ``max_seconds`` are asked for, or more samples than these may have at
     `SOURCE_RATE`); the last without decoding the rest.
@@ -89,26 +90,38 @@ def hear(
     cap = first + round(max_seconds * SAMPLE_RATE_HZ)
     if last != math.inf and last > cap:
         raise AudioTooLong(f"at most {max_seconds:g} s of audio are taken", "prompt_end")
-    kept: list[Samples] = []
-    position = 0
+    position, kept, peak = 0, 0, 0.0
     damage, downmix = Damage(), Downmix()
     for block in _resampled(_counted(blocks(file, damage, downmix), cap / SAMPLE_RATE_HZ)):
         if stop():
             raise DeadlinePassed("the file could not be decoded in time")
         begin, position = position, position + len(block)
-        if position > first:  # not even an empty slice of what is skipped: it would keep the block in memory
-            kept.append(block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)])
+        piece = block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)]
+        if len(piece):  # not even an empty slice of what is skipped: it would keep the block in memory
+            keep(piece)
+            kept, peak = kept + len(piece), max(peak, float(np.abs(piece).max()))
         if position >= last:
             break
         if position > cap:
             raise AudioTooLong(f"the audio is longer than the {max_seconds:g} s that are taken", "file")
-    samples = np.concatenate(kept) if kept else np.zeros(0, np.float32)
     if position == 0:
         raise AudioInvalid(DAMAGED if damage.seen else "the file holds no samples", "file")
-    if not len(samples):
+    if not kept:
         raise AudioTooShort(f"the audio ends at {position / SAMPLE_RATE_HZ:.2f} s", "prompt_start")
-    samples = np.asarray(samples, dtype=np.float32)
-    return Heard(samples, (*damage.notices(), *downmix.notices(samples)))
+    return *damage.notices(), *downmix.notices(kept, peak)
+
+
+def hear(
+    file: BinaryIO,
+    max_seconds: float,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Heard:
+    """The same in one piece. Raises what `hear_to` raises."""
+    kept: list[Samples] = []
+    warnings = hear_to(kept.append, file, max_seconds, start_seconds, end_seconds, stop)
+    return Heard(np.asarray(np.concatenate(kept), dtype=np.float32), warnings)
 
 
 def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:

@@ -1,42 +1,12 @@
-"""What is done to samples: channels to one; the limiter, and the joint of a prompt and its continuation."""
+"""What is done to samples before they are encoded: the limiter, and the joint of a prompt and its continuation."""
 
 import numpy as np
 
 from app.audio.formats import Samples
-from app.audio.notices import Notice
-from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ, frames_in
+from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
 from model.inference.scoring import MIN_FRAMES
 
 LIMIT_KNEE = 0.9  # full scale; above it the limiter bends
-
-
-SILENCE = 1e-4  # of full scale, -80 dB: three steps of 16 bits, which dither does not pass
-SILENCE_SAMPLES = SAMPLE_RATE_HZ // 10  # shorter is a pause, or a window that is refused
-CANCELLED = 0.01  # of the power of two channels is left in their mean: 20 dB are gone
-
-
-class Downmix:
-    """Channels to one, by their mean. Knows what that mean loses where two channels are each other's inverse."""
-
-    def __init__(self) -> None:
-        self._apart = self._mixed = 0.0  # energies
-
-    def __call__(self, channels: Samples) -> Samples:
-        """(C, N) -> (N,)."""
-        mono: Samples = channels.mean(axis=0, dtype=np.float32)
-        if len(channels) == 2:
-            self._apart += float(np.vdot(channels, channels)) / 2
-            self._mixed += float(np.vdot(mono, mono))
-        return mono
-
-    def notices(self, samples: Samples) -> tuple[Notice, ...]:
-        """What is to be told of (N,) samples that came of it."""
-        if self._mixed < CANCELLED * self._apart:
-            lost = "the two channels are nearly each other's inverse, and their mean, which is what is heard, is not"
-            return (Notice("phase_inverted", f"{lost} the recording: send one channel, or invert one"),)
-        if len(samples) >= SILENCE_SAMPLES and np.abs(samples).max() < SILENCE:
-            return (Notice("silent_clip", "the clip is silent"),)
-        return ()
 
 
 def limit(samples: Samples) -> Samples:

@@ -15,8 +15,8 @@ import numpy as np
 import soundfile
 
 from app.audio.containers import HEAD_BYTES, Kind, Part, behind_tags, last_granule, links, sniff
+from app.audio.downmix import Downmix
 from app.audio.formats import BLOCK_FRAMES, Samples
-from app.audio.mixing import Downmix
 from app.audio.notices import Damage
 from app.errors import AudioInvalid, UnsupportedFormat
 

@@ -44,7 +44,7 @@ async def decoded(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Heard:
-    """An upload as it is heard, decoded on a thread: `app.audio.decode.hear` until ``until``, the wait included.
+    """An upload as it is heard: `app.audio.decode.hear` until ``until``, by a process that a thread waits for.
 
     Raises what that raises.
 
@@ -59,6 +59,11 @@ async def decoded(
         if (file.size or 0) > most * 2**20 and not is_pcm(file.file):
             raise FileTooLarge(f"what is not WAV, AIFF, AU, CAF or W64 may hold {most:g} MiB: send Opus", "file")
         with state.metrics.audio_decode_seconds.time():
+            if state.processes is not None:
+                heard: Heard = state.processes.hear(
+                    file.file, max_seconds, start_seconds, end_seconds, until, cancelled.is_set
+                )
+                return heard
             return hear(
                 file.file, max_seconds, start_seconds, end_seconds,
                 stop=lambda: cancelled.is_set() or time.monotonic() > until,

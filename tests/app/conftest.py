@@ -48,7 +48,7 @@ class Service:
 
 @contextmanager
 def serving(bundle: Bundle, **settings: Any) -> Iterator[Service]:
-    app = create_app(Settings(**({"drain_seconds": 5} | settings)), bundle)
+    app = create_app(Settings(**({"drain_seconds": 5, "decoder_processes": False} | settings)), bundle)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -76,7 +76,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def service(bundle: Bundle) -> Iterator[Service]:
     """A service with the default settings; tests leave it as they found it."""
-    with serving(bundle) as running:
+    with serving(bundle, decoder_processes=True) as running:
         yield running
 
 
