@@ -71,6 +71,10 @@ class AudioInvalid(ClientError):
     code = "audio_invalid"
 
 
+class DecoderLost(ServiceError):
+    """The process that decoded the upload is gone; the server is not."""
+
+
 class Overloaded(ServiceError):
     status, code, type = 429, "overloaded", "overloaded_error"
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
@@ -69,11 +71,21 @@ async def _emptied(engine: Engine, seconds: float) -> None:
             await engine.empty.wait()
 
 
+def decoder_processes(settings: Settings) -> Any:
+    """The `Decoders`; None where they are not wanted, or the system can not hand over a descriptor."""
+    if not settings.decoder_processes or not hasattr(socket, "send_fds"):
+        return None
+    from app.server.decoders import Decoders  # not to be imported on Windows
+
+    return Decoders(DECODERS)
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the weights, run the engine, and end both."""
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
+    processes = app.state.processes = decoder_processes(settings)  # they start while the weights are loaded
     bundle: Bundle = app.state.bundle or await asyncio.to_thread(
         load_bundle, settings.bundle, settings.device, settings.codec
     )
@@ -97,6 +109,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
         await asyncio.to_thread(engine.stop)
+        if processes is not None:
+            await asyncio.to_thread(processes.close)
 
 
 def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:

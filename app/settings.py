@@ -49,9 +49,17 @@ class Settings(BaseSettings):
     )
     codebooks: int | None = Field(None, ge=1, le=8, description="codes of a made frame: 2, 4 or 8; the bundle's number")
     queue: int = Field(16, ge=0, le=10_000, description="requests that may wait; one more gets a 429")
-    max_upload_mib: float = Field(64.0, gt=0, description="MiB of one request's body")
+    max_upload_mib: float = Field(
+        168.0,  # an hour, the longest clip, of 16 bits at 24 kHz: 165 MiB
+        gt=0,
+        description="MiB of one request's body",
+    )
     max_bodies_mib: float = Field(
         256.0, gt=0, description="MiB of all bodies that are held together; max_upload_mib, if that is more"
+    )
+    max_compressed_mib: float = Field(64.0, gt=0, description="MiB of one file that is not WAV, AIFF, AU, CAF or W64")
+    decoder_processes: bool = Field(
+        True, description="decode uploads in processes of their own, which alone end when a library crashes"
     )
     max_files: int = Field(32, ge=1, description="clips in one /score request")
     max_prompt_seconds: float = Field(60.0, gt=0, description="longest prompt of /continue")

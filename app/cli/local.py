@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from app.audio.decode import decode
+from app.audio.decode import hear
 from app.audio.encode import encode
 from app.audio.formats import Samples
 from app.audio.mixing import join, limit, opening
@@ -47,7 +47,10 @@ def load(
 def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
     """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
     with path.open("rb") as file:
-        return decode(file, MAX_SECONDS, start_seconds, end_seconds)
+        heard = hear(file, MAX_SECONDS, start_seconds, end_seconds)
+    for warning in heard.warnings:
+        errors.print(f"{path}: {warning.message}", style="yellow", markup=False, soft_wrap=True)
+    return heard.samples
 
 
 class Continuing:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.server.schemas import MAX_CLIP_SECONDS, Form
+from app.audio.notices import Notice
+from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, Form
 from model.constants import MAX_SEED
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Figures(BaseModel):
     prompt: PromptBody
     choices: Sequence[ChoiceFigures]
     timings: Timings
+    warnings: list[Notice] | None = WARNINGS
 
 
 class ContinueResponse(Figures):

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from app.audio.encode import encode
 from app.audio.formats import MEDIA_TYPES, Samples
 from app.audio.mixing import join, limit
+from app.audio.notices import Notice, header
 from app.continuations.schemas import (
     AudioBody,
     Choice,
@@ -39,6 +40,7 @@ class ContinuationRequest:
     form: ContinueForm
     job: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
+    warnings: tuple[Notice, ...]  # what is to be told of the prompt's file
 
     def stage(self) -> str:
         """What the request waits for, for the count of those who leave."""
@@ -59,9 +61,10 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
     if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
-    prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    heard = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    prompt = heard.samples
     job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), form.sampling(), form.n)
-    return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
+    return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32), heard.warnings)
 
 
 def too_short() -> ServiceError:
@@ -88,6 +91,7 @@ def headers(request: Request, order: ContinuationRequest, prompt_logprobs: np.nd
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
         "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
+        **header(order.warnings),
     }
 
 
@@ -139,6 +143,7 @@ def figures(
         prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),
         choices=choices,
         timings=timings(order, made, first_audio_seconds),
+        warnings=list(order.warnings) or None,
     )
 
 
@@ -156,8 +161,8 @@ def response(request: Request, order: ContinuationRequest, made: GenerationResul
         for choice in numbers.choices:
             data = base64.b64encode(encode(audio(choice.index), "wav")).decode()
             choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
-        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}), choices=choices)
-        return JSONResponse(body.model_dump(), headers=server_timing(numbers.timings))
+        body = ContinueResponse(**numbers.model_dump(exclude={"choices"}, exclude_none=True), choices=choices)
+        return JSONResponse(body.model_dump(exclude_none=True), headers=server_timing(numbers.timings))
     told = headers(request, order, made.prompt_logprobs) | {
         "x-whispergpt-nll": f"{mean_nll(made.logprobs[0]):.6f}",
         "x-whispergpt-tokens": str(len(made.tokens[0])),

@@ -232,4 +232,5 @@ class StreamedResponse(Response):
             self._made_audio = True
             yield delta(made.choice, limit(made.samples), made.tokens.tolist(), made.logprobs.tolist())
         assert isinstance(made, GenerationResult), made
-        yield event("audio.done", figures(self._request, self._stream.order, made, self._first_audio_seconds))
+        done = figures(self._request, self._stream.order, made, self._first_audio_seconds)
+        yield event("audio.done", done, sparse=True)

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from app.server.schemas import MAX_CLIP_SECONDS, ErrorBody, Form
+from app.audio.notices import Notice
+from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, ErrorBody, Form
 
 LATER = {
     "csv": "the format is json",
@@ -91,6 +92,7 @@ class ScoreResult(BaseModel):
     window: WindowResult | None = Field(None, description="only with window_start, window_seconds or normalise_by")
     logprobs: list[float] | None = None
     codes: list[int] | None = None
+    warnings: list[Notice] | None = WARNINGS
 
 
 class ScoreFailure(BaseModel):

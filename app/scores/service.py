@@ -3,12 +3,14 @@
 import asyncio
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
+from app.audio.notices import Notice
 from app.engine.engine import Engine
 from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
@@ -54,7 +56,7 @@ def window_result(window: WindowScore, by: Baseline | None) -> dict[str, Any]:
     return body
 
 
-def result(filename: str, score: Score, form: ScoreForm) -> dict[str, Any]:
+def result(filename: str, score: Score, form: ScoreForm, warnings: tuple[Notice, ...] = ()) -> dict[str, Any]:
     """One clip's part of the answer."""
     body: dict[str, Any] = {
         "filename": filename,
@@ -69,11 +71,13 @@ def result(filename: str, score: Score, form: ScoreForm) -> dict[str, Any]:
         body["window"] = window_result(score.window, form.normalise_by)
     if form.detail == "tokens":
         body |= {"logprobs": score.logprobs.tolist(), "codes": score.tokens.tolist()}
+    if warnings:
+        body["warnings"] = [asdict(warning) for warning in warnings]
     return body
 
 
-async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Score:
-    """Decode one clip and score it. Raises ServiceError."""
+async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> tuple[Score, tuple[Notice, ...]]:
+    """Decode one clip and score it; what is to be told of its file comes with it. Raises ServiceError."""
     settings: Settings = request.app.state.settings
     engine: Engine = request.app.state.engine
     arrived, until = deadline(request, settings, form.timeout_seconds)
@@ -86,13 +90,13 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     try:
         async with turn(request.app.state.clip_decoders, until):
             clip = await decoded(request, file, until, settings.max_score_seconds)
-        job = ScoreRequest(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
+        job = ScoreRequest(arrived, until, clip.samples, frames_for_seconds(form.prompt_seconds), window_of(form))
         scored: Score = await engine.submit(job)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error
     finally:
         clips.release()
-    return scored
+    return scored, clip.warnings
 
 
 async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreResponse:
@@ -105,7 +109,8 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
     for file in upload.files:
         name = (file.filename or "")[:255]
         try:
-            results.append(result(name, await score_file(request, file, upload.form), upload.form))
+            score, warnings = await score_file(request, file, upload.form)
+            results.append(result(name, score, upload.form, warnings))
         except ClientError as error:
             errors.append(error)
             request.app.state.engine.metrics.input_errors.labels(error.code).inc()

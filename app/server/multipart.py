@@ -3,10 +3,12 @@
 import asyncio
 import errno
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from email.message import Message as EmailMessage
 from typing import Generic, TypeVar
 
 from fastapi import Request
@@ -44,7 +46,7 @@ def _guard(request: Request, settings: Settings, held: Callable[[int], None]) ->
     deadline = time.monotonic() + settings.upload_timeout_seconds
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
-        raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+        raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
     seen = 0
 
     async def receive() -> Message:
@@ -56,11 +58,27 @@ def _guard(request: Request, settings: Settings, held: Callable[[int], None]) ->
             raise UploadTimeout(f"the body did not arrive within {settings.upload_timeout_seconds:g} s") from None
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB", "file")
+            raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
         held(len(message.get("body", b"")))
         return message
 
     return Request(request.scope, receive)
+
+
+class _Parser(MultiPartParser):
+    """Takes a part for a file, too, whose name is given in the extended form alone (RFC 5987): ``filename*``."""
+
+    def on_headers_finished(self) -> None:
+        part, given = self._current_part, self._current_part.content_disposition or b""
+        if b"filename*" in given.lower() and b"filename" not in parse_options_header(given)[1]:
+            header = EmailMessage()
+            header["content-disposition"] = given.decode("latin-1")
+            try:
+                name = header.get_filename("").encode("utf-8", "replace")
+            except ValueError:  # some of Python's codecs decode no text
+                name = b""
+            part.content_disposition = given + b'; filename="' + re.sub(rb'[\x00-\x1f"\\]', b"_", name) + b'"'
+        super().on_headers_finished()
 
 
 async def _parsed(request: Request, max_files: int) -> FormData:
@@ -68,7 +86,7 @@ async def _parsed(request: Request, max_files: int) -> FormData:
 
     Starlette's parser takes such a body, loses the file and leaves it open: hence the look at its list of files.
     """
-    parser = MultiPartParser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
+    parser = _Parser(request.headers, request.stream(), max_files=max_files, max_fields=MAX_FIELDS)
     parser.max_part_size = FIELD_BYTES
     try:
         data = await parser.parse()

@@ -2,11 +2,12 @@
 
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import InvalidParameter
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
+WARNINGS = Field(None, description="only where there is something to tell: audio_lost, phase_inverted, silent_clip")
 
 
 class Form(BaseModel):

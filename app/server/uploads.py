@@ -10,9 +10,9 @@ import anyio
 from fastapi import Request
 from starlette.datastructures import UploadFile
 
-from app.audio.decode import decode
-from app.audio.formats import Samples
-from app.errors import DeadlinePassed
+from app.audio.containers import is_pcm
+from app.audio.decode import Heard, hear
+from app.errors import DeadlinePassed, FileTooLarge
 from app.settings import Settings
 
 
@@ -43,8 +43,8 @@ async def decoded(
     max_seconds: float,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
-) -> Samples:
-    """An upload's samples, decoded on a thread: `audio.decode` until ``until``, the wait for a thread included.
+) -> Heard:
+    """An upload as it is heard: `app.audio.decode.hear` until ``until``, by a process that a thread waits for.
 
     Raises what that raises.
 
@@ -52,11 +52,19 @@ async def decoded(
     the caller closes. (anyio's own shield does not hold against the cancelling of an asyncio task.)
     """
     state = request.app.state
+    most = state.settings.max_compressed_mib
     cancelled = threading.Event()
 
-    def run() -> Samples:
+    def run() -> Heard:
+        if (file.size or 0) > most * 2**20 and not is_pcm(file.file):
+            raise FileTooLarge(f"what is not WAV, AIFF, AU, CAF or W64 may hold {most:g} MiB: send Opus", "file")
         with state.metrics.audio_decode_seconds.time():
-            return decode(
+            if state.processes is not None:
+                heard: Heard = state.processes.hear(
+                    file.file, max_seconds, start_seconds, end_seconds, until, cancelled.is_set
+                )
+                return heard
+            return hear(
                 file.file, max_seconds, start_seconds, end_seconds,
                 stop=lambda: cancelled.is_set() or time.monotonic() > until,
             )  # fmt: skip

@@ -22,7 +22,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def service(bundle: Bundle) -> Iterator[Service]:
     """A service with the default settings; tests leave it as they found it."""
-    with serving(bundle) as running:
+    with serving(bundle, decoder_processes=True) as running:
         yield running
 
 

@@ -46,7 +46,7 @@ class Service:
 
 @contextmanager
 def serving(bundle: Bundle, **settings: Any) -> Iterator[Service]:
-    app = create_app(Settings(**({"drain_seconds": 5} | settings)), bundle)
+    app = create_app(Settings(**({"drain_seconds": 5, "decoder_processes": False} | settings)), bundle)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
