@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
@@ -125,29 +125,36 @@ def serve(settings: Settings) -> None:
         told = f"error: port {settings.port} on {settings.host} {why}; choose another with --port or --host"
         errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(START_FAILED) from error
-    bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
-    logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-    logs["loggers"]["whispergpt"] = {"handlers": ["default"], "level": settings.log_level.upper(), "propagate": False}
-    logging.getLogger("uvicorn.error").addFilter(no_fault)
-    if settings.port:  # else it is not known yet
-        console.print(
-            f"the page, as soon as the server is ready: {page_address(settings)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+    with ExitStack() as held:  # whatever ends this, the port is free again
+        for listener in listeners:
+            held.enter_context(listener)
+        bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
+        logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+        logs["loggers"]["whispergpt"] = {
+            "handlers": ["default"],
+            "level": settings.log_level.upper(),
+            "propagate": False,
+        }
+        logging.getLogger("uvicorn.error").addFilter(no_fault)
+        if settings.port:  # else it is not known yet
+            console.print(
+                f"the page, as soon as the server is ready: {page_address(settings)}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        app = create_app(settings, bundle)
+        how = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
+            log_config=logs,
+            log_level=settings.log_level.lower(),
+            server_header=False,
         )
-    app = create_app(settings, bundle)
-    how = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
-        log_config=logs,
-        log_level=settings.log_level.lower(),
-        server_header=False,
-    )
-    server = Server(how)
-    with suppress(KeyboardInterrupt):
-        server.run(listeners)
+        server = Server(how)
+        with suppress(KeyboardInterrupt):
+            server.run(listeners)
     if not server.started:
         raise typer.Exit(START_FAILED)
