@@ -41,12 +41,12 @@ class ContinuationRequest:
     """A request to continue, checked and decoded."""
 
     form: ContinueForm
-    job: ContinueRequest
+    engine_request: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
 
     def stage(self) -> str:
         """What the request waits for, for the count of those who leave."""
-        return "send" if self.job.stage == "done" else self.job.stage
+        return "send" if self.engine_request.stage == "done" else self.engine_request.stage
 
 
 def mean_nll(logprobs: np.ndarray) -> float:
@@ -66,8 +66,8 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
     prompt = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     seed = secrets.randbits(SEED_BITS) if form.seed is None else form.seed
     options = SamplingOptions(form.temperature, form.top_k, form.top_p, seed)
-    job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
-    return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32))
+    engine_request = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), options, form.n)
+    return ContinuationRequest(form, engine_request, prompt if form.include_prompt else np.zeros(0, np.float32))
 
 
 def too_short() -> ServiceError:
@@ -80,7 +80,7 @@ async def continued(request: Request, order: ContinuationRequest) -> GenerationR
     """The whole continuation. Raises ServiceError."""
     engine: Engine = request.app.state.engine
     try:
-        made: GenerationResult = await engine.submit(order.job)
+        made: GenerationResult = await engine.submit(order.engine_request)
         return made
     except TooShortError as error:
         raise too_short() from error
@@ -90,7 +90,7 @@ def headers(request: Request, order: ContinuationRequest, prompt_logprobs: np.nd
     """What bare audio cannot tell, as far as it is known when the first byte is sent."""
     return {
         "x-whispergpt-id": f"cont-{request.state.request_id}",
-        "x-whispergpt-seed": str(order.job.options.seed),
+        "x-whispergpt-seed": str(order.engine_request.options.seed),
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
         "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
@@ -103,7 +103,7 @@ def timings(order: ContinuationRequest, made: GenerationResult, first_audio_seco
         queue_seconds=made.queue_seconds,
         prefill_seconds=made.prefill_seconds,
         first_audio_seconds=first_audio_seconds,
-        total_seconds=time.monotonic() - order.job.arrived,
+        total_seconds=time.monotonic() - order.engine_request.arrived,
         real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
     )
 
@@ -139,7 +139,7 @@ def figures(
         id=f"cont-{request.state.request_id}",
         created=int(time.time()),
         model=request.app.state.engine.bundle.name,
-        seed=order.job.options.seed,
+        seed=order.engine_request.options.seed,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,
         prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),

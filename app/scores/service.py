@@ -86,8 +86,8 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
     try:
         async with turn(request.app.state.clip_decoders, until):
             clip = await decoded(request, file, until, settings.max_score_seconds)
-        job = ScoreRequest(arrived, until, clip, frames_for_seconds(form.prompt_seconds), window_of(form))
-        scored: Score = await engine.submit(job)
+        context_frames = frames_for_seconds(form.prompt_seconds)
+        scored: Score = await engine.submit(ScoreRequest(arrived, until, clip, context_frames, window_of(form)))
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error
     finally:

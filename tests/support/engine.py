@@ -9,33 +9,40 @@ from typing import Any
 
 import httpx
 
+from app.engine.prefill_pool import Kind, Work
 from app.engine.requests import EngineRequest
 
 
-class Gate(EngineRequest):
-    """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
+def request_that(engine: Any, run: Callable[[EngineRequest], Any], kind: Kind = "read") -> EngineRequest:
+    """Work of a test's own, for the engine's real threads."""
+    asked = type("Asked", (EngineRequest,), {})
+    engine.prefill_pool.work[asked] = Work(kind, run)
+    now = time.monotonic()
+    made: EngineRequest = asked(now, now + 60, None)
+    return made
 
-    def __init__(self) -> None:
-        now = time.monotonic()
-        super().__init__(now, now + 60)
+
+class Gate:
+    """A request that holds a thread of the engine until it is opened: a real one, on the real thread."""
+
+    def __init__(self, engine: Any, kind: Kind = "read") -> None:
         self.opened, self.entered = threading.Event(), threading.Event()
+        self._pool = engine.prefill_pool
+        self.request = request_that(engine, self._hold, kind)
 
-    def run(self, engine: Any) -> None:
+    def _hold(self, request: EngineRequest) -> None:
         self.entered.set()
         while not self.opened.wait(0.005):
-            engine.heartbeat(self)
-
-
-class ScoreGate(Gate):
-    kind = "score"
+            self._pool.go_on(request)
 
 
 @contextmanager
 def busy(service: Any) -> Iterator[None]:
     """The threads that read and score have work in hand, and nothing else gets its turn."""
-    gates = [gate() for gate in (Gate, ScoreGate) for _ in range(service.app.state.settings.threads)]
     engine = service.app.state.engine
-    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate), service.loop) for gate in gates]
+    kinds: tuple[Kind, ...] = ("read", "score")
+    gates = [Gate(engine, kind) for kind in kinds for _ in range(service.app.state.settings.threads)]
+    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate.request), service.loop) for gate in gates]
     assert all(gate.entered.wait(5) for gate in gates)
     try:
         yield
