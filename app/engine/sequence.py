@@ -19,12 +19,11 @@ from app.engine.requests import (
     PrefillDone,
 )
 from app.metrics import Metrics
-from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
+from model.constants import HOP_SAMPLES
 from model.inference.types import Frames, PromptState
 
 FIRST_CHUNK_FRAMES = 3  # 40 ms: what a player needs to begin
 LONGEST_CHUNK_FRAMES = 24  # 320 ms: chunks grow to this, for fewer bytes of headers and fewer wake-ups
-PLAYBACK_LEAD_SECONDS = 0.5  # of audio that a listener has in hand: who has more can wait for those who have less
 log = logging.getLogger("whispergpt")
 
 
@@ -150,12 +149,6 @@ class GeneratedSequence:
         self.logprobs[self.made] = made.logprobs[at]
         self._samples[place] = made.samples[at]
         self.made += 1
-
-    def ahead(self, now: float) -> bool:
-        """Would somebody who listens since the first frame have audio in hand for a while?"""
-        if self.made == 0 or self.running.cut(now):
-            return False
-        return self.made / FRAME_RATE_HZ - (now - self.running.first_frame) > PLAYBACK_LEAD_SECONDS
 
     def over(self, now: float) -> bool:
         """Is it complete, or must it end as it is?"""

@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from traceback import clear_frames
 
 import numpy as np
 import torch
 
 from app.engine.requests import ContinueRequest, NotFinite, PrefillDone
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import GeneratedSequence, RunningRequest
 from app.errors import Draining
 from app.metrics import Metrics
@@ -23,9 +25,18 @@ from model.constants import FRAME_RATE_HZ
 from model.inference.backend import Backend
 from model.inference.types import Frames, PromptState
 
-PAUSE_SECONDS = 0.005
 IDLE_SECONDS = 0.5  # between two heartbeats of a worker without rows
 log = logging.getLogger("whispergpt")
+
+
+@dataclass
+class WorkerState:
+    """What one worker's thread has in hand."""
+
+    index: int
+    slots: Backend
+    rows: dict[int, GeneratedSequence] = field(default_factory=dict)
+    scheduler: Scheduler = field(default_factory=Scheduler)
 
 
 class DecodeWorkers:
@@ -37,7 +48,7 @@ class DecodeWorkers:
         rows: slots of each.
         threads: what torch may use inside a step.
         heartbeat: called by each worker at least once a second while all is well.
-        busy: does anybody wait for a prompt to be read? Then streams do not run far ahead of their listeners.
+        prompts_wait: is a prompt being read, or waiting for it?
         check: what each worker asks of its slots, on its own thread, before the first row joins.
     """
 
@@ -49,11 +60,11 @@ class DecodeWorkers:
         threads: int,
         metrics: Metrics,
         heartbeat: Callable[[], None],
-        busy: Callable[[], bool] = lambda: False,
+        prompts_wait: Callable[[], bool] = lambda: False,
         check: Callable[[Backend], bool] = lambda slots: True,
     ) -> None:
-        self._make, self._rows, self._metrics, self._heartbeat, self._busy = make, rows, metrics, heartbeat, busy
-        self._torch_threads, self._check = threads, check
+        self._make, self._rows, self._metrics, self._heartbeat = make, rows, metrics, heartbeat
+        self._prompts_wait, self._torch_threads, self._check = prompts_wait, threads, check
         self._checked: list[Future[bool]] = [Future() for _ in range(count)]
         self._changed = threading.Condition()
         self._waiting: deque[GeneratedSequence] = deque()
@@ -138,66 +149,63 @@ class DecodeWorkers:
 
     def _run(self, index: int) -> None:
         torch.set_num_threads(self._torch_threads)
-        slots = self._slots[index]
+        state = WorkerState(index, self._slots[index])
         try:
-            self._checked[index].set_result(self._check(slots))
+            self._checked[index].set_result(self._check(state.slots))
         except BaseException as error:  # of the start: there is nothing that could serve
             self._checked[index].set_exception(error)
             return
-        rows: dict[int, GeneratedSequence] = {}
         while True:
             self._heartbeat()
             taken = self._next_sequences(index, IDLE_SECONDS)
             if taken is None:
                 return
             try:
-                self._join(slots, rows, taken)
-                self._step(index, slots, rows)
+                self._join(state, taken)
+                self._step(state)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
                 clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
-                for sequence in {id(sequence): sequence for sequence in (*rows.values(), *taken)}.values():
+                for sequence in {id(sequence): sequence for sequence in (*state.rows.values(), *taken)}.values():
                     sequence.running.fail(error)
                 self._left(index, self._loads[index])
-                rows.clear()
-                slots = self._make(self._rows)
+                state = WorkerState(index, self._make(self._rows))
 
-    def _join(self, slots: Backend, rows: dict[int, GeneratedSequence], taken: list[GeneratedSequence]) -> None:
-        free = (row for row in range(self._rows) if row not in rows)
+    def _join(self, state: WorkerState, taken: list[GeneratedSequence]) -> None:
+        free = (row for row in range(self._rows) if row not in state.rows)
         for sequence in taken:
             running, row = sequence.running, next(free)
-            rows[row] = sequence
-            slots.join(row, running.prompt, running.request.options, sequence.index)
+            state.rows[row] = sequence
+            state.scheduler.join(row, streamed=sequence.streamed, deadline=running.request.deadline)
+            state.slots.join(row, running.prompt, running.request.options, sequence.index)
             running.join()
 
-    def _step(self, index: int, slots: Backend, rows: dict[int, GeneratedSequence]) -> None:
-        gone = [row for row, sequence in rows.items() if sequence.running.request.cancelled.is_set()]
-        begin = time.monotonic()
-        active = self._runnable([row for row in rows if row not in gone], rows, begin)
-        if active:
-            made = slots.step(active)
-            now = time.monotonic()
-            self._metrics.step_seconds.observe(now - begin)
-            self._metrics.batch_size.observe(len(active))
-            self._metrics.generated_tokens.inc(len(active))
-            self._metrics.generated_audio_seconds.inc(len(active) / FRAME_RATE_HZ)
-            gone += self._distribute(made, active, rows, now)
-        for row in gone:
-            slots.leave(row)
-            del rows[row]
-        if gone:
-            self._left(index, len(gone))
+    def _leave(self, state: WorkerState, rows: list[int]) -> None:
+        for row in rows:
+            state.slots.leave(row)
+            state.scheduler.leave(row)
+            del state.rows[row]
+        if rows:
+            self._left(state.index, len(rows))
 
-    def _runnable(self, active: list[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
-        """The rows to step now: all, unless some wait for audio, or for a prompt, while others have some in hand."""
-        due = [row for row in active if not rows[row].ahead(now)]
-        if due or not active:
-            return due
-        if self._busy():
-            with self._changed:
-                self._changed.wait(PAUSE_SECONDS)
-            return []
-        return active
+    def _step(self, state: WorkerState) -> None:
+        rows = state.rows
+        self._leave(state, [row for row, one in rows.items() if one.running.request.cancelled.is_set()])
+        begin = time.monotonic()
+        turn = state.scheduler.turn(begin, prompts_wait=self._prompts_wait(), ending=self.ending.is_set())
+        if not turn.rows:
+            if turn.pause_seconds:
+                with self._changed:
+                    self._changed.wait(turn.pause_seconds)
+            return
+        made = state.slots.step(turn.rows)
+        now = time.monotonic()
+        state.scheduler.made(turn.rows, now)
+        self._metrics.step_seconds.observe(now - begin)
+        self._metrics.batch_size.observe(len(turn.rows))
+        self._metrics.generated_tokens.inc(len(turn.rows))
+        self._metrics.generated_audio_seconds.inc(len(turn.rows) / FRAME_RATE_HZ)
+        self._leave(state, self._distribute(made, turn.rows, rows, now))
 
     @staticmethod
     def _distribute(made: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:

@@ -13,14 +13,8 @@ import pytest
 import model.inference.prefill
 from app.engine import engine as engine_module
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, NotFinite, PrefillDone
-from app.engine.sequence import (
-    FIRST_CHUNK_FRAMES,
-    LONGEST_CHUNK_FRAMES,
-    PLAYBACK_LEAD_SECONDS,
-    GeneratedSequence,
-    RunningRequest,
-)
-from app.engine.worker import DecodeWorkers
+from app.engine.scheduler import PLAYBACK_LEAD_SECONDS
+from app.engine.sequence import FIRST_CHUNK_FRAMES, LONGEST_CHUNK_FRAMES
 from app.errors import DeadlinePassed
 from model.inference.backend import Backend
 from model.inference.sampling import SamplingOptions
@@ -387,42 +381,27 @@ def test_a_prompt_leaves_memory_with_its_answer(
     until(lambda: not any(one() for one in uncollected))
 
 
-def test_who_has_audio_in_hand_waits_for_those_without(service: Any, speech: Any) -> None:
-    metrics, nothing = service.app.state.metrics, PrefillDone(speech[:0], speech[:0], 0.0, 0.0)
-    busy = False
-    workers = DecodeWorkers(lambda rows: pytest.fail("no step is wanted"), 1, 4, 1, metrics, lambda: None, lambda: busy)
-
-    def choice(made: int, begun: float) -> GeneratedSequence:
-        work = job(speech, frames=600)
-        work.deadline = 12.0
-        one = GeneratedSequence(RunningRequest(work, None, nothing, metrics, workers.ending), 0)  # type: ignore[arg-type]
-        one.made, one.running.first_frame = made, begun
-        return one
-
-    enough = round(75 * (PLAYBACK_LEAD_SECONDS + 0.5))  # made within 0.1 s: most of it waits to be played
-    rows = {0: choice(enough, 9.9), 1: choice(5, 9.9), 2: choice(0, 0.0)}
-    assert workers._runnable([0, 1, 2], rows, 10.0) == [1, 2], "who has audio in hand may wait"
-    assert workers._runnable([0], rows, 10.0) == [0], "nobody else is there"
-    busy = True
-    assert workers._runnable([0], rows, 10.0) == [], "a prompt is being read"
-    assert workers._runnable([0], rows, 11.0) == [0], "and its listener has played on"
-    rows[0].made = 10**6
-    assert workers._runnable([0], rows, 12.1) == [0], "its time is up: it must end"
-    assert workers._runnable([], rows, 10.0) == []
-
-
 def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: Any, monkeypatch: Any) -> None:
     """While prompts are read, 1.2 s of audio take 0.7 s at least; nothing of it changes."""
     engine = service.app.state.engine
     service.wait(collect(engine, job(speech, frames=10)))
     plain = service.wait(collect(engine, job(speech, frames=90)))
-    monkeypatch.setattr(engine.workers, "_busy", lambda: True)
+    monkeypatch.setattr(engine.workers, "_prompts_wait", lambda: True)
     begin = time.monotonic()
     paced = service.wait(collect(engine, job(speech, frames=90)))
     assert 90 / 75 - PLAYBACK_LEAD_SECONDS - 0.1 < time.monotonic() - begin
     for name in ("tokens", "logprobs", "samples"):
         one, other = (np.concatenate([getattr(piece, name) for piece in got[1:-1]]) for got in (plain, paced))
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_whole_answer_beside_a_prompt_is_not_paced(service: Any, speech: Any, monkeypatch: Any) -> None:
+    """Nobody listens to it: however far it is ahead, it goes on."""
+    engine = service.app.state.engine
+    monkeypatch.setattr(engine.workers, "_prompts_wait", lambda: True)
+    made = service.wait(engine.submit(job(speech, frames=600)))
+    assert len(made.tokens[0]) == 600
+    assert made.loop_seconds < 600 / 75 - PLAYBACK_LEAD_SECONDS, "as fast as its listener would play it, or slower"
 
 
 def test_reading_is_known_while_it_lasts(service: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
