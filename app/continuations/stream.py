@@ -75,7 +75,10 @@ class EventBuffer:
         if self._ahead is None:
             event = await self._waiting.get()
             if isinstance(event, Exception):
-                raise event
+                try:
+                    raise event
+                finally:
+                    del event  # the error holds this frame: they would keep each other alive, and all that was made
             self._ahead = event
         return self._ahead
 
@@ -84,6 +87,7 @@ class EventBuffer:
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._events.aclose()
+        self._waiting = asyncio.Queue()  # an error in there would hold `_take`'s frame, and so this buffer
         if self._permitted:
             self._permitted = False
             self._unread.release()

@@ -189,13 +189,17 @@ class Engine:
             while not done:
                 event = await self._next(request, results)
                 if isinstance(event, Failure):
-                    raise event.error
+                    try:
+                        raise event.error
+                    finally:
+                        del event  # the error holds this frame: they would keep each other, and the clip, alive
                 done = not isinstance(event, PrefillDone | AudioChunk)
                 yield event
         finally:
             self.admission.end(request, done)
+            results.close()
+            request.forget()
             if not done:
-                request.forget()
                 self.workers.wake()
 
     async def _next(self, request: EngineRequest, results: ResultQueue) -> Any:

@@ -20,6 +20,7 @@ from app.engine.requests import (
     ContinueRequest,
     EngineRequest,
     Failure,
+    FloatArray,
     NotFinite,
     PrefillDone,
     ScoreRequest,
@@ -148,18 +149,22 @@ class PrefillPool:
         if clip is None:
             raise Cancelled
         request.stage = "score"
-
-        def blocks() -> Iterator[torch.Tensor]:
-            size = CHUNK_FRAMES * HOP_SAMPLES
-            for start in range(0, len(clip), size):
-                self.go_on(request, "the clip could not be scored in time")
-                yield torch.from_numpy(clip[start : start + size])
-
-        scored = score(self._bundle, blocks(), context_frames=request.context_frames, window=request.window)
+        blocks = self._blocks(request, clip)
+        scored = score(self._bundle, blocks, context_frames=request.context_frames, window=request.window)
         if not scored.finite:
             raise NotFinite
         self._count(scored.nll, len(scored.tokens))
         return scored
+
+    def _blocks(self, request: ScoreRequest, clip: FloatArray) -> Iterator[torch.Tensor]:
+        """A clip in blocks of the size that `score` computes with.
+
+        No closure over the clip: that would outlive `clear_frames`, by the function of the frame that is cleared.
+        """
+        size = CHUNK_FRAMES * HOP_SAMPLES
+        for start in range(0, len(clip), size):
+            self.go_on(request, "the clip could not be scored in time")
+            yield torch.from_numpy(clip[start : start + size])
 
     def _count(self, nll: float, tokens: int) -> None:
         """Tokens that were read: of a prompt, or scored."""
@@ -208,7 +213,7 @@ class PrefillPool:
             log.error("a likelihood or a sample is not finite")
             results.put(Failure(error))
         except BaseException as error:  # the caller's to handle; this thread lives on, whatever it was
-            clear_frames(error.__traceback__)  # they hold what was read so far, and the error goes round in circles
+            clear_frames(error.__traceback__)  # they hold what was read so far, and the caller may keep the error
             results.put(Failure(error))
         else:
             if work.answers:

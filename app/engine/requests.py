@@ -89,14 +89,24 @@ class ResultQueue:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Any] = asyncio.Queue()
+        self._closed = False  # of the event loop alone
 
     def put(self, *events: Any) -> None:
         def deliver() -> None:
-            for event in events:
+            for event in events if not self._closed else ():
                 self.events.put_nowait(event)
 
         with suppress(RuntimeError):  # the event loop has closed: nobody waits
             self.loop.call_soon_threadsafe(deliver)
+
+    def close(self) -> None:
+        """Nobody waits any more: what is here, and what still comes, is dropped.
+
+        Kept, a failure would go in a circle, and with it all that its traceback holds: the error, the frame of the
+        thread that met it, the request, this queue.
+        """
+        self._closed = True
+        self.events = asyncio.Queue()
 
 
 @dataclass

@@ -112,8 +112,9 @@ class DecodeWorkers:
         if request.streamed:
             running.put(done)
         with self._changed:
-            self._waiting.extend(running.sequences())
-            self._changed.notify_all()
+            if not request.cancelled.is_set():  # otherwise `wake` has been here, and would not come again
+                self._waiting.extend(running.sequences())
+                self._changed.notify_all()
 
     def wake(self) -> None:
         """A request was cancelled: choices that wait may be dropped."""
@@ -166,10 +167,16 @@ class DecodeWorkers:
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
                 clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
-                for sequence in {id(sequence): sequence for sequence in (*state.rows.values(), *taken)}.values():
-                    sequence.running.fail(error)
+                self._fail([*state.rows.values(), *taken], error)
+                del taken
                 self._left(index, self._loads[index])
                 state = WorkerState(index, self._make(self._rows))
+
+    @staticmethod
+    def _fail(sequences: list[GeneratedSequence], error: BaseException) -> None:
+        """Ends their requests. In a frame of its own: names of a thread's loop keep what they stand for alive."""
+        for sequence in sequences:
+            sequence.running.fail(error)
 
     def _join(self, state: WorkerState, taken: list[GeneratedSequence]) -> None:
         free = (row for row in range(self._rows) if row not in state.rows)

@@ -85,9 +85,14 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> Sco
         raise DeadlinePassed("the clip waited for its turn until its time was up") from None
     try:
         async with turn(request.app.state.clip_decoders, until):
-            clip = await decoded(request, file, until, settings.max_score_seconds)
-        context_frames = frames_for_seconds(form.prompt_seconds)
-        scored: Score = await engine.submit(ScoreRequest(arrived, until, clip, context_frames, window_of(form)))
+            work = ScoreRequest(
+                arrived,
+                until,
+                await decoded(request, file, until, settings.max_score_seconds),
+                frames_for_seconds(form.prompt_seconds),
+                window_of(form),
+            )  # which alone holds the clip, so that the engine can let go of it
+        scored: Score = await engine.submit(work)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error
     finally:
@@ -107,12 +112,15 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
         try:
             results.append(result(name, await score_file(request, file, upload.form), upload.form))
         except ClientError as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = (
+                None  # of frames, which hold what they worked on
+            )
             errors.append(error)
             request.app.state.engine.metrics.input_errors.labels(error.code).inc()
             results.append({"filename": name, "error": error.body(request.state.request_id)})
     if len(errors) == len(results):
         errors[0].counted = True
-        raise errors[0]
+        raise errors.pop(0)  # kept in the list, it would hold itself by this frame
     return ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})
 
 

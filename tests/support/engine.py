@@ -53,9 +53,9 @@ def busy(service: Any) -> Iterator[None]:
             one.result(5)
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Waits for it, five seconds at most."""
-    end = time.monotonic() + 5
+def until(true: Callable[[], bool], seconds: float = 5) -> None:
+    """Waits for it, so many seconds at most."""
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -68,14 +68,16 @@ def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
 
 
 class Visitor:
-    """A client that sends a form, or a part of it, and leaves when told."""
+    """A client that sends a form, or a part of it, takes so many parts of the answer, and leaves when told."""
 
-    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
+    def __init__(
+        self, service: Any, path: str, clip: bytes, part: float = 1.0, takes: int | None = None, **fields: str
+    ) -> None:
         request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
         self.service, self.sent = service, []
         self._body = body[: int(len(body) * part)]
-        self._whole = part == 1.0
+        self._whole, self._takes = part == 1.0, takes
         self._scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
@@ -92,12 +94,15 @@ class Visitor:
             nonlocal begun
             if not begun:
                 begun = True
-                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
+                body, self._body = self._body, b""  # not kept: some count the bytes that a request leaves
+                return {"type": "http.request", "body": body, "more_body": not self._whole}
             await self._left.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             self.sent.append(message)
+            if self._takes is not None and len(self.sent) > self._takes + 1:  # the first tells the status
+                await self._left.wait()
 
         await self.service.app(self._scope, receive, send)
 
