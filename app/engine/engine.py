@@ -8,6 +8,7 @@ cancellation within one step, or one chunk of reading.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager, suppress
@@ -32,6 +33,7 @@ from model.checkpoint import Bundle
 from model.inference.backend import backend_for, default_slots, workers_for
 from model.inference.invariance import keeps_rows_apart
 
+LAST_WORDS_SECONDS = 5.0  # for requests inside to be answered when inference is dead
 log = logging.getLogger("whispergpt")
 
 
@@ -62,6 +64,8 @@ class Engine:
         slots = slots or default_slots(bundle)
         count = min(workers_for(bundle, threads), slots)
         self._heartbeats = health.Heartbeats()
+        self._stopping = self._dead = False
+        self._dying = threading.Lock()  # whoever has it tells that inference is dead
         self.workers = DecodeWorkers(
             lambda rows: backend_for(bundle, rows, self.codebooks),
             count,
@@ -71,6 +75,7 @@ class Engine:
             self._heartbeats.beat,
             lambda: self.prefill_pool.reads_prompts,
             lambda slots: keeps_rows_apart(bundle, slots),
+            self._died,
         )
         total = self.workers.total
         self.admission = Admission(total + waiting, total, metrics, lambda: self.healthy)
@@ -83,6 +88,7 @@ class Engine:
             self._heartbeats,
             self.workers.ending,
             self.workers.put,
+            self._died,
         )
 
     def start(self) -> None:
@@ -96,6 +102,7 @@ class Engine:
 
     def stop(self) -> None:
         """Ends the threads after the chunk or step in hand."""
+        self._stopping = True
         self.workers.stop()
         self.prefill_pool.stop()
         for thread in (*self.workers.threads, *self.prefill_pool.threads):
@@ -109,8 +116,28 @@ class Engine:
 
     @property
     def healthy(self) -> bool:
-        """The threads live, and their heartbeats are fresh."""
-        return self._heartbeats.fresh
+        """The threads live, their heartbeats are fresh, and a worker has slots."""
+        return self._heartbeats.fresh and self.workers.serving and not self._dead
+
+    @property
+    def alive(self) -> bool:
+        """Can it serve, or will it? Otherwise a new process is the only remedy."""
+        return self._stopping or not (self._dead or self._heartbeats.lost)
+
+    def _died(self, reason: str) -> None:
+        """A thread cannot go on: ends the process, after a moment for what others can still tell their clients.
+
+        A server without inference that goes on listening is worse than none: nothing would start another.
+        """
+        if not self._dying.acquire(blocking=False):
+            return
+        self._dead = True
+        log.critical("inference is dead (%s): the process ends with exit code %d", reason, health.EXIT_DEAD)
+        self.end()
+        end = time.monotonic() + LAST_WORDS_SECONDS
+        while self.in_use and time.monotonic() < end:
+            time.sleep(0.05)
+        health.end_process()
 
     @property
     def draining(self) -> bool:

@@ -59,6 +59,7 @@ class PrefillPool:
         heartbeats: of the threads, among others.
         ending: set when the server stops: what is read then gets Draining.
         prefilled: takes over a prompt that has been read.
+        died: called by a thread that cannot go on, with the reason.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class PrefillPool:
         heartbeats: health.Heartbeats,
         ending: threading.Event,
         prefilled: Callable[[ContinueRequest, PromptState, PrefillDone], None],
+        died: Callable[[str], None],
     ) -> None:
         self._bundle, self._codebooks, self._metrics = bundle, codebooks, metrics
         self._admission, self._heartbeats, self._ending, self._prefilled = admission, heartbeats, ending, prefilled
@@ -83,7 +85,7 @@ class PrefillPool:
         self._reading = 0  # prompts that a thread reads
         self._lock = threading.Lock()  # of that count
         self.threads = [
-            threading.Thread(target=self._work, args=(kind,), name=f"{kind}-{index}", daemon=True)
+            threading.Thread(target=health.guarded(self._work, died), args=(kind,), name=f"{kind}-{index}", daemon=True)
             for kind in self.queues
             for index in range(threads)
         ]

@@ -16,6 +16,7 @@ from traceback import clear_frames
 import numpy as np
 import torch
 
+from app.engine import health
 from app.engine.requests import ContinueRequest, NotFinite, PrefillDone
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import GeneratedSequence, RunningRequest
@@ -26,6 +27,7 @@ from model.inference.backend import Backend
 from model.inference.types import Frames, PromptState
 
 IDLE_SECONDS = 0.5  # between two heartbeats of a worker without rows
+RENEWAL_PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # before each try to renew slots; after the last, it is over
 log = logging.getLogger("whispergpt")
 
 
@@ -50,6 +52,7 @@ class DecodeWorkers:
         heartbeat: called by each worker at least once a second while all is well.
         prompts_wait: is a prompt being read, or waiting for it?
         check: what each worker asks of its slots, on its own thread, before the first row joins.
+        died: called by the thread of a worker that cannot go on, with the reason.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DecodeWorkers:
         heartbeat: Callable[[], None],
         prompts_wait: Callable[[], bool] = lambda: False,
         check: Callable[[Backend], bool] = lambda slots: True,
+        died: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._make, self._rows, self._metrics, self._heartbeat = make, rows, metrics, heartbeat
         self._prompts_wait, self._torch_threads, self._check = prompts_wait, threads, check
@@ -69,12 +73,14 @@ class DecodeWorkers:
         self._changed = threading.Condition()
         self._waiting: deque[GeneratedSequence] = deque()
         self._loads = [0] * count
-        self._stopped = False
+        self._serving = [False] * count  # those that have slots
+        self._failing = [False] * count  # those that could not renew them, so far
+        self._stopped = threading.Event()
         self.ending = threading.Event()  # the server stops: what runs ends with what it has
-        self._slots: list[Backend] = []
+        self._slots: dict[int, Backend] = {}  # until each thread takes its own
         self.total = count * rows
         self.threads = [
-            threading.Thread(target=self._run, args=(index,), name=f"decode-{index}", daemon=True)
+            threading.Thread(target=health.guarded(self._run, died), args=(index,), name=f"decode-{index}", daemon=True)
             for index in range(count)
         ]
         metrics.slots.set(self.total)
@@ -84,16 +90,21 @@ class DecodeWorkers:
 
         Returns whether the check held in every worker; raises what it raised.
         """
-        self._slots = [self._make(self._rows) for _ in self.threads]
+        self._slots = {index: self._make(self._rows) for index in range(len(self.threads))}
         for thread in self.threads:
             thread.start()
         held = [checked.result() for checked in self._checked]
         return all(held)
 
+    @property
+    def serving(self) -> bool:
+        """Has a worker slots, or will have them in a moment? One step that fails makes nobody wait longer than that."""
+        return not all(self._failing)
+
     def stop(self) -> None:
         """Ends the threads after the step in hand."""
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -126,12 +137,13 @@ class DecodeWorkers:
     def _next_sequences(self, index: int, pause: float) -> list[GeneratedSequence] | None:
         """Choices for free rows; None when the workers have stopped. Waits up to ``pause`` when it has no rows."""
         with self._changed:
-            if self._stopped:
+            if self._stopped.is_set():
                 return None
             if not self._loads[index] and not self._waiting:
                 self._changed.wait(pause)
             taken = []
-            while self._waiting and self._loads[index] < self._rows and self._loads[index] <= min(self._loads):
+            least = min(load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
+            while self._waiting and self._loads[index] < self._rows and self._loads[index] <= least:
                 sequence = self._waiting.popleft()
                 if not sequence.running.request.cancelled.is_set():
                     taken.append(sequence)
@@ -150,27 +162,67 @@ class DecodeWorkers:
 
     def _run(self, index: int) -> None:
         torch.set_num_threads(self._torch_threads)
-        state = WorkerState(index, self._slots[index])
+        first = WorkerState(index, self._slots.pop(index))
         try:
-            self._checked[index].set_result(self._check(state.slots))
+            held = self._check(first.slots)
         except BaseException as error:  # of the start: there is nothing that could serve
             self._checked[index].set_exception(error)
             return
+        self._set_serving(index, True)
+        self._checked[index].set_result(held)
+        state: WorkerState | None = first
+        del first
+        while state is not None and not self._serve(state):
+            state = None  # before the new ones are made: there may be no room for both
+            state = self._renewed(index)
+
+    def _set_serving(self, index: int, serves: bool) -> None:
+        with self._changed:
+            self._serving[index] = serves
+            self._failing[index] = False
+            self._changed.notify_all()  # what waits is for those that serve
+
+    def _serve(self, state: WorkerState) -> bool:
+        """Steps until the workers are stopped, True, or a step has failed, False: then its rows have, too."""
         while True:
             self._heartbeat()
-            taken = self._next_sequences(index, IDLE_SECONDS)
+            taken = self._next_sequences(state.index, IDLE_SECONDS)
             if taken is None:
-                return
+                return True
             try:
                 self._join(state, taken)
                 self._step(state)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
                 clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
+                self._set_serving(state.index, False)
                 self._fail([*state.rows.values(), *taken], error)
-                del taken
-                self._left(index, self._loads[index])
-                state = WorkerState(index, self._make(self._rows))
+                self._left(state.index, self._loads[state.index])
+                del state, taken  # the error holds this frame until its last client has it
+                return False
+
+    def _renewed(self, index: int) -> WorkerState | None:
+        """New slots; None when the workers are stopped meanwhile. Raises ThreadDied."""
+        for pause in RENEWAL_PAUSES_SECONDS:
+            self._heartbeat()
+            if self._stopped.wait(pause):
+                return None
+            try:
+                state = self._tried(index)
+            except BaseException as error:
+                log.exception("the slots of a decode worker could not be renewed")
+                clear_frames(error.__traceback__)
+                self._failing[index] = True
+            else:
+                self._set_serving(index, True)
+                return state
+        raise health.ThreadDied(f"slots could not be renewed in {len(RENEWAL_PAUSES_SECONDS)} tries")
+
+    def _tried(self, index: int) -> WorkerState:
+        """New slots that can make a frame; without that, they are none. Raises what goes wrong."""
+        state = WorkerState(index, self._make(self._rows))
+        self._check(state.slots)
+        return state
 
     @staticmethod
     def _fail(sequences: list[GeneratedSequence], error: BaseException) -> None:
