@@ -136,13 +136,13 @@ class PrefillPool:
             between=lambda: self.go_on(request, "the prompt could not be read in time"),
         )
         took = time.monotonic() - begin
+        request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
         self._metrics.prefill_seconds.observe(took)
         logprobs = prompt.logprobs.cpu().numpy()
         if not np.isfinite(logprobs).all():
             raise NotFinite
         self._count(prompt.nll, len(prompt.tokens))
         tail = prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy()
-        request.stage = "slot"
         self._prefilled(request, prompt, PrefillDone(logprobs, tail, begin - request.submitted, took))
 
     def score_clip(self, request: ScoreRequest) -> Score:

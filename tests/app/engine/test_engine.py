@@ -280,6 +280,21 @@ def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: by
         pool.read_prompt(left)
 
 
+def test_a_prompt_that_is_told_to_be_read_waits_for_a_slot(
+    service: Any, speech: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sees the metric finds the stage."""
+    engine, seen = service.app.state.engine, []
+    now = time.monotonic()
+    request = ContinueRequest(now, now + 60, speech, 2, SamplingOptions(seed=1), 1)
+    observe = engine.metrics.prefill_seconds.observe
+    monkeypatch.setattr(
+        engine.metrics.prefill_seconds, "observe", lambda took: (seen.append(request.stage), observe(took))
+    )
+    service.wait(engine.submit(request))
+    assert seen == ["slot"]
+
+
 def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that is slow to say that a request runs must not say so after the event loop has said that it ended."""
     engine = service.app.state.engine
