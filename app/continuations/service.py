@@ -38,13 +38,13 @@ class ContinuationRequest:
     """A request to continue, checked and decoded."""
 
     form: ContinueForm
-    job: ContinueRequest
+    engine_request: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
     warnings: tuple[Notice, ...]  # what is to be told of the prompt's file
 
     def stage(self) -> str:
         """What the request waits for, for the count of those who leave."""
-        return "send" if self.job.stage == "done" else self.job.stage
+        return "send" if self.engine_request.stage == "done" else self.engine_request.stage
 
 
 def mean_nll(logprobs: np.ndarray) -> float:
@@ -62,9 +62,10 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
         raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = deadline(request, settings, form.timeout_seconds)
     heard = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
-    prompt = heard.samples
-    job = ContinueRequest(arrived, until, prompt, frames_for_seconds(form.seconds), form.sampling(), form.n)
-    return ContinuationRequest(form, job, prompt if form.include_prompt else np.zeros(0, np.float32), heard.warnings)
+    prompt, frames = heard.samples, frames_for_seconds(form.seconds)
+    engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
+    own = prompt if form.include_prompt else np.zeros(0, np.float32)
+    return ContinuationRequest(form, engine_request, own, heard.warnings)
 
 
 def too_short() -> ServiceError:
@@ -77,7 +78,7 @@ async def continued(request: Request, order: ContinuationRequest) -> GenerationR
     """The whole continuation. Raises ServiceError."""
     engine: Engine = request.app.state.engine
     try:
-        made: GenerationResult = await engine.submit(order.job)
+        made: GenerationResult = await engine.submit(order.engine_request)
         return made
     except TooShortError as error:
         raise too_short() from error
@@ -87,7 +88,7 @@ def headers(request: Request, order: ContinuationRequest, prompt_logprobs: np.nd
     """What bare audio cannot tell, as far as it is known when the first byte is sent."""
     return {
         "x-whispergpt-id": f"cont-{request.state.request_id}",
-        "x-whispergpt-seed": str(order.job.options.seed),
+        "x-whispergpt-seed": str(order.engine_request.options.seed),
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
         "x-whispergpt-sample-rate": str(SAMPLE_RATE_HZ),
@@ -101,7 +102,7 @@ def timings(order: ContinuationRequest, made: GenerationResult, first_audio_seco
         queue_seconds=made.queue_seconds,
         prefill_seconds=made.prefill_seconds,
         first_audio_seconds=first_audio_seconds,
-        total_seconds=time.monotonic() - order.job.arrived,
+        total_seconds=time.monotonic() - order.engine_request.arrived,
         real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
     )
 
@@ -137,7 +138,7 @@ def figures(
         id=f"cont-{request.state.request_id}",
         created=int(time.time()),
         model=request.app.state.engine.bundle.name,
-        seed=order.job.options.seed,
+        seed=order.engine_request.options.seed,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,
         prompt=PromptBody(seconds=frames / FRAME_RATE_HZ, tokens=frames, nll=mean_nll(made.prompt_logprobs)),

@@ -34,9 +34,9 @@ log = logging.getLogger("whispergpt")
 
 
 class EventBuffer:
-    """Takes a job's events from the engine as they come, so that no reader, however slow, holds the engine up.
+    """Takes a request's events from the engine as they come, so that no reader, however slow, holds the engine up.
 
-    What waits here for the reader is bounded by the job: `max_seconds` x n of samples. The request's place is given
+    What waits here for the reader is bounded by the request: `max_seconds` x n of samples. Its permit is given
     back when all is made and one of the server's ``unread`` permits is free; these bound how many such answers wait.
     """
 
@@ -75,15 +75,19 @@ class EventBuffer:
         if self._ahead is None:
             event = await self._waiting.get()
             if isinstance(event, Exception):
-                raise event
+                try:
+                    raise event
+                finally:
+                    del event  # the error holds this frame: they would keep each other alive, and all that was made
             self._ahead = event
         return self._ahead
 
     async def close(self) -> None:
-        """Cancels the job when it still runs, and gives everything back."""
+        """Cancels the request when it still runs, and gives everything back."""
         self._task.cancel()
         await asyncio.wait([self._task])
         await self._events.aclose()
+        self._waiting = asyncio.Queue()  # an error in there would hold `_take`'s frame, and so this buffer
         if self._permitted:
             self._permitted = False
             self._unread.release()
@@ -112,7 +116,7 @@ def blocks(samples: Samples) -> Iterator[Samples]:
 async def opened(request: Request, order: ContinuationRequest, place: AsyncExitStack) -> Opened:
     """Starts a stream and waits for what is to be sent first; takes over the ``place``. Raises ServiceError."""
     state = request.app.state
-    feed = EventBuffer(state.engine.stream(order.job), place.pop_all(), state.unread)
+    feed = EventBuffer(state.engine.stream(order.engine_request), place.pop_all(), state.unread)
     try:
         started = await feed.next()
         if not order.form.include_prompt:
@@ -124,7 +128,7 @@ async def opened(request: Request, order: ContinuationRequest, place: AsyncExitS
         await feed.close()
         raise
     assert isinstance(started, PrefillDone), started
-    order.job.forget()  # the prompt has been read; only what is to be sent of it is kept
+    order.engine_request.forget()  # the prompt has been read; only what is to be sent of it is kept
     return Opened(order, started, feed)
 
 
@@ -135,7 +139,7 @@ def delta(index: int, samples: Samples, tokens: list[int], logprobs: list[float]
 
 
 class StreamedResponse(Response):
-    """Sends a stream as it is made; ends the job when the client leaves.
+    """Sends a stream as it is made; ends the request when the client leaves.
 
     An error after the first byte is an `audio.error` event. Bare audio has no room for one, nor for the word that the
     server stopped before the end: there the response is left without its end, upon which the server cuts the
@@ -190,7 +194,7 @@ class StreamedResponse(Response):
         seconds = self._request.app.state.settings.send_timeout_seconds
         await handed_over(send, {"type": "http.response.body", "body": chunk, "more_body": more}, seconds)
         if self._made_audio and not self._first_audio_seconds:
-            self._first_audio_seconds = time.monotonic() - self._stream.order.job.arrived
+            self._first_audio_seconds = time.monotonic() - self._stream.order.engine_request.arrived
             self._request.app.state.metrics.first_sent_seconds.observe(self._first_audio_seconds)
 
     async def _break(self, send: Send, error: ServiceError) -> None:

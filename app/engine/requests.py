@@ -1,26 +1,17 @@
-"""What the engine is asked to do, and what it answers: jobs, the events of a stream, results."""
+"""What the engine is asked to do, and what it answers: requests, the events of a stream, results. All plain data."""
 
 import asyncio
 import threading
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from app.errors import DeadlinePassed
-from app.metrics import Metrics
-from model.checkpoint import Bundle
-from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.prefill import prefill
+from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.sampling import SamplingOptions
-from model.inference.scoring import CHUNK_FRAMES, Score, Window, score
-from model.inference.types import PromptState
+from model.inference.scoring import Window
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -28,7 +19,7 @@ Stage = Literal["queue", "prefill", "slot", "step", "score", "done"]
 
 
 class Cancelled(Exception):
-    """Nobody waits for this job any more."""
+    """Nobody waits for this request any more."""
 
 
 class NotFinite(Exception):
@@ -47,7 +38,7 @@ class PrefillDone:
 
 @dataclass(frozen=True)
 class AudioChunk:
-    """F frames of one choice; the pieces of a choice come in order, and joined they are the whole."""
+    """F frames of one choice; the chunks of a choice come in order, and joined they are the whole."""
 
     choice: int
     first: int  # index of its first frame
@@ -87,144 +78,72 @@ class GenerationResult:
 
 @dataclass(frozen=True)
 class Failure:
-    """The last event of a job that failed."""
+    """The last event of a request that failed."""
 
     error: BaseException
 
 
 class ResultQueue:
-    """Where a job's events go: a queue of the event loop that waits for them. Any thread may put."""
+    """Where a request's events go: a queue of the event loop that waits for them. Any thread may put."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.events: asyncio.Queue[Any] = asyncio.Queue()
+        self._closed = False  # of the event loop alone
 
     def put(self, *events: Any) -> None:
         def deliver() -> None:
-            for event in events:
+            for event in events if not self._closed else ():
                 self.events.put_nowait(event)
 
         with suppress(RuntimeError):  # the event loop has closed: nobody waits
             self.loop.call_soon_threadsafe(deliver)
 
+    def close(self) -> None:
+        """Nobody waits any more: what is here, and what still comes, is dropped.
 
-class Host(Protocol):
-    """What a job may ask of the engine that runs it."""
-
-    bundle: Bundle
-    codebooks: int
-    metrics: Metrics
-
-    def heartbeat(self, job: "EngineRequest") -> None:
-        """Shows life, and ends the job when nobody waits for it, or can: raises Cancelled or Draining."""
-
-    def start_sequences(self, job: "ContinueRequest", prompt: PromptState, started: PrefillDone) -> None:
-        """A prompt has been read: its choices wait for slots."""
+        Kept, a failure would go in a circle, and with it all that its traceback holds: the error, the frame of the
+        thread that met it, the request, this queue.
+        """
+        self._closed = True
+        self.events = asyncio.Queue()
 
 
 @dataclass
-class EngineRequest(ABC):
-    """Work for the engine. Times are `time.monotonic` seconds."""
+class EngineRequest:
+    """Work for the engine. Times are `time.monotonic` seconds.
+
+    The caller gives what the constructor takes; the rest is where the request stands, and the engine keeps it.
+    """
 
     arrived: float
     deadline: float
+    samples: FloatArray | None  # (N,) at 24 kHz; None as soon as nobody needs them
     cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     submitted: float = field(default=0.0, init=False)
     started: float = field(default=0.0, init=False)  # it computes what it was asked for; until then it waits
     stage: Stage = field(default="queue", init=False)
     streamed: bool = field(default=False, init=False)
-    ticket: ResultQueue | None = field(default=None, init=False)
+    results: ResultQueue | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)  # a thread has it, or had it
-    kind: ClassVar[Literal["read", "score"]] = "read"  # which of the engine's threads do it
-    starts_at_once: ClassVar[bool] = True  # when its thread takes it, and ends with `run`
 
-    @abstractmethod
-    def run(self, engine: "Host") -> Any:
-        """Runs on one of the engine's threads; calls ``engine.heartbeat(self)`` at least once a chunk.
-
-        Returns the result, unless other threads go on with it.
-        """
-
-    def forget(self) -> None:  # noqa: B027 - a job without anything large has nothing to do
-        """Nobody waits: lets go of what is large. The job may still stand in a queue."""
+    def forget(self) -> None:
+        """Nobody waits: lets go of what is large. The request may still stand in a queue."""
+        self.samples = None
 
 
 @dataclass
 class ContinueRequest(EngineRequest):
-    """Continue a prompt, (N,) samples at 24 kHz. Raises TooShortError, or DeadlinePassed when nothing is ready."""
+    """Continue a prompt. Answered with a `GenerationResult`, TooShortError, or DeadlinePassed when nothing is ready."""
 
-    prompt: FloatArray | None
     frames: int
     options: SamplingOptions
     n: int
 
-    starts_at_once = False
-
-    def forget(self) -> None:
-        self.prompt = None
-
-    def _go_on(self, engine: "Host") -> None:
-        engine.heartbeat(self)
-        if time.monotonic() > self.deadline:
-            raise DeadlinePassed("the prompt could not be read in time")
-
-    def run(self, engine: "Host") -> None:
-        """Reads the prompt; the choices then wait for slots."""
-        samples = self.prompt
-        if samples is None:
-            raise Cancelled
-        self.stage = "prefill"
-        begin = time.monotonic()
-        prompt = prefill(
-            engine.bundle, torch.from_numpy(samples), codebooks=engine.codebooks, between=lambda: self._go_on(engine)
-        )
-        took = time.monotonic() - begin
-        engine.metrics.prefill_seconds.observe(took)
-        logprobs = prompt.logprobs.cpu().numpy()
-        if not np.isfinite(logprobs).all():
-            raise NotFinite
-        count_read(engine.metrics, prompt.nll, len(prompt.tokens))
-        started = PrefillDone(logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy(), begin - self.submitted, took)
-        self.stage = "slot"
-        engine.start_sequences(self, prompt, started)
-
 
 @dataclass
 class ScoreRequest(EngineRequest):
-    """Score one clip, (N,) samples at 24 kHz. Raises TooShortError or WindowError."""
+    """Score one clip. Answered with a `Score`, TooShortError or WindowError."""
 
-    clip: FloatArray | None
     context_frames: int
     window: Window | None = None
-
-    kind = "score"
-
-    def forget(self) -> None:
-        self.clip = None
-
-    def run(self, engine: "Host") -> Score:
-        clip = self.clip
-        if clip is None:
-            raise Cancelled
-        self.stage = "score"
-
-        def blocks() -> Iterator[torch.Tensor]:
-            size = CHUNK_FRAMES * HOP_SAMPLES
-            for start in range(0, len(clip), size):
-                engine.heartbeat(self)
-                if time.monotonic() > self.deadline:
-                    raise DeadlinePassed("the clip could not be scored in time")
-                yield torch.from_numpy(clip[start : start + size])
-
-        result = score(engine.bundle, blocks(), context_frames=self.context_frames, window=self.window)
-        if not result.finite:
-            raise NotFinite
-        count_read(engine.metrics, result.nll, len(result.tokens))
-        return result
-
-
-def count_read(metrics: Metrics, nll: float, tokens: int) -> None:
-    """Count tokens that were read: of a prompt, or scored."""
-    metrics.token_nll.observe(nll)
-    metrics.prompt_tokens.inc(tokens)
-    metrics.prompt_audio_seconds.inc(tokens * HOP_SAMPLES / SAMPLE_RATE_HZ)

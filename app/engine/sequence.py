@@ -1,4 +1,4 @@
-"""Continuations in the lanes: the choices of a prompt that has been read, and what they have made so far."""
+"""Continuations in slots: the choices of a prompt that has been read, and what they have made so far."""
 
 import logging
 import threading
@@ -19,12 +19,11 @@ from app.engine.requests import (
     PrefillDone,
 )
 from app.metrics import Metrics
-from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
+from model.constants import HOP_SAMPLES
 from model.inference.types import Frames, PromptState
 
 FIRST_CHUNK_FRAMES = 3  # 40 ms: what a player needs to begin
-LONGEST_CHUNK_FRAMES = 24  # 320 ms: pieces grow to this, for fewer bytes of headers and fewer wake-ups
-PLAYBACK_LEAD_SECONDS = 0.5  # of audio that a listener has in hand: who has more can wait for those who have less
+LONGEST_CHUNK_FRAMES = 24  # 320 ms: chunks grow to this, for fewer bytes of headers and fewer wake-ups
 log = logging.getLogger("whispergpt")
 
 
@@ -36,30 +35,35 @@ class RunningRequest:
     """
 
     def __init__(
-        self, job: ContinueRequest, prompt: PromptState, started: PrefillDone, metrics: Metrics, ending: threading.Event
+        self,
+        request: ContinueRequest,
+        prompt: PromptState,
+        started: PrefillDone,
+        metrics: Metrics,
+        ending: threading.Event,
     ) -> None:
-        self.job, self.prompt, self.metrics, self.ending = job, prompt, metrics, ending
+        self.request, self.prompt, self.metrics, self.ending = request, prompt, metrics, ending
         self.started = started
         self.since = time.monotonic()  # waiting for slots
         self.waited = self.joined = self.first_frame = 0.0
         self._ended: dict[int, FinishedSequence] = {}  # by the choice's index
         self._failed = False
-        self._lock = threading.Lock()  # choices of one job may be in different lanes
+        self._lock = threading.Lock()  # choices of one request may be at different workers
 
-    def choices(self) -> "list[GeneratedSequence]":
+    def sequences(self) -> "list[GeneratedSequence]":
         """Its rows of work, all new."""
-        return [GeneratedSequence(self, index) for index in range(self.job.n)]
+        return [GeneratedSequence(self, index) for index in range(self.request.n)]
 
     def put(self, *events: PrefillDone | AudioChunk | GenerationResult | Failure) -> None:
-        if self.job.ticket is not None:
-            self.job.ticket.put(*events)
+        if self.request.results is not None:
+            self.request.results.put(*events)
 
     def join(self) -> None:
         """One of its choices gets a slot."""
         with self._lock:
             if not self.joined:
-                self.joined = self.job.started = time.monotonic()
-                self.job.stage = "step"
+                self.joined = self.request.started = time.monotonic()
+                self.request.stage = "step"
                 self.waited = self.started.queue_seconds + self.joined - self.since
                 self.metrics.queue_seconds.observe(self.waited)
 
@@ -67,20 +71,20 @@ class RunningRequest:
         """Why it ends now, whatever is left to make; None while nothing is against its going on."""
         if self.ending.is_set():
             return "cancelled"
-        return "timeout" if now > self.job.deadline else None
+        return "timeout" if now > self.request.deadline else None
 
     def frame(self, now: float) -> None:
         """A frame was made."""
         with self._lock:
             if not self.first_frame:
                 self.first_frame = now
-                self.metrics.first_audio_seconds.observe(now - self.job.arrived)
+                self.metrics.first_audio_seconds.observe(now - self.request.arrived)
 
     def fail(self, error: BaseException) -> None:
         """Ends all choices: those in slots leave at their next step."""
         with self._lock:
             first, self._failed = not self._failed, True
-        self.job.cancelled.set()
+        self.request.cancelled.set()
         if first:
             if isinstance(error, NotFinite):
                 self.metrics.nonfinite.inc()
@@ -91,13 +95,13 @@ class RunningRequest:
         """A choice has ended; when all have, the answer is ready."""
         with self._lock:
             self._ended[index] = made
-            done = len(self._ended) == self.job.n and not self._failed
+            done = len(self._ended) == self.request.n and not self._failed
         if not done:
             self.put(*events)
             return
         now = time.monotonic()
-        self.job.stage = "done"
-        ended = [self._ended[index] for index in range(self.job.n)]
+        self.request.stage = "done"
+        ended = [self._ended[index] for index in range(self.request.n)]
         result = GenerationResult(
             prompt_logprobs=self.started.prompt_logprobs,
             tokens=[one.tokens for one in ended],
@@ -107,7 +111,7 @@ class RunningRequest:
             finish_reasons=[one.finish for one in ended],
             queue_seconds=self.waited,
             prefill_seconds=self.started.prefill_seconds,
-            first_audio_seconds=self.first_frame - self.job.arrived,
+            first_audio_seconds=self.first_frame - self.request.arrived,
             loop_seconds=now - self.joined,
         )
         self.metrics.real_time_factor.observe(result.made_seconds / max(result.loop_seconds, 1e-9))
@@ -126,16 +130,16 @@ class FinishedSequence(NamedTuple):
 class GeneratedSequence:
     """One row of work: the frames of one continuation."""
 
-    def __init__(self, seated: RunningRequest, index: int) -> None:
-        self.seated, self.index = seated, index
-        frames = seated.job.frames
-        self.streamed = seated.job.streamed
+    def __init__(self, running: RunningRequest, index: int) -> None:
+        self.running, self.index = running, index
+        frames = running.request.frames
+        self.streamed = running.request.streamed
         self.tokens = np.empty(frames, np.int64)
         self.logprobs = np.empty(frames, np.float32)
-        # a stream needs no more than the piece in hand
+        # a stream needs no more than the chunk in hand
         self._samples = np.empty((LONGEST_CHUNK_FRAMES if self.streamed else frames, HOP_SAMPLES), np.float32)
         self.made = self._sent = 0
-        self._piece = FIRST_CHUNK_FRAMES
+        self._chunk_frames = FIRST_CHUNK_FRAMES
         self.finish: FinishReason = "length"
 
     def add(self, made: Frames, at: int) -> None:
@@ -146,34 +150,28 @@ class GeneratedSequence:
         self._samples[place] = made.samples[at]
         self.made += 1
 
-    def ahead(self, now: float) -> bool:
-        """Would somebody who listens since the first frame have audio in hand for a while?"""
-        if self.made == 0 or self.seated.cut(now):
-            return False
-        return self.made / FRAME_RATE_HZ - (now - self.seated.first_frame) > PLAYBACK_LEAD_SECONDS
-
     def over(self, now: float) -> bool:
         """Is it complete, or must it end as it is?"""
-        if self.made == self.seated.job.frames:
+        if self.made == self.running.request.frames:
             return True
-        if reason := self.seated.cut(now):
+        if reason := self.running.cut(now):
             self.finish = reason
         return reason is not None
 
-    def piece(self, last: bool) -> list[AudioChunk]:
-        """What is to be sent now: nothing, or one piece."""
+    def chunk(self, last: bool) -> list[AudioChunk]:
+        """What is to be sent now: nothing, or one chunk."""
         ready = self.made - self._sent
-        if not self.streamed or ready == 0 or not (last or ready >= self._piece):
+        if not self.streamed or ready == 0 or not (last or ready >= self._chunk_frames):
             return []
         span = slice(self._sent, self.made)
         samples = self._samples[:ready].reshape(-1).copy()
-        piece = AudioChunk(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
+        chunk = AudioChunk(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
         self._sent = self.made
-        self._piece = min(2 * self._piece, LONGEST_CHUNK_FRAMES)
-        return [piece]
+        self._chunk_frames = min(2 * self._chunk_frames, LONGEST_CHUNK_FRAMES)
+        return [chunk]
 
     def close(self, *events: AudioChunk) -> None:
         """It has ended."""
         samples = self._samples[: 0 if self.streamed else self.made].reshape(-1)
         made = FinishedSequence(self.tokens[: self.made], self.logprobs[: self.made], samples, self.finish)
-        self.seated.close(self.index, made, *events)
+        self.running.close(self.index, made, *events)

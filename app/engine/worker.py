@@ -1,6 +1,6 @@
-"""The step loop: each lane is a thread that owns slots and makes one frame of each of its rows at a time.
+"""The step loop: each decode worker is a thread that owns slots and makes one frame of each of its rows at a time.
 
-A continuation's choices wait in one queue; the lane with the fewest rows takes the next. Rows join and leave between
+A continuation's choices wait in one queue; the worker with the fewest rows takes the next. Rows join and leave between
 steps, so a cancelled one is gone within one step. Rows never wait for each other.
 """
 
@@ -10,35 +10,49 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from traceback import clear_frames
 
 import numpy as np
 import torch
 
-from app.engine.requests import NotFinite
+from app.engine import health
+from app.engine.requests import ContinueRequest, NotFinite, PrefillDone
+from app.engine.scheduler import Scheduler
 from app.engine.sequence import GeneratedSequence, RunningRequest
 from app.errors import Draining
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ
 from model.inference.backend import Backend
-from model.inference.types import Frames
+from model.inference.types import Frames, PromptState
 
-PAUSE_SECONDS = 0.005
-IDLE_SECONDS = 0.5  # between two heartbeats of a lane without rows
+IDLE_SECONDS = 0.5  # between two heartbeats of a worker without rows
+RENEWAL_PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # before each try to renew slots; after the last, it is over
 log = logging.getLogger("whispergpt")
 
 
+@dataclass
+class WorkerState:
+    """What one worker's thread has in hand."""
+
+    index: int
+    slots: Backend
+    rows: dict[int, GeneratedSequence] = field(default_factory=dict)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+
+
 class DecodeWorkers:
-    """The lanes, and the queue of choices in front of them.
+    """The workers, and the queue of choices in front of them.
 
     Args:
-        make: makes the slots of one lane; called again when a step has failed.
-        count: lanes.
+        make: makes the slots of one worker; called again when a step has failed.
+        count: workers.
         rows: slots of each.
         threads: what torch may use inside a step.
-        heartbeat: called by each lane at least once a second while all is well.
-        busy: does anybody wait for a prompt to be read? Then streams do not run far ahead of their listeners.
-        check: what each lane asks of its slots, on its own thread, before the first row joins.
+        heartbeat: called by each worker at least once a second while all is well.
+        prompts_wait: is a prompt being read, or waiting for it?
+        check: what each worker asks of its slots, on its own thread, before the first row joins.
+        died: called by the thread of a worker that cannot go on, with the reason.
     """
 
     def __init__(
@@ -49,168 +63,227 @@ class DecodeWorkers:
         threads: int,
         metrics: Metrics,
         heartbeat: Callable[[], None],
-        busy: Callable[[], bool] = lambda: False,
+        prompts_wait: Callable[[], bool] = lambda: False,
         check: Callable[[Backend], bool] = lambda slots: True,
+        died: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        self._make, self._rows, self._metrics, self._heartbeat, self._busy = make, rows, metrics, heartbeat, busy
-        self._torch_threads, self._check = threads, check
+        self._make, self._rows, self._metrics, self._heartbeat = make, rows, metrics, heartbeat
+        self._prompts_wait, self._torch_threads, self._check = prompts_wait, threads, check
         self._checked: list[Future[bool]] = [Future() for _ in range(count)]
         self._changed = threading.Condition()
         self._waiting: deque[GeneratedSequence] = deque()
         self._loads = [0] * count
-        self._stopped = False
+        self._serving = [False] * count  # those that have slots
+        self._failing = [False] * count  # those that could not renew them, so far
+        self._stopped = threading.Event()
         self.ending = threading.Event()  # the server stops: what runs ends with what it has
-        self._slots: list[Backend] = []
+        self._slots: dict[int, Backend] = {}  # until each thread takes its own
         self.total = count * rows
         self.threads = [
-            threading.Thread(target=self._run, args=(lane,), name=f"lane-{lane}", daemon=True) for lane in range(count)
+            threading.Thread(target=health.guarded(self._run, died), args=(index,), name=f"decode-{index}", daemon=True)
+            for index in range(count)
         ]
         metrics.slots.set(self.total)
 
     def start(self) -> bool:
         """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
 
-        Returns whether the check held in every lane; raises what it raised.
+        Returns whether the check held in every worker; raises what it raised.
         """
-        self._slots = [self._make(self._rows) for _ in self.threads]
+        self._slots = {index: self._make(self._rows) for index in range(len(self.threads))}
         for thread in self.threads:
             thread.start()
         held = [checked.result() for checked in self._checked]
         return all(held)
 
+    @property
+    def serving(self) -> bool:
+        """Has a worker slots, or will have them in a moment? One step that fails makes nobody wait longer than that."""
+        return not all(self._failing)
+
     def stop(self) -> None:
         """Ends the threads after the step in hand."""
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             self._changed.notify_all()
 
     def end(self) -> None:
         """Choices in slots end at their next step; continuations that have made nothing yet get Draining."""
         with self._changed:
             self.ending.set()
-            too_late = [choice.seated for choice in self._waiting if not choice.seated.joined]
-            self._waiting = deque(choice for choice in self._waiting if choice.seated.joined)
+            too_late = [sequence.running for sequence in self._waiting if not sequence.running.joined]
+            self._waiting = deque(sequence for sequence in self._waiting if sequence.running.joined)
             self._changed.notify_all()
-        for seated in too_late:
-            seated.fail(Draining("the server is shutting down"))
+        for running in too_late:
+            running.fail(Draining("the server is shutting down"))
 
-    def put(self, seated: RunningRequest) -> None:
-        """Its choices wait for slots from now on."""
+    def put(self, request: ContinueRequest, prompt: PromptState, done: PrefillDone) -> None:
+        """A prompt has been read: its choices wait for slots from now on."""
+        running = RunningRequest(request, prompt, done, self._metrics, self.ending)
+        if request.streamed:
+            running.put(done)
         with self._changed:
-            self._waiting.extend(seated.choices())
-            self._changed.notify_all()
+            if not request.cancelled.is_set():  # otherwise `wake` has been here, and would not come again
+                self._waiting.extend(running.sequences())
+                self._changed.notify_all()
 
     def wake(self) -> None:
-        """A job was cancelled: choices that wait may be dropped."""
+        """A request was cancelled: choices that wait may be dropped."""
         with self._changed:
-            self._waiting = deque(choice for choice in self._waiting if not choice.seated.job.cancelled.is_set())
+            self._waiting = deque(
+                sequence for sequence in self._waiting if not sequence.running.request.cancelled.is_set()
+            )
 
-    def _take(self, lane: int, pause: float) -> list[GeneratedSequence] | None:
-        """Choices for free rows; None when the lanes have stopped. Waits up to ``pause`` when the lane is empty."""
+    def _next_sequences(self, index: int, pause: float) -> list[GeneratedSequence] | None:
+        """Choices for free rows; None when the workers have stopped. Waits up to ``pause`` when it has no rows."""
         with self._changed:
-            if self._stopped:
+            if self._stopped.is_set():
                 return None
-            if not self._loads[lane] and not self._waiting:
+            if not self._loads[index] and not self._waiting:
                 self._changed.wait(pause)
             taken = []
-            while self._waiting and self._loads[lane] < self._rows and self._loads[lane] <= min(self._loads):
-                choice = self._waiting.popleft()
-                if not choice.seated.job.cancelled.is_set():
-                    taken.append(choice)
-                    self._loads[lane] += 1
+            least = min(load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
+            while self._waiting and self._loads[index] < self._rows and self._loads[index] <= least:
+                sequence = self._waiting.popleft()
+                if not sequence.running.request.cancelled.is_set():
+                    taken.append(sequence)
+                    self._loads[index] += 1
             if self._waiting and taken:
-                self._changed.notify_all()  # another lane has fewer rows now
+                self._changed.notify_all()  # another worker has fewer rows now
             self._metrics.slots_used.set(sum(self._loads))
             return taken
 
-    def _left(self, lane: int, count: int) -> None:
+    def _left(self, index: int, count: int) -> None:
         with self._changed:
-            self._loads[lane] -= count
+            self._loads[index] -= count
             self._metrics.slots_used.set(sum(self._loads))
             if self._waiting:
                 self._changed.notify_all()
 
-    def _run(self, lane: int) -> None:
+    def _run(self, index: int) -> None:
         torch.set_num_threads(self._torch_threads)
-        slots = self._slots[lane]
+        first = WorkerState(index, self._slots.pop(index))
         try:
-            self._checked[lane].set_result(self._check(slots))
+            held = self._check(first.slots)
         except BaseException as error:  # of the start: there is nothing that could serve
-            self._checked[lane].set_exception(error)
+            self._checked[index].set_exception(error)
             return
-        rows: dict[int, GeneratedSequence] = {}
+        self._set_serving(index, True)
+        self._checked[index].set_result(held)
+        state: WorkerState | None = first
+        del first
+        while state is not None and not self._serve(state):
+            state = None  # before the new ones are made: there may be no room for both
+            state = self._renewed(index)
+
+    def _set_serving(self, index: int, serves: bool) -> None:
+        with self._changed:
+            self._serving[index] = serves
+            self._failing[index] = False
+            self._changed.notify_all()  # what waits is for those that serve
+
+    def _serve(self, state: WorkerState) -> bool:
+        """Steps until the workers are stopped, True, or a step has failed, False: then its rows have, too."""
         while True:
             self._heartbeat()
-            taken = self._take(lane, IDLE_SECONDS)
+            taken = self._next_sequences(state.index, IDLE_SECONDS)
             if taken is None:
-                return
+                return True
             try:
-                self._join(slots, rows, taken)
-                self._step(lane, slots, rows)
+                self._join(state, taken)
+                self._step(state)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
                 clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
-                for choice in {id(choice): choice for choice in (*rows.values(), *taken)}.values():
-                    choice.seated.fail(error)
-                self._left(lane, self._loads[lane])
-                rows.clear()
-                slots = self._make(self._rows)
+                self._set_serving(state.index, False)
+                self._fail([*state.rows.values(), *taken], error)
+                self._left(state.index, self._loads[state.index])
+                del state, taken  # the error holds this frame until its last client has it
+                return False
 
-    def _join(self, slots: Backend, rows: dict[int, GeneratedSequence], taken: list[GeneratedSequence]) -> None:
-        free = (row for row in range(self._rows) if row not in rows)
-        for choice in taken:
-            seated, row = choice.seated, next(free)
-            rows[row] = choice
-            slots.join(row, seated.prompt, seated.job.options, choice.index)
-            seated.join()
+    def _renewed(self, index: int) -> WorkerState | None:
+        """New slots; None when the workers are stopped meanwhile. Raises ThreadDied."""
+        for pause in RENEWAL_PAUSES_SECONDS:
+            self._heartbeat()
+            if self._stopped.wait(pause):
+                return None
+            try:
+                state = self._tried(index)
+            except BaseException as error:
+                log.exception("the slots of a decode worker could not be renewed")
+                clear_frames(error.__traceback__)
+                self._failing[index] = True
+            else:
+                self._set_serving(index, True)
+                return state
+        raise health.ThreadDied(f"slots could not be renewed in {len(RENEWAL_PAUSES_SECONDS)} tries")
 
-    def _step(self, lane: int, slots: Backend, rows: dict[int, GeneratedSequence]) -> None:
-        gone = [row for row, choice in rows.items() if choice.seated.job.cancelled.is_set()]
+    def _tried(self, index: int) -> WorkerState:
+        """New slots that can make a frame; without that, they are none. Raises what goes wrong."""
+        state = WorkerState(index, self._make(self._rows))
+        self._check(state.slots)
+        return state
+
+    @staticmethod
+    def _fail(sequences: list[GeneratedSequence], error: BaseException) -> None:
+        """Ends their requests. In a frame of its own: names of a thread's loop keep what they stand for alive."""
+        for sequence in sequences:
+            sequence.running.fail(error)
+
+    def _join(self, state: WorkerState, taken: list[GeneratedSequence]) -> None:
+        free = (row for row in range(self._rows) if row not in state.rows)
+        for sequence in taken:
+            running, row = sequence.running, next(free)
+            state.rows[row] = sequence
+            state.scheduler.join(row, streamed=sequence.streamed, deadline=running.request.deadline)
+            state.slots.join(row, running.prompt, running.request.options, sequence.index)
+            running.join()
+
+    def _leave(self, state: WorkerState, rows: list[int]) -> None:
+        for row in rows:
+            state.slots.leave(row)
+            state.scheduler.leave(row)
+            del state.rows[row]
+        if rows:
+            self._left(state.index, len(rows))
+
+    def _step(self, state: WorkerState) -> None:
+        rows = state.rows
+        self._leave(state, [row for row, one in rows.items() if one.running.request.cancelled.is_set()])
         begin = time.monotonic()
-        active = self._runnable([row for row in rows if row not in gone], rows, begin)
-        if active:
-            made = slots.step(active)
-            now = time.monotonic()
-            self._metrics.step_seconds.observe(now - begin)
-            self._metrics.batch_size.observe(len(active))
-            self._metrics.generated_tokens.inc(len(active))
-            self._metrics.generated_audio_seconds.inc(len(active) / FRAME_RATE_HZ)
-            gone += self._distribute(made, active, rows, now)
-        for row in gone:
-            slots.leave(row)
-            del rows[row]
-        if gone:
-            self._left(lane, len(gone))
-
-    def _runnable(self, active: list[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
-        """The rows to step now: all, unless some wait for audio, or for a prompt, while others have some in hand."""
-        due = [row for row in active if not rows[row].ahead(now)]
-        if due or not active:
-            return due
-        if self._busy():
-            with self._changed:
-                self._changed.wait(PAUSE_SECONDS)
-            return []
-        return active
+        turn = state.scheduler.turn(begin, prompts_wait=self._prompts_wait(), ending=self.ending.is_set())
+        if not turn.rows:
+            if turn.pause_seconds:
+                with self._changed:
+                    self._changed.wait(turn.pause_seconds)
+            return
+        made = state.slots.step(turn.rows)
+        now = time.monotonic()
+        state.scheduler.made(turn.rows, now)
+        self._metrics.step_seconds.observe(now - begin)
+        self._metrics.batch_size.observe(len(turn.rows))
+        self._metrics.generated_tokens.inc(len(turn.rows))
+        self._metrics.generated_audio_seconds.inc(len(turn.rows) / FRAME_RATE_HZ)
+        self._leave(state, self._distribute(made, turn.rows, rows, now))
 
     @staticmethod
     def _distribute(made: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
-        """Give each choice its frame; returns the rows that are done."""
+        """Give each sequence its frame; returns the rows that are done."""
         finite = np.isfinite(made.logprobs) & np.isfinite(made.samples).all(1)
         done = []
         for at, row in enumerate(active):
-            choice = rows[row]
+            sequence = rows[row]
             if not finite[at]:
-                choice.seated.fail(NotFinite())
+                sequence.running.fail(NotFinite())
                 done.append(row)
                 continue
-            choice.add(made, at)
-            choice.seated.frame(now)
-            over = choice.over(now)
-            pieces = choice.piece(over)
+            sequence.add(made, at)
+            sequence.running.frame(now)
+            over = sequence.over(now)
+            chunks = sequence.chunk(over)
             if over:
                 done.append(row)
-                choice.close(*pieces)
-            elif pieces:
-                choice.seated.put(*pieces)
+                sequence.close(*chunks)
+            elif chunks:
+                sequence.running.put(*chunks)
         return done

@@ -89,14 +89,17 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> tup
         raise DeadlinePassed("the clip waited for its turn until its time was up") from None
     try:
         async with turn(request.app.state.clip_decoders, until):
-            clip = await decoded(request, file, until, settings.max_score_seconds)
-        job = ScoreRequest(arrived, until, clip.samples, frames_for_seconds(form.prompt_seconds), window_of(form))
-        scored: Score = await engine.submit(job)
+            heard = await decoded(request, file, until, settings.max_score_seconds)
+        context, warnings = frames_for_seconds(form.prompt_seconds), heard.warnings
+        # the request alone holds the clip, so that the engine can let go of it
+        work = ScoreRequest(arrived, until, heard.samples, context, window_of(form))
+        del heard
+        scored: Score = await engine.submit(work)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error
     finally:
         clips.release()
-    return scored, clip.warnings
+    return scored, warnings
 
 
 async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreResponse:
@@ -112,12 +115,15 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
             score, warnings = await score_file(request, file, upload.form)
             results.append(result(name, score, upload.form, warnings))
         except ClientError as error:
+            error.__traceback__ = error.__cause__ = error.__context__ = (
+                None  # of frames, which hold what they worked on
+            )
             errors.append(error)
             request.app.state.engine.metrics.input_errors.labels(error.code).inc()
             results.append({"filename": name, "error": error.body(request.state.request_id)})
     if len(errors) == len(results):
         errors[0].counted = True
-        raise errors[0]
+        raise errors.pop(0)  # kept in the list, it would hold itself by this frame
     return ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})
 
 

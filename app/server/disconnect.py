@@ -33,3 +33,4 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], stage: str
         for one in (task, watch):
             one.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+        del task, one  # the task's error holds this frame: they would keep each other alive, and all that was at work

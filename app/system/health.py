@@ -11,8 +11,11 @@ router = APIRouter(tags=["server"])
 
 
 @router.get("/livez")
-async def livez() -> dict[str, str]:
-    """The event loop turns."""
+async def livez(request: Request) -> dict[str, str]:
+    """The event loop turns, and the engine serves or will again. A 503 means: restart the process."""
+    engine: Engine = request.app.state.engine
+    if not engine.alive:
+        raise NotReady("inference is dead")
     return {"status": "alive"}
 
 

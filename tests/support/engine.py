@@ -9,33 +9,40 @@ from typing import Any
 
 import httpx
 
+from app.engine.prefill_pool import Kind, Work
 from app.engine.requests import EngineRequest
 
 
-class Gate(EngineRequest):
-    """A job that holds a thread of the engine until it is opened: a real one, on the real thread."""
+def request_that(engine: Any, run: Callable[[EngineRequest], Any], kind: Kind = "read") -> EngineRequest:
+    """Work of a test's own, for the engine's real threads."""
+    asked = type("Asked", (EngineRequest,), {})
+    engine.prefill_pool.work[asked] = Work(kind, run)
+    now = time.monotonic()
+    made: EngineRequest = asked(now, now + 60, None)
+    return made
 
-    def __init__(self) -> None:
-        now = time.monotonic()
-        super().__init__(now, now + 60)
+
+class Gate:
+    """A request that holds a thread of the engine until it is opened: a real one, on the real thread."""
+
+    def __init__(self, engine: Any, kind: Kind = "read") -> None:
         self.opened, self.entered = threading.Event(), threading.Event()
+        self._pool = engine.prefill_pool
+        self.request = request_that(engine, self._hold, kind)
 
-    def run(self, engine: Any) -> None:
+    def _hold(self, request: EngineRequest) -> None:
         self.entered.set()
         while not self.opened.wait(0.005):
-            engine.heartbeat(self)
-
-
-class ScoreGate(Gate):
-    kind = "score"
+            self._pool.go_on(request)
 
 
 @contextmanager
 def busy(service: Any) -> Iterator[None]:
     """The threads that read and score have work in hand, and nothing else gets its turn."""
-    gates = [gate() for gate in (Gate, ScoreGate) for _ in range(service.app.state.settings.threads)]
     engine = service.app.state.engine
-    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate), service.loop) for gate in gates]
+    kinds: tuple[Kind, ...] = ("read", "score")
+    gates = [Gate(engine, kind) for kind in kinds for _ in range(service.app.state.settings.threads)]
+    running = [asyncio.run_coroutine_threadsafe(engine.submit(gate.request), service.loop) for gate in gates]
     assert all(gate.entered.wait(5) for gate in gates)
     try:
         yield
@@ -46,9 +53,9 @@ def busy(service: Any) -> Iterator[None]:
             one.result(5)
 
 
-def until(true: Callable[[], bool]) -> None:
-    """Waits for it, five seconds at most."""
-    end = time.monotonic() + 5
+def until(true: Callable[[], bool], seconds: float = 5) -> None:
+    """Waits for it, so many seconds at most."""
+    end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -61,14 +68,16 @@ def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
 
 
 class Visitor:
-    """A client that sends a form, or a part of it, and leaves when told."""
+    """A client that sends a form, or a part of it, takes so many parts of the answer, and leaves when told."""
 
-    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
+    def __init__(
+        self, service: Any, path: str, clip: bytes, part: float = 1.0, takes: int | None = None, **fields: str
+    ) -> None:
         request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
         self.service, self.sent = service, []
         self._body = body[: int(len(body) * part)]
-        self._whole = part == 1.0
+        self._whole, self._takes = part == 1.0, takes
         self._scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
@@ -85,12 +94,15 @@ class Visitor:
             nonlocal begun
             if not begun:
                 begun = True
-                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
+                body, self._body = self._body, b""  # not kept: some count the bytes that a request leaves
+                return {"type": "http.request", "body": body, "more_body": not self._whole}
             await self._left.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             self.sent.append(message)
+            if self._takes is not None and len(self.sent) > self._takes + 1:  # the first tells the status
+                await self._left.wait()
 
         await self.service.app(self._scope, receive, send)
 

@@ -95,7 +95,7 @@ class Reader:
 
 def free(service: Any, clip: bytes) -> None:
     """No place is held, nothing runs, and the next request is served."""
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     until(lambda: service.value("requests_running") == 0)
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
 
@@ -204,7 +204,7 @@ def test_before_the_first_byte_errors_have_their_status(serve: Any, clip: bytes,
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
         free(service, clip)
     reader = Reader(service, clip, **LONG)
-    until(lambda: service.app.state.engine.taken == 1)
+    until(lambda: service.app.state.engine.in_use == 1)
     assert service.post("/continue", clip, data=stream).status_code == 429
     reader.leave()
     free(service, clip)
@@ -288,7 +288,7 @@ def test_a_slow_reader_holds_no_place(serve: Any, clip: bytes, form: str) -> Non
     service = serve(queue=0)
     fields = {"seconds": "3", "seed": "7", "response_format": form}
     reader = Reader(service, clip, takes=1, stream="true", **fields)
-    until(lambda: reader.chunks == 1 and service.app.state.engine.taken == 0)
+    until(lambda: reader.chunks == 1 and service.app.state.engine.in_use == 0)
     assert not reader.done.done()
     free(service, clip)
     reader.go_on()
@@ -304,7 +304,7 @@ def test_a_slow_reader_holds_no_place(serve: Any, clip: bytes, form: str) -> Non
 def test_a_slow_reader_of_a_whole_answer_holds_no_place(serve: Any, clip: bytes, path: str) -> None:
     service = serve(queue=0)
     reader = Reader(service, clip, takes=0, path=path)
-    until(lambda: reader.status == 200 and service.app.state.engine.taken == 0)
+    until(lambda: reader.status == 200 and service.app.state.engine.in_use == 0)
     assert not reader.done.done()
     free(service, clip)
     reader.go_on()
@@ -338,12 +338,12 @@ def test_slow_readers_without_a_place_are_counted(serve: Any, clip: bytes, strea
     engine = service.app.state.engine
     fields = {"seconds": "0.6", "stream": stream}
     first = Reader(service, clip, takes=0, **fields)
-    until(lambda: first.status == 200 and engine.taken == 0)
+    until(lambda: first.status == 200 and engine.in_use == 0)
     second = Reader(service, clip, takes=0, **fields)
     until(lambda: second.status == 200 and service.value("generated_tokens_total") == 90)
-    assert engine.taken == 1
+    assert engine.in_use == 1
     first.leave()
-    until(lambda: engine.taken == 0)
+    until(lambda: engine.in_use == 0)
     second.go_on()
     second.done.result(10)
     assert second.ended
@@ -364,13 +364,13 @@ def test_a_reader_that_takes_nothing_is_left(serve: Any, clip: bytes) -> None:
 def left_at(service: Any, stage: str) -> None:
     assert service.value("client_disconnects_total", stage=stage) == 1
     assert service.value("requests_total", route="/continue", outcome="disconnected") == 1
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
 
 
 def test_leaving_during_the_upload(serve: Any, clip: bytes) -> None:
     service = serve()
     reader = Reader(service, clip, part=0.5, stream="true")
-    until(lambda: service.app.state.engine.taken == 1)
+    until(lambda: service.app.state.engine.in_use == 1)
     reader.leave()
     left_at(service, "upload")
     free(service, clip)
@@ -409,7 +409,7 @@ def test_leaving_while_all_slots_are_taken(serve: Any, clip: bytes) -> None:
     reader.leave()
     assert reader.status == 499
     assert service.value("client_disconnects_total", stage="slot") == 1
-    assert service.app.state.engine.taken == 1
+    assert service.app.state.engine.in_use == 1
     first.leave()
     free(service, clip)
 
@@ -460,7 +460,7 @@ def test_leaving_before_the_last_chunk(serve: Any, clip: bytes) -> None:
     """All is made, and not all is taken."""
     service = serve()
     reader = Reader(service, clip, takes=1, stream="true", seconds="1")
-    until(lambda: reader.chunks == 1 and service.app.state.engine.taken == 0)
+    until(lambda: reader.chunks == 1 and service.app.state.engine.in_use == 0)
     reader.leave()
     left_at(service, "send")
     assert service.app.state.unread._value == 32
@@ -474,7 +474,7 @@ def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
         reader = Reader(service, clip, response_format=(*RAW, "json")[step % 5], **LONG)
         time.sleep(0.003 * step)
         reader.leave()
-        assert service.app.state.engine.taken == 0
+        assert service.app.state.engine.in_use == 0
     free(service, clip)
 
 

@@ -1,4 +1,4 @@
-"""Admission, cancellation and deadlines: nobody's leaving or waiting holds a place for longer than it must."""
+"""Admission, cancellation and deadlines: nobody's leaving or waiting holds a permit for longer than it must."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from app.engine.requests import Cancelled, ContinueRequest, EngineRequest
 from app.errors import DeadlinePassed, Draining, NotReady
 from app.main import drain
 from model.inference.sampling import SamplingOptions
-from tests.support.engine import Gate, Visitor, busy, in_background, until
+from tests.support.engine import Gate, Visitor, busy, in_background, request_that, until
 
 LONG = {"seconds": "900", "timeout_seconds": "100"}
 
@@ -32,8 +32,8 @@ def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> 
 
     with busy(service):
         waiting = [in_background(service, "/continue", clip, seconds="0.1") for _ in range(2)]
-        until(lambda: engine.taken == 2)
-        assert service.value("requests_running") == 2  # the gates, which took no place
+        until(lambda: engine.in_use == 2)
+        assert service.value("requests_running") == 2  # the gates, which acquired no permit
 
         answer = service.post("/continue", content=body(), headers={"content-type": "multipart/form-data; boundary=x"})
         assert answer.status_code == 429
@@ -52,9 +52,9 @@ def test_leaving_while_waiting(serve: Any, clip: bytes, path: str) -> None:
     engine = service.app.state.engine
     with busy(service):
         visitor = Visitor(service, path, clip)
-        until(lambda: engine.taken == 1)
+        until(lambda: engine.in_use == 1)
         visitor.leave()
-        assert engine.taken == 0
+        assert engine.in_use == 0
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
     stages = ("decode", "queue") if path == "/continue" else ("score",)  # it may still be at its file
     assert sum(service.value("client_disconnects_total", stage=stage) for stage in stages) == 1
@@ -68,7 +68,7 @@ def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
     visitor = Visitor(service, "/continue", clip, **LONG)
     until(lambda: service.value("step_seconds_count") > 3)
     visitor.leave()
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     until(lambda: service.value("slots_used") == 0)
     assert service.value("requests_running") == 0
     made = service.value("step_seconds_count")
@@ -80,20 +80,20 @@ def test_leaving_while_it_runs(serve: Any, clip: bytes) -> None:
 def test_leaving_in_the_middle_of_the_upload(serve: Any, clip: bytes) -> None:
     service = serve()
     visitor = Visitor(service, "/continue", clip, part=0.5)
-    until(lambda: service.app.state.engine.taken == 1)
+    until(lambda: service.app.state.engine.in_use == 1)
     visitor.leave()
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     assert service.value("client_disconnects_total", stage="upload") == 1
 
 
 def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
-    """Ten moments, none of which may hold a place or hurt the next request."""
+    """Ten moments, none of which may hold a permit or hurt the next request."""
     service = serve(max_seconds=1000)
     for step in range(10):
         visitor = Visitor(service, "/continue", clip, **LONG)
         time.sleep(0.004 * step)
         visitor.leave()
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
 
 
@@ -104,7 +104,7 @@ def test_time_up_while_waiting(serve: Any, clip: bytes) -> None:
             answer = service.post(path, clip, data={"timeout_seconds": "0.1"})
             assert answer.status_code == 504
             assert answer.json()["error"]["code"] == "timeout"
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
     assert service.value("queue_seconds_count") == 3
 
@@ -139,39 +139,29 @@ def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes) -> None:
 
 
 def test_no_thread_waits_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs that come just when the waiting for them ends: a queue that loses count of the time would keep a thread."""
-    monkeypatch.setattr("app.engine.engine.HEARTBEAT_SECONDS", 0.0005)
+    """Requests that come just when the waiting for them ends: a queue that loses count of time would keep a thread."""
+    monkeypatch.setattr("app.engine.health.HEARTBEAT_SECONDS", 0.0005)
     engine = serve(threads=4).app.state.engine
-
-    class Dropped(EngineRequest):
-        def run(self, engine: Any) -> None:
-            raise AssertionError("it was cancelled before")
-
     now = time.monotonic()
     for _ in range(20_000):
-        nobody = Dropped(now, now + 60)
+        nobody = ContinueRequest(now, now + 60, None, 1, SamplingOptions(), 1)
         nobody.cancelled.set()
-        engine._queues[nobody.kind].put(nobody)
-    monkeypatch.setattr("app.engine.engine.STALE_SECONDS", 1.0)
+        engine.prefill_pool.put(nobody)
+    monkeypatch.setattr("app.engine.health.STALE_SECONDS", 1.0)
     time.sleep(1.5)
     until(lambda: engine.healthy)
 
 
 def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The heartbeat of a job that hangs grows old; the process still lives."""
-    monkeypatch.setattr("app.engine.engine.STALE_SECONDS", 0.5)
-    monkeypatch.setattr("app.engine.engine.HEARTBEAT_SECONDS", 0.02)
+    """The heartbeat of a thread that hangs grows old; the process still lives."""
+    monkeypatch.setattr("app.engine.health.STALE_SECONDS", 0.5)
+    monkeypatch.setattr("app.engine.health.HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr("app.engine.worker.IDLE_SECONDS", 0.02)
     service = serve()
     until(lambda: service.get("/readyz").status_code == 200)
-    hang = threading.Event()
-
-    class Hanging(EngineRequest):
-        def run(self, engine: Any) -> None:
-            hang.wait(5)
-
-    now = time.monotonic()
-    running = asyncio.run_coroutine_threadsafe(service.app.state.engine.submit(Hanging(now, now + 60)), service.loop)
+    engine, hang = service.app.state.engine, threading.Event()
+    hanging = request_that(engine, lambda request: hang.wait(5))
+    running = asyncio.run_coroutine_threadsafe(engine.submit(hanging), service.loop)
     until(lambda: service.get("/readyz").status_code == 503)
     assert service.get("/livez").status_code == 200
     with pytest.raises(NotReady):  # who waits is told, and does not hang with it
@@ -180,16 +170,11 @@ def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch
     until(lambda: service.get("/readyz").status_code == 200)
 
 
-def test_a_job_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> None:
+def test_a_request_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -> None:
     service = serve()
-
-    class Failing(EngineRequest):
-        def run(self, engine: Any) -> None:
-            raise ZeroDivisionError
-
-    now = time.monotonic()
+    engine = service.app.state.engine
     with pytest.raises(ZeroDivisionError):
-        service.wait(service.app.state.engine.submit(Failing(now, now + 60)))
+        service.wait(engine.submit(request_that(engine, lambda request: 1 / 0)))
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
 
 
@@ -198,7 +183,7 @@ def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
     engine = service.app.state.engine
     with busy(service):
         inside = in_background(service, "/continue", clip, seconds="0.2")
-        until(lambda: engine.taken == 1)
+        until(lambda: engine.in_use == 1)
         drained = asyncio.run_coroutine_threadsafe(drain(engine, 5), service.loop)
         until(lambda: engine.draining)
         assert service.post("/continue", clip).status_code == 503
@@ -211,9 +196,9 @@ def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: b
     """Clips that are scored, prompts that are read: 503 within a chunk, so that another server may be asked."""
     service = serve()
     engine = service.app.state.engine
-    with suppress(Draining), busy(service):  # whose own jobs are ended, too
+    with suppress(Draining), busy(service):  # whose own requests are ended, too
         inside = [in_background(service, path, clip) for path in ("/continue", "/score")]
-        until(lambda: engine.taken == 2 and all(not one.empty() for one in engine._queues.values()))
+        until(lambda: engine.in_use == 2 and all(not one.empty() for one in engine.prefill_pool.queues.values()))
         engine.end()
         answers = [one.result(10) for one in inside]
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2
@@ -227,11 +212,11 @@ def test_leaving_while_the_file_is_decoded(serve: Any, to_file: Any) -> None:
     for step in range(5):
         started = time.monotonic()
         visitor = Visitor(service, "/score", hour)
-        until(lambda: service.app.state.engine.taken == 1)
+        until(lambda: service.app.state.engine.in_use == 1)
         time.sleep(0.05 * step)
         visitor.leave()
         assert time.monotonic() - started < 2
-        assert service.app.state.engine.taken == 0
+        assert service.app.state.engine.in_use == 0
         assert service.app.state.decoders.borrowed_tokens == 0
     assert service.value("queue_seconds_count") == 0
 
@@ -282,21 +267,36 @@ def test_time_up_while_others_are_decoded(serve: Any, clip: bytes, path: str) ->
 
 def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
     """Between chunks of 4 s, on the engine's own thread."""
-    engine = serve().app.state.engine
+    pool = serve().app.state.engine.prefill_pool
     prompt = np.tile(speech, 30)  # 40 s
     options = SamplingOptions(seed=1)
     now = time.monotonic()
     late = ContinueRequest(now, now + 0.001, prompt, 75, options, 1)
     with pytest.raises(DeadlinePassed):
-        late.run(engine)
+        pool.read_prompt(late)
     left = ContinueRequest(now, now + 60, prompt, 75, options, 1)
     left.cancelled.set()
     with pytest.raises(Cancelled):
-        left.run(engine)
+        pool.read_prompt(left)
+
+
+def test_a_prompt_that_is_told_to_be_read_waits_for_a_slot(
+    service: Any, speech: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sees the metric finds the stage."""
+    engine, seen = service.app.state.engine, []
+    now = time.monotonic()
+    request = ContinueRequest(now, now + 60, speech, 2, SamplingOptions(seed=1), 1)
+    observe = engine.metrics.prefill_seconds.observe
+    monkeypatch.setattr(
+        engine.metrics.prefill_seconds, "observe", lambda took: (seen.append(request.stage), observe(took))
+    )
+    service.wait(engine.submit(request))
+    assert seen == ["slot"]
 
 
 def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that is slow to say that a job runs must not say so after the event loop has said that it ended."""
+    """A thread that is slow to say that a request runs must not say so after the event loop has said that it ended."""
     engine = service.app.state.engine
     gauge = engine.metrics.running
     entered, store = threading.Event(), gauge.set
@@ -308,27 +308,24 @@ def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.Monkey
         store(value)
 
     monkeypatch.setattr(gauge, "set", late)
-    running = asyncio.run_coroutine_threadsafe(engine.submit(Gate()), service.loop)
+    running = asyncio.run_coroutine_threadsafe(engine.submit(Gate(engine).request), service.loop)
     assert entered.wait(5)
     running.cancel()
     time.sleep(0.5)
     assert service.value("requests_running") == 0
 
 
-class Ends(EngineRequest):
-    """A job that ends in what no handler of plain exceptions catches."""
-
-    def run(self, engine: Any) -> None:
-        raise SystemExit(3)
+def end_all(request: EngineRequest) -> None:
+    """What no handler of plain exceptions catches."""
+    raise SystemExit(3)
 
 
-def test_the_engine_outlives_a_job_that_asks_to_end_it(service: Any) -> None:
+def test_the_engine_outlives_a_request_that_asks_to_end_it(service: Any) -> None:
     engine = service.app.state.engine
-    now = time.monotonic()
 
     async def told() -> bool:
         try:
-            await engine.submit(Ends(now, now + 60))
+            await engine.submit(request_that(engine, end_all))
         except SystemExit:
             return True
         return False
@@ -338,7 +335,7 @@ def test_the_engine_outlives_a_job_that_asks_to_end_it(service: Any) -> None:
         assert engine.healthy
 
 
-def test_a_job_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
+def test_a_request_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
     """It stays in the queue until its turn; the clip must not."""
     engine = service.app.state.engine
 

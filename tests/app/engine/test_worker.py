@@ -13,14 +13,8 @@ import pytest
 import model.inference.prefill
 from app.engine import engine as engine_module
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, NotFinite, PrefillDone
-from app.engine.sequence import (
-    FIRST_CHUNK_FRAMES,
-    LONGEST_CHUNK_FRAMES,
-    PLAYBACK_LEAD_SECONDS,
-    GeneratedSequence,
-    RunningRequest,
-)
-from app.engine.worker import DecodeWorkers
+from app.engine.scheduler import PLAYBACK_LEAD_SECONDS
+from app.engine.sequence import FIRST_CHUNK_FRAMES, LONGEST_CHUNK_FRAMES
 from app.errors import DeadlinePassed
 from model.inference.backend import Backend
 from model.inference.sampling import SamplingOptions
@@ -102,15 +96,15 @@ VARIETY = 24
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_thousand_requests_in_random_company_are_as_alone(
-    serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, lanes: int
+    serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     """Through the whole engine: prompts are read beside others, streams and wholes, some of which leave midway."""
-    monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: lanes)
+    monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: workers)
     service = serve(queue=100, slots=12)
     engine = service.app.state.engine
-    rng = np.random.default_rng(lanes)
+    rng = np.random.default_rng(workers)
 
     def work(kind: int, frames: int = 0) -> ContinueRequest:
         part = speech[320 * kind : 320 * kind + 9_600 + 320 * 5 * (kind % 7)]
@@ -197,11 +191,11 @@ def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monk
     until(lambda: service.value("slots_used") == 0)
 
 
-def test_two_lanes_share_the_work(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_share_the_work(serve: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: 2)
     service = serve(slots=4)
     engine = service.app.state.engine
-    assert engine.lanes.total == 4 and len(engine.lanes.threads) == 2
+    assert engine.workers.total == 4 and len(engine.workers.threads) == 2
 
     async def some() -> list[Any]:
         return await asyncio.gather(*(engine.submit(job(speech, seed, n=2)) for seed in range(6)))
@@ -247,8 +241,8 @@ def test_leaving_while_waiting_for_a_slot(serve: Any, speech: Any) -> None:
     waiting = asyncio.run_coroutine_threadsafe(engine.submit(waits), service.loop)
     until(lambda: waits.stage == "slot")
     waiting.cancel()
-    until(lambda: not engine.lanes._waiting)
-    assert waits.prompt is None
+    until(lambda: not engine.workers._waiting)
+    assert waits.samples is None
     long.cancel()
     until(lambda: service.value("slots_used") == 0)
 
@@ -387,36 +381,12 @@ def test_a_prompt_leaves_memory_with_its_answer(
     until(lambda: not any(one() for one in uncollected))
 
 
-def test_who_has_audio_in_hand_waits_for_those_without(service: Any, speech: Any) -> None:
-    metrics, nothing = service.app.state.metrics, PrefillDone(speech[:0], speech[:0], 0.0, 0.0)
-    busy = False
-    lanes = DecodeWorkers(lambda rows: pytest.fail("no step is wanted"), 1, 4, 1, metrics, lambda: None, lambda: busy)
-
-    def choice(made: int, begun: float) -> GeneratedSequence:
-        work = job(speech, frames=600)
-        work.deadline = 12.0
-        one = GeneratedSequence(RunningRequest(work, None, nothing, metrics, lanes.ending), 0)  # type: ignore[arg-type]
-        one.made, one.seated.first_frame = made, begun
-        return one
-
-    enough = round(75 * (PLAYBACK_LEAD_SECONDS + 0.5))  # made within 0.1 s: most of it waits to be played
-    rows = {0: choice(enough, 9.9), 1: choice(5, 9.9), 2: choice(0, 0.0)}
-    assert lanes._runnable([0, 1, 2], rows, 10.0) == [1, 2], "who has audio in hand may wait"
-    assert lanes._runnable([0], rows, 10.0) == [0], "nobody else is there"
-    busy = True
-    assert lanes._runnable([0], rows, 10.0) == [], "a prompt is being read"
-    assert lanes._runnable([0], rows, 11.0) == [0], "and its listener has played on"
-    rows[0].made = 10**6
-    assert lanes._runnable([0], rows, 12.1) == [0], "its time is up: it must end"
-    assert lanes._runnable([], rows, 10.0) == []
-
-
 def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: Any, monkeypatch: Any) -> None:
     """While prompts are read, 1.2 s of audio take 0.7 s at least; nothing of it changes."""
     engine = service.app.state.engine
     service.wait(collect(engine, job(speech, frames=10)))
     plain = service.wait(collect(engine, job(speech, frames=90)))
-    monkeypatch.setattr(engine.lanes, "_busy", lambda: True)
+    monkeypatch.setattr(engine.workers, "_prompts_wait", lambda: True)
     begin = time.monotonic()
     paced = service.wait(collect(engine, job(speech, frames=90)))
     assert 90 / 75 - PLAYBACK_LEAD_SECONDS - 0.1 < time.monotonic() - begin
@@ -425,17 +395,27 @@ def test_a_stream_beside_a_prompt_is_paced_and_the_same(service: Any, speech: An
         np.testing.assert_array_equal(one, other)
 
 
-def test_reading_is_known_while_it_lasts(service: Any, speech: Any) -> None:
+def test_a_whole_answer_beside_a_prompt_is_not_paced(service: Any, speech: Any, monkeypatch: Any) -> None:
+    """Nobody listens to it: however far it is ahead, it goes on."""
+    engine = service.app.state.engine
+    monkeypatch.setattr(engine.workers, "_prompts_wait", lambda: True)
+    made = service.wait(engine.submit(job(speech, frames=600)))
+    assert len(made.tokens[0]) == 600
+    assert made.loop_seconds < 600 / 75 - PLAYBACK_LEAD_SECONDS, "as fast as its listener would play it, or slower"
+
+
+def test_reading_is_known_while_it_lasts(service: Any, speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = service.app.state.engine
     seen = []
     work = job(speech, frames=2)
-    inner = work._go_on
+    pool = engine.prefill_pool
+    inner = pool.go_on
 
-    def go_on(of: Any) -> None:
-        seen.append(engine._reads())
-        inner(of)
+    def go_on(*given: Any) -> None:
+        seen.append(pool.reads_prompts)
+        inner(*given)
 
-    work._go_on = go_on  # type: ignore[method-assign]
-    assert not engine._reads()
+    monkeypatch.setattr(pool, "go_on", go_on)
+    assert not pool.reads_prompts
     service.wait(engine.submit(work))
-    assert seen and all(seen) and not engine._reads()
+    assert seen and all(seen) and not pool.reads_prompts

@@ -1,0 +1,222 @@
+"""The threads that read: prompts, which then wait for slots, and clips to score, at a lower priority."""
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from traceback import clear_frames
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from app.engine import health
+from app.engine.admission import Admission
+from app.engine.requests import (
+    Cancelled,
+    ContinueRequest,
+    EngineRequest,
+    Failure,
+    FloatArray,
+    NotFinite,
+    PrefillDone,
+    ScoreRequest,
+)
+from app.errors import DeadlinePassed, Draining
+from app.metrics import Metrics
+from model.checkpoint import Bundle
+from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
+from model.inference.prefill import prefill
+from model.inference.scoring import CHUNK_FRAMES, Score, score
+from model.inference.types import PromptState
+
+Kind = Literal["read", "score"]
+# of the threads that read prompts, so that those who listen already hear no gap; and of those that score clips
+NICENESS: dict[Kind, int] = {"read": 5, "score": 10}
+log = logging.getLogger("whispergpt")
+
+
+class Work(NamedTuple):
+    """What is done with a request of some type, and by which threads."""
+
+    kind: Kind
+    run: Callable[[Any], Any]
+    answers: bool = True  # `run` returns the answer; otherwise others go on with the request
+
+
+class PrefillPool:
+    """Threads that read, ``threads`` of each kind, and their queues.
+
+    Args:
+        bundle: the model.
+        codebooks: codes of a made frame.
+        threads: of each kind.
+        metrics: where to count.
+        admission: told which requests are taken up.
+        heartbeats: of the threads, among others.
+        ending: set when the server stops: what is read then gets Draining.
+        prefilled: takes over a prompt that has been read.
+        died: called by a thread that cannot go on, with the reason.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        codebooks: int,
+        threads: int,
+        metrics: Metrics,
+        admission: Admission,
+        heartbeats: health.Heartbeats,
+        ending: threading.Event,
+        prefilled: Callable[[ContinueRequest, PromptState, PrefillDone], None],
+        died: Callable[[str], None],
+    ) -> None:
+        self._bundle, self._codebooks, self._metrics = bundle, codebooks, metrics
+        self._admission, self._heartbeats, self._ending, self._prefilled = admission, heartbeats, ending, prefilled
+        self.work: dict[type[EngineRequest], Work] = {
+            ContinueRequest: Work("read", self.read_prompt, answers=False),
+            ScoreRequest: Work("score", self.score_clip),
+        }
+        # not SimpleQueue: where two threads wait with a timeout, CPython's may let one wait for ever (seen with 3.11.7)
+        self.queues: dict[Kind, queue.Queue[EngineRequest | None]] = {"read": queue.Queue(), "score": queue.Queue()}
+        self._reading = 0  # prompts that a thread reads
+        self._lock = threading.Lock()  # of that count
+        self.threads = [
+            threading.Thread(target=health.guarded(self._work, died), args=(kind,), name=f"{kind}-{index}", daemon=True)
+            for kind in self.queues
+            for index in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends the threads after the chunk in hand."""
+        for one in self.queues.values():
+            for _ in self.threads:
+                one.put(None)
+
+    def put(self, request: EngineRequest) -> None:
+        """The request waits for its turn from now on."""
+        self.queues[self.work[type(request)].kind].put(request)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Is a prompt being read, or waiting for it?"""
+        return self._reading > 0 or not self.queues["read"].empty()
+
+    def go_on(self, request: EngineRequest, late: str = "the request could not be served in time") -> None:
+        """Between two chunks: shows life, and ends the request when nobody waits for it, or can.
+
+        Raises Cancelled, Draining or DeadlinePassed.
+        """
+        self._heartbeats.beat()
+        if request.cancelled.is_set():
+            raise Cancelled
+        if self._ending.is_set():
+            raise Draining("the server is shutting down")
+        if time.monotonic() > request.deadline:
+            raise DeadlinePassed(late)
+
+    def read_prompt(self, request: ContinueRequest) -> None:
+        """Reads a prompt and hands it over. Raises what `go_on` raises, TooShortError or NotFinite."""
+        samples = request.samples
+        if samples is None:
+            raise Cancelled
+        request.stage = "prefill"
+        begin = time.monotonic()
+        prompt = prefill(
+            self._bundle,
+            torch.from_numpy(samples),
+            codebooks=self._codebooks,
+            between=lambda: self.go_on(request, "the prompt could not be read in time"),
+        )
+        took = time.monotonic() - begin
+        request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
+        self._metrics.prefill_seconds.observe(took)
+        logprobs = prompt.logprobs.cpu().numpy()
+        if not np.isfinite(logprobs).all():
+            raise NotFinite
+        self._count(prompt.nll, len(prompt.tokens))
+        tail = prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy()
+        self._prefilled(request, prompt, PrefillDone(logprobs, tail, begin - request.submitted, took))
+
+    def score_clip(self, request: ScoreRequest) -> Score:
+        """Scores a clip. Raises what `go_on` raises, TooShortError, WindowError or NotFinite."""
+        clip = request.samples
+        if clip is None:
+            raise Cancelled
+        request.stage = "score"
+        blocks = self._blocks(request, clip)
+        scored = score(self._bundle, blocks, context_frames=request.context_frames, window=request.window)
+        if not scored.finite:
+            raise NotFinite
+        self._count(scored.nll, len(scored.tokens))
+        return scored
+
+    def _blocks(self, request: ScoreRequest, clip: FloatArray) -> Iterator[torch.Tensor]:
+        """A clip in blocks of the size that `score` computes with.
+
+        No closure over the clip: that would outlive `clear_frames`, by the function of the frame that is cleared.
+        """
+        size = CHUNK_FRAMES * HOP_SAMPLES
+        for start in range(0, len(clip), size):
+            self.go_on(request, "the clip could not be scored in time")
+            yield torch.from_numpy(clip[start : start + size])
+
+    def _count(self, nll: float, tokens: int) -> None:
+        """Tokens that were read: of a prompt, or scored."""
+        self._metrics.token_nll.observe(nll)
+        self._metrics.prompt_tokens.inc(tokens)
+        self._metrics.prompt_audio_seconds.inc(tokens * HOP_SAMPLES / SAMPLE_RATE_HZ)
+
+    def _work(self, kind: Kind) -> None:
+        torch.set_num_threads(1)  # a thread a core does it: the matrices are small, and two threads a product wait
+        with suppress(OSError, AttributeError):  # of this thread alone; not everywhere
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[kind])
+        while True:
+            self._heartbeats.beat()
+            try:
+                request = self.queues[kind].get(timeout=health.HEARTBEAT_SECONDS)
+            except queue.Empty:
+                continue
+            if request is None:
+                return
+            self._run(request)
+            del request  # or it would hold its audio until the next one comes
+
+    @contextmanager
+    def _counted(self, kind: Kind) -> Iterator[None]:
+        with self._lock:
+            self._reading += kind == "read"
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reading -= kind == "read"
+
+    def _run(self, request: EngineRequest) -> None:
+        if not self._admission.begin(request):
+            return
+        work, results = self.work[type(request)], request.results
+        assert results is not None
+        if work.answers:
+            request.started = time.monotonic()
+            self._metrics.queue_seconds.observe(request.started - request.submitted)
+        try:
+            with self._counted(work.kind):
+                answer = work.run(request)
+        except NotFinite as error:
+            self._metrics.nonfinite.inc()
+            log.error("a likelihood or a sample is not finite")
+            results.put(Failure(error))
+        except BaseException as error:  # the caller's to handle; this thread lives on, whatever it was
+            clear_frames(error.__traceback__)  # they hold what was read so far, and the caller may keep the error
+            results.put(Failure(error))
+        else:
+            if work.answers:
+                results.put(answer)
