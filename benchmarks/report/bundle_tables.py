@@ -8,19 +8,43 @@ AUDIO = {
     "eval_speech": "Speech: LibriSpeech test-other, speakers that training never saw",
     "eval_music": "Music: piano pieces that training never saw, rendered from MIDI",
 }
+HEARD = {"log_mel": "log-mel distance, nats", "stoi": "STOI", "pesq": "PESQ (wide band)"}
+OF_KIND = {
+    "eval_speech": HEARD | {"pitch": "pitch right"},
+    "eval_music": HEARD | {"in_tune": "in tune", "same_notes": "same notes"},
+}
 
 
-def evaluation(title: str, report: Report) -> list[str]:
+def continuations(report: Report, music: bool) -> list[str]:
+    """How five seconds after a prompt of three sound, beside the real ones."""
+    heard = report.get("continuations", {})
+    if "real" not in heard:
+        return []
+    rows = []
+    for name, figures in heard.items():
+        if not isinstance(figures, dict):
+            continue
+        shown = [f"{figures['level_db']:+.1f}", f"{figures['silent']:.2f}", f"{figures['longest_silence']:.1f}"]
+        shown += [f"{figures['trapped']:.2f}" if "trapped" in figures else "-"]
+        shown += [f"{figures['in_tune']:.2f}"] if music else []
+        rows.append([name.replace("_", " "), *shown])
+    head = ["5 s after a prompt of 3 s", "level of what sounds, dB", "silent share", "longest silence, s",
+            "silent for 1.5 s or more", *(["in tune"] if music else [])]  # fmt: skip
+    return table(head, rows)
+
+
+def evaluation(name: str, report: Report) -> list[str]:
     """The tables of one `whisper-gpt eval`."""
+    title, columns = AUDIO[name], OF_KIND[name]
     lines = [
         f"**{title}** ({report['clips']} clips, {report['seconds']:.0f} s; 95 % bootstrap intervals over clips)",
         "",
     ]
     rows = [
-        [count, *(interval(figures.get(name)) for name in ("log_mel", "stoi", "pesq", "si_sdr"))]
+        [count, *(interval(figures.get(column)) for column in columns)]
         for count, figures in report["codec"]["codebooks"].items()
     ]
-    lines += table(["codebooks", "log-mel distance, nats", "STOI", "PESQ (wide band)", "SI-SDR, dB"], rows)
+    lines += table(["codebooks", *columns.values()], rows)
     language = report["language_model"]
     rows = []
     for source in ("real", "decoded", "masked"):
@@ -33,10 +57,10 @@ def evaluation(title: str, report: Report) -> list[str]:
     unigram = f"Unigram of the training tokens: {interval(language['unigram_nll'])} nats"
     bound = f"the best that any unigram could do on these clips, their tokens' own entropy: {own:.2f}"
     lines += [f"{unigram}; {bound}. Codebooks 2 to 8, nats a code: {fine}.", ""]
-    return lines
+    return lines + continuations(report, name == "eval_music")
 
 
 def evaluations(folder: Path) -> list[str]:
     """The tables of every kind of audio that was measured."""
-    found = {title: report for name, title in AUDIO.items() if (report := loaded(folder, name)) is not None}
-    return [line for title, report in found.items() for line in evaluation(title, report)]
+    found = {name: report for name in AUDIO if (report := loaded(folder, name)) is not None}
+    return [line for name, report in found.items() for line in evaluation(name, report)]

@@ -5,12 +5,12 @@ from pathlib import Path
 from benchmarks.report.pages import Report, interval, loaded, table
 from benchmarks.report.speed_tables import milliseconds, on
 
-NEEDED = ("codec", "eval_speech", "eval_music", "closed_loop", "streams", "first_audio")
+NEEDED = ("eval_speech", "eval_music", "closed_loop", "streams", "first_audio")
 
 
-def sound(codec: Report) -> list[str]:
+def sound(speech: Report) -> list[str]:
     """How well the codec's sound agrees with the original."""
-    best = codec["speech"]["codebooks"]["8"]
+    best = speech["codec"]["codebooks"]["8"]
     return [
         "speech through the codec: PESQ, STOI",
         f"{interval(best['pesq'])}, {interval(best['stoi'], 3)}",
@@ -61,8 +61,8 @@ def readme_figures(folder: Path) -> list[str]:
     reports = [loaded(folder, name) for name in NEEDED]
     if any(report is None for report in reports):
         return []
-    codec, speech, music, loop, streams, first = (report for report in reports if report is not None)
-    rows = [sound(codec), likelihood(speech, music), one_stream(loop), live_streams(streams), first_audio(first)]
+    speech, music, loop, streams, first = (report for report in reports if report is not None)
+    rows = [sound(speech), likelihood(speech, music), one_stream(loop), live_streams(streams), first_audio(first)]
     return [
         *table(["what", "figure", "what is good"], rows),
         "All at 8 codebooks, on audio that training never saw, with 95 % intervals in brackets; speed with client and",
