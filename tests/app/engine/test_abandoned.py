@@ -86,7 +86,8 @@ def test_leaving_while_it_is_read(service: Any, long: bytes, path: str) -> None:
 
 def test_leaving_while_all_slots_are_taken(service: Any, clip: bytes, middling: bytes) -> None:
     first = Visitor(service, "/continue", clip, seconds="3000")  # it shall not end before, and write its answer
-    until(lambda: service.value("slots_used") == 1)
+    steps = service.value("step_seconds_count")
+    until(lambda: service.value("slots_used") == 1 and service.value("step_seconds_count") > steps)  # it has its arrays
     with bytes_kept() as kept:
         read = service.value("prefill_seconds_count")
         visitor = Visitor(service, "/continue", middling)

@@ -327,7 +327,7 @@ def test_an_answer_arrives_before_its_body_is_read(
     """urllib asks for the connection to be closed, sends all of the body, and only then reads."""
     method, path, headers = EARLY[name]
     if name == "429":
-        monkeypatch.setattr(running.app.state.engine, "places", 0)
+        monkeypatch.setattr(running.app.state.engine.admission, "permits", 0)
     for _ in range(3):
         request = urllib.request.Request(running.url + path, bytes(mib * 2**20), headers, method=method)
         with pytest.raises(urllib.error.HTTPError) as told:
