@@ -34,6 +34,7 @@ RESPONSE = FFT - SUBFRAME  # samples for which a filter rings on after its subfr
 BINS = FFT // 2 + 1
 GAIN_MIN, GAIN_MAX = -11.0, 3.0  # natural log of a band's gain
 NOTE_MIN = -11.0  # natural log of a sine's amplitude, at most 0
+PITCH_STEPS = 64  # of a hertz
 RAMP = 80  # samples in which a pitch arrives
 PULSE_MAX_HZ = 11_000.0  # highest harmonic of the pulses
 HEADS = SUBFRAMES * (2 * BANDS + NOTES)  # what the network gives for a frame, beside the pitch
@@ -125,13 +126,15 @@ class SourceFilterDecoder(nn.Module):
         """(B, T, dim) -> Hz (B, T) float64: the likeliest bin, drawn towards those near it.
 
         Their probabilities' mean of the logarithm; in double precision, because a phase adds up what a pitch is off.
+        And in steps of 1/64 Hz (0.4 cents at 70 Hz), so that logits that differ in their last bit, as in other chunks or
+        in machine code, give the same pitch and not phases that drift apart.
         No gradient: the logits are taught by the real pitch, not by what comes of them.
         """
         logits = self.bins(features).detach().float()
         best = logits.argmax(-1, keepdim=True)
         far = (torch.arange(PITCH_BINS, device=logits.device) - best).abs() > NEAR_BINS
         near = logits.double().masked_fill(far, -torch.inf).softmax(-1)
-        return torch.exp(near @ self.log_hertz)
+        return torch.round(torch.exp(near @ self.log_hertz) * PITCH_STEPS) / PITCH_STEPS
 
     def controls(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, dim) -> levels (B, S, 2), log gains about them (B, S, 2, BANDS), amplitudes (B, S, NOTES); S = 2 T"""
@@ -166,15 +169,18 @@ class SourceFilterDecoder(nn.Module):
         # the integral of a pitch that moves on a line over the ramp and then stays
         turned = hertz[..., None] * n - step[..., None] * (ramped - ramped.square() / (2 * RAMP))
         phase = _below_one(starts[..., None] + turned / SAMPLE_RATE_HZ)  # (B, T, 320)
-        now = (came_from[..., None] + step[..., None] * (ramped / RAMP)).float()
+        now = came_from[..., None] + step[..., None] * (ramped / RAMP)
         count = PULSE_MAX_HZ / now  # harmonics, with a fraction
         whole = count.floor()
-        angle = (2 * math.pi * phase).float()
-        half = torch.sin(angle / 2)
-        summed = torch.sin((whole + 0.5) * angle) / (2 * half.clamp_min(1e-4)) - 0.5
-        summed = torch.where(half < 1e-4, whole, summed)
-        summed = summed + (count - whole) * torch.cos((whole + 1) * angle)
-        return (summed * torch.sqrt(2 * now / SAMPLE_RATE_HZ)).flatten(1), _below_one(ends[:, -1])
+
+        def angle(turns: Tensor) -> Tensor:  # whole turns are taken off in double precision, where they are exact
+            return (2 * math.pi * _below_one(turns)).float()
+
+        half = torch.sin(angle(phase / 2))
+        summed = torch.sin(angle((whole + 0.5) * phase)) / (2 * half.clamp_min(1e-4)) - 0.5
+        summed = torch.where(half < 1e-4, whole.float(), summed)
+        summed = summed + (count - whole).float() * torch.cos(angle((whole + 1) * phase))
+        return (summed * torch.sqrt(2 * now / SAMPLE_RATE_HZ).float()).flatten(1), _below_one(ends[:, -1])
 
     def filtered(self, source: Tensor, levels: Tensor, shapes: Tensor, before: Sources) -> tuple[Tensor, Tensor]:
         """Sources (B, 2, 160 S), levels (B, S, 2), log gains (B, S, 2, BANDS) -> (B, 160 S), what rings on.

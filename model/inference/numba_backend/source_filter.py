@@ -15,6 +15,7 @@ from model.codec.decoders.source_filter import (
     GAIN_MIN,
     HEADS,
     NOTE_MIN,
+    PITCH_STEPS,
     PULSE_MAX_HZ,
     RAMP,
     RESPONSE,
@@ -62,7 +63,7 @@ def pitch(logits: Any, log_hertz: Any) -> Any:
         share = math.exp(np.float64(logits[i]) - np.float64(logits[best]))
         total += share
         mean += share * (log_hertz[i] - log_hertz[best])
-    return math.exp(log_hertz[best] + mean / total)
+    return math.floor(math.exp(log_hertz[best] + mean / total) * PITCH_STEPS + 0.5) / PITCH_STEPS
 
 
 @compiled
