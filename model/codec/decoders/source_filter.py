@@ -126,8 +126,8 @@ class SourceFilterDecoder(nn.Module):
         """(B, T, dim) -> Hz (B, T) float64: the likeliest bin, drawn towards those near it.
 
         Their probabilities' mean of the logarithm; in double precision, because a phase adds up what a pitch is off.
-        And in steps of 1/64 Hz (0.4 cents at 70 Hz), so that logits that differ in their last bit, as in other chunks or
-        in machine code, give the same pitch and not phases that drift apart.
+        And in steps of 1/64 Hz (0.4 cents at 70 Hz), so that logits that differ in their last bit, as in other chunks
+        or in machine code, give the same pitch and not phases that drift apart.
         No gradient: the logits are taught by the real pitch, not by what comes of them.
         """
         logits = self.bins(features).detach().float()
