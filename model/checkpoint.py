@@ -25,7 +25,7 @@ from model.lm.mel import LogMel
 
 FORMAT = 1
 CONFIG, CODEC, DECODER = "config.json", "codec.safetensors", "decoder.safetensors"
-KEYS = {"format", "name", "preset", "codec", "codec_sha256", "decoder", "licence", "made_by"}
+KEYS = {"format", "name", "preset", "codec", "codec_sha256", "decoder", "decoder_sha256", "licence", "made_by"}
 
 
 class BundleError(ValueError):
@@ -147,6 +147,7 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
         "codec": bundle.codec.config.to_dict(),
         "codec_sha256": codec_sha256,
         "decoder": bundle.decoder.config.to_dict(),
+        "decoder_sha256": sha256_of(folder / DECODER),
         "made_by": bundle.made_by,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -179,6 +180,11 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
     """
     config = read_config(folder)
     hashes = {DECODER: sha256_of(folder / DECODER)} if (folder / DECODER).exists() else {}
+    expected = config.get("decoder_sha256")  # bundles of the first two editions have none
+    if expected is not None and hashes.get(DECODER, expected) != expected:
+        raise BundleError(
+            f"{DECODER} is damaged, or another bundle's: SHA-256 {hashes[DECODER][:12]}, expected {str(expected)[:12]}"
+        )
     try:
         codec_config = dict(config["codec"])
         if codec_config.pop("kind", "bundled") == "meta":

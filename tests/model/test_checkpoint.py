@@ -110,6 +110,23 @@ def test_the_codec_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
         load_bundle(folder, codec_path=elsewhere)
 
 
+@pytest.mark.parametrize("name", [CODEC, DECODER])
+def test_flipped_bit(folder: Path, name: str) -> None:
+    """In the weights themselves, where safetensors sees nothing wrong."""
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} is .*SHA-256"):
+        load_bundle(folder)
+
+
+def test_a_bundle_without_the_decoders_hash(folder: Path) -> None:
+    """As the first two editions were written."""
+    edit(folder, decoder_sha256=None)
+    assert DECODER in load_bundle(folder).hashes
+
+
 @pytest.mark.parametrize("name", [CONFIG, CODEC, DECODER])
 def test_missing_files(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -160,7 +177,8 @@ def test_broken_weights(folder: Path, name: str, how: str) -> None:
     path = folder / name
     content = {"cut": path.read_bytes()[:-100], "noise": b"\x93" * 500, "empty": b""}[how]
     path.write_bytes(content)
-    edit(folder, codec_sha256=sha256_of(folder / CODEC))  # the hash is not what catches it
+    hashes = {"codec_sha256": sha256_of(folder / CODEC), "decoder_sha256": sha256_of(folder / DECODER)}
+    edit(folder, **hashes)  # a hash is not what catches it
     with pytest.raises(BundleError, match=name):
         load_bundle(folder)
 
@@ -174,7 +192,7 @@ def test_weights_of_another_shape(folder: Path, name: str, change: str) -> None:
     else:
         weights["extra.weight"] = torch.zeros(1)
     save_file(weights, folder / name)
-    edit(folder, codec_sha256=sha256_of(folder / CODEC))
+    edit(folder, codec_sha256=sha256_of(folder / CODEC), decoder_sha256=sha256_of(folder / DECODER))
     with pytest.raises(BundleError, match=name):
         load_bundle(folder)
 
