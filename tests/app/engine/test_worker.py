@@ -108,7 +108,7 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
 
     def work(kind: int, frames: int = 0) -> ContinueRequest:
         part = speech[320 * kind : 320 * kind + 9_600 + 320 * 5 * (kind % 7)]
-        return job(part, kind, frames or 60 + 20 * (kind % 8), 1 + kind % 4, **KINDS[kind % 5])
+        return job(part, kind, frames or 150 + 50 * (kind % 8), 1 + kind % 4, **KINDS[kind % 5])
 
     alone = [service.wait(engine.submit(work(kind))) for kind in range(VARIETY)]
     compared = left = 0
@@ -242,7 +242,7 @@ def test_leaving_while_waiting_for_a_slot(serve: Any, speech: Any) -> None:
     until(lambda: waits.stage == "slot")
     waiting.cancel()
     until(lambda: not engine.workers._waiting)
-    assert waits.samples is None
+    until(lambda: waits.samples is None)  # by the event loop, which the worker does not wait for
     long.cancel()
     until(lambda: service.value("slots_used") == 0)
 
