@@ -19,8 +19,8 @@ from model.inference.types import Frames, PromptState
 
 SHIPPED = Path(__file__).resolve().parents[4] / "weights" / "default"
 OPTIONS = [
-    SamplingOptions(seed=5),
-    SamplingOptions(temperature=0.7, top_k=50, seed=2),
+    SamplingOptions(seed=3),
+    SamplingOptions(temperature=0.7, top_k=50, seed=6),
     SamplingOptions(temperature=0.9, top_p=0.9, seed=3),
 ]
 
@@ -59,10 +59,10 @@ def test_it_makes_what_generate_makes(shipped: Bundle, prompts: list[PromptState
     expected = generate(shipped, prompts[which], frames=40, options=OPTIONS[which])
     for frame, plain in zip(made, expected, strict=True):
         np.testing.assert_array_equal(frame.codes[0], plain.codes[0].numpy())
-        np.testing.assert_allclose(frame.logprobs[0], plain.logprobs[0].numpy(), atol=2e-4)
-        np.testing.assert_allclose(frame.fine_logprobs[0], plain.fine_logprobs[0].numpy(), atol=2e-4)
-        np.testing.assert_allclose(frame.samples[0], plain.samples[0].numpy(), atol=2e-4)
-        np.testing.assert_allclose(frame.mel[0], plain.mel[0].numpy(), atol=2e-3)
+        np.testing.assert_allclose(frame.logprobs[0], plain.logprobs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(frame.fine_logprobs[0], plain.fine_logprobs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(frame.samples[0], plain.samples[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(frame.mel[0], plain.mel[0].numpy(), atol=1e-3)
 
 
 def test_any_company_changes_no_bit(shipped: Bundle, prompts: list[PromptState]) -> None:
