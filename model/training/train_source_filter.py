@@ -20,68 +20,16 @@ from model.codec.codec import Codec
 from model.codec.config import CodecConfig
 from model.codec.decoders.frame import CausalConv
 from model.codec.decoders.source_filter import SourceFilterDecoder, Sources
-from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder, note_filters
+from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
-from model.lm.mel import mel_filter_bank
 from model.training.configs import SourceFilterTraining
 from model.training.corpus import Corpus
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
-from model.training.losses import EnvelopeLoss, SpectralLoss
+from model.training.losses import EnvelopeLoss, SpectralLoss, ToneLoss
 from model.training.pitch import pitch, pitch_match
 from model.training.train_codec import crops, init_quantizer, lsuv
 from model.training.tuning import in_tune, same_notes
-
-
-class ToneLoss(nn.Module):
-    """Distance of two signals: log-mel, square roots of all magnitudes, and the low notes in a window that tells them.
-
-    The square root stands between a linear distance, which hears nothing but peaks, and a logarithm, which hears the
-    floor as loud as the peaks (as in FARGAN's training, arXiv 2405.21069).
-    """
-
-    WINDOWS = ((2048, 128), (1024, 80), (512, 64), (240, 20))
-    NOTE_WINDOW, NOTE_HOP, NOTE_BINS = 8192, 2048, 720  # up to 2.1 kHz
-    NOTES, FLOOR = 72, 1e-4
-
-    def __init__(self) -> None:
-        super().__init__()
-        for size, mels in self.WINDOWS:
-            self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
-            self.register_buffer(f"bank{size}", mel_filter_bank(size, mels), persistent=False)
-        self.register_buffer("note_window", torch.hann_window(self.NOTE_WINDOW), persistent=False)
-        filters = note_filters(self.NOTE_WINDOW, 0, self.NOTES)[: self.NOTE_BINS]
-        self.register_buffer("note_bank", filters, persistent=False)
-        self.note_window: Tensor
-        self.note_bank: Tensor
-
-    @staticmethod
-    def _magnitude(samples: Tensor, window: Tensor, hop: int) -> Tensor:
-        """(B, N) -> (B, T, bins)"""
-        spectrum = torch.stft(samples, len(window), hop, window=window, pad_mode="constant", return_complex=True)
-        power = spectrum.real**2 + spectrum.imag**2
-        return (torch.sqrt(power + 1e-10) * (2 / window.sum())).transpose(1, 2)
-
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """(B, N), (B, N) -> mean distance"""
-        total = made.new_zeros(())
-
-        def compared(a: Tensor, b: Tensor, bank: Tensor, power: int) -> Tensor:
-            floor = self.FLOOR**power
-            log = (torch.log(a**power @ bank + floor) - torch.log(b**power @ bank + floor)).abs().mean() / power
-            roots_a, roots_b = a.sqrt(), b.sqrt()
-            return log + ((roots_a - roots_b).abs().mean((1, 2)) / (roots_b.mean((1, 2)) + 1e-3)).mean()
-
-        for size, _ in self.WINDOWS:
-            window, bank = getattr(self, f"window{size}"), getattr(self, f"bank{size}")
-            a = self._magnitude(made, window, size // 4)
-            with torch.no_grad():
-                b = self._magnitude(real, window, size // 4)
-            total = total + compared(a, b, bank, 1)
-        a = self._magnitude(made, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
-        with torch.no_grad():
-            b = self._magnitude(real, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
-        return (total + compared(a, b, self.note_bank, 2)) / (len(self.WINDOWS) + 1)
 
 
 class Heads(nn.Module):

@@ -14,11 +14,11 @@ from model.training.configs import SourceFilterTraining
 from model.training.corpus import Corpus
 from model.training.export import export_codec, find_codec
 from model.training.loop import step_rng
+from model.training.losses import ToneLoss
 from model.training.train_codec import init_quantizer
 from model.training.train_source_filter import (
     Heads,
     SourceFilterTrainer,
-    ToneLoss,
     pitch_amid,
     quantize_rows,
     train_source_filter,
