@@ -170,3 +170,8 @@ class TokenSettings:
         float, "seconds of silence that training speech keeps at a stretch; 0 leaves it as it is"
     ] = 0.5
     end_pause: Annotated[float, "and at its beginning and its end, where nothing follows that would end it"] = 0.2
+    pause_every: Annotated[
+        float, "seconds, on average, to the next pause put into training audio: digital silence or hiss; 0 = none"
+    ] = 8.0
+    pause_seconds: Annotated[tuple[float, float], "the shortest and the longest of those pauses"] = (0.05, 0.6)
+    hiss_share: Annotated[float, "of those pauses that hold hiss, -80 to -45 dB of full scale"] = 0.5

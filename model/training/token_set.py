@@ -37,9 +37,15 @@ CHUNK_SECONDS = (
 SERVED_CODEBOOKS = ((8, 0.7), (4, 0.2), (2, 0.1))  # the qualities that the decoded mel is made at
 
 
+Spans = tuple[tuple[int, int], ...]  # first and last (excluded) frame of each
+
+
 @dataclass(frozen=True)
 class Document:
-    """A run of frames that belong together; ``start`` and ``frames`` count rows of the flat files."""
+    """A run of frames that belong together; ``start`` and ``frames`` count rows of the flat files.
+
+    ``pauses``: first and last (excluded) frame of each pause that was put in, counted from the document's beginning.
+    """
 
     start: int
     frames: int
@@ -47,6 +53,12 @@ class Document:
     group: str
     split: Split
     clip: str
+    pauses: Spans = ()
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "Document":
+        """From what `asdict` and JSON made of it; sets of before 2026-11-26 know of no pauses."""
+        return cls(**values | {"pauses": tuple((first, last) for first, last in values.get("pauses", ()))})
 
 
 @dataclass(frozen=True)
@@ -91,11 +103,15 @@ def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
 
 @dataclass(frozen=True)
 class _Take:
-    """What chance decides about a document: its speed, its gain, and the quality that its decoded mel is made at."""
+    """What chance decides about a document: speed, gain, the quality that its decoded mel is made at, and pauses.
+
+    ``pauses``: how far each lies behind the one before, how long it is, both in samples, and its hiss' deviation.
+    """
 
     speed: float
     gain: float
     codebooks: int
+    pauses: tuple[tuple[int, int, float], ...] = ()
 
 
 def _take(job: _Job, settings: TokenSettings) -> _Take:
@@ -105,7 +121,17 @@ def _take(job: _Job, settings: TokenSettings) -> _Take:
         speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
         gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
     counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
-    return _Take(speed, gain, int(rng.choice(counts, p=weights)))
+    codebooks = int(rng.choice(counts, p=weights))
+    pauses: list[tuple[int, int, float]] = []
+    if settings.pause_every > 0 and job.split == "train":
+        left = float(job.length)
+        while left > 0:  # at least half a second of sound between two
+            gap = round((0.5 + rng.exponential(max(settings.pause_every - 0.5, 0.0))) * SAMPLE_RATE_HZ)
+            length = round(rng.uniform(*settings.pause_seconds) * SAMPLE_RATE_HZ)
+            hiss = 10 ** (rng.uniform(-80.0, -45.0) / 20) if rng.random() < settings.hiss_share else 0.0
+            pauses.append((gap, length, hiss))
+            left -= gap
+    return _Take(speed, gain, codebooks, tuple(pauses))
 
 
 QUIET_SHARE = 0.02  # of a clip's loud frames, below which a frame is silent: -34 dB
@@ -131,7 +157,28 @@ def shorten_pauses(samples: npt.NDArray[np.float32], longest: float, at_ends: fl
     return samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)[kept].reshape(-1)
 
 
-def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> npt.NDArray[np.float32]:
+def insert_pauses(
+    samples: npt.NDArray[np.float32], pauses: tuple[tuple[int, int, float], ...], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float32], Spans]:
+    """Samples (N,) with pauses put in (see `_Take`), and the frames from where each begins to where sound goes on.
+
+    A recording that a person uploads often ends in digital silence, wherever the talk stood; what a corpus knows of
+    such silence is that it lasts. Here sound follows every one, so a model learns that it ends. Where it begins can
+    not be foreseen, nor should it be foretold: the language model's loss leaves these frames out.
+    """
+    parts, spans, read, made = [], [], 0, 0
+    for gap, length, hiss in pauses:
+        if read + gap + SAMPLE_RATE_HZ // 4 > len(samples):  # sound follows
+            break
+        noise = hiss * rng.standard_normal(length, dtype=np.float32) if hiss else np.zeros(length, dtype=np.float32)
+        parts += [samples[read : read + gap], noise.astype(np.float32)]
+        read, made = read + gap, made + gap + length
+        spans.append(((made - length) // HOP_SAMPLES, made // HOP_SAMPLES))
+    return np.concatenate([*parts, samples[read:]]), tuple(spans)
+
+
+def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> tuple[npt.NDArray[np.float32], Spans]:
+    """The samples of a document, and the frames of the pauses that were put in."""
     samples = corpus.read(job.clip, job.offset, job.length)
     if settings.longest_pause > 0 and job.clip.kind == "speech" and job.split == "train":
         samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause)
@@ -141,14 +188,15 @@ def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> npt.NDArray[
             rates = SAMPLE_RATE_HZ * take.speed, SAMPLE_RATE_HZ
             samples = np.asarray(soxr.resample(samples, *rates), dtype=np.float32)
         samples = np.clip(samples * np.float32(take.gain), -1.0, 1.0)
-    return samples
+    pauses = _take(job, settings).pauses
+    return insert_pauses(samples, pauses, job.rng(settings.seed + 1)) if pauses else (samples, ())
 
 
 def document_samples(corpus: Corpus, settings: TokenSettings) -> Iterator[npt.NDArray[np.float32]]:
     """The samples, (N,) each, that the documents of a token set were made of, in the order of its documents."""
     for batch in _batches(_jobs(corpus, settings)):
         for job in batch:
-            yield _samples(corpus, job, settings)
+            yield _samples(corpus, job, settings)[0]
 
 
 class TokenSet:
@@ -165,7 +213,7 @@ class TokenSet:
         index = json.loads((folder / "index.json").read_text())
         self.folder = folder
         self.made_from: dict[str, Any] = index["made_from"]
-        self.documents = [Document(**document) for document in index["documents"]]
+        self.documents = [Document.read(document) for document in index["documents"]]
         arrays = {
             name: np.memmap(folder / f"{name}.bin", dtype=dtype, mode="r").reshape(-1, width)
             for name, dtype, width in self.FILES
@@ -241,8 +289,8 @@ def _encode(
 
 
 def _in_order(
-    work: Callable[[list[_Job]], list[Arrays]], batches: list[list[_Job]], total: int, workers: int
-) -> Iterator[tuple[list[_Job], list[Arrays]]]:
+    work: Callable[[list[_Job]], list[tuple[Arrays, Spans]]], batches: list[list[_Job]], total: int, workers: int
+) -> Iterator[tuple[list[_Job], list[tuple[Arrays, Spans]]]]:
     """Batches with their results, in order, ``workers`` at a time."""
     with ThreadPoolExecutor(workers) as pool, Progress() as bar:
         task = bar.add_task("encoding", total=total, completed=total - len(batches))
@@ -297,6 +345,7 @@ def build_tokens(
     ``workers`` batches are encoded at the same time; on a CPU this scales better than threads within one.
     """
     made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
+    made_from = json.loads(json.dumps(made_from))  # as it is read back: lists for tuples
     heard = {"decoder_sha256": decoder_sha256(codec)}  # no part of `made_from`: a run may go on with a better decoder
     index = out / "index.json"
     if index.exists():
@@ -312,12 +361,13 @@ def build_tokens(
     documents: list[Document] = []
     done = 0
     if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from | heard:
-        documents, done = [Document(**document) for document in kept["documents"]], kept["batches"]
+        documents, done = [Document.read(document) for document in kept["documents"]], kept["batches"]
 
-    def encoded(batch: list[_Job]) -> list[Arrays]:
-        rows = [_samples(corpus, job, settings) for job in batch]
+    def encoded(batch: list[_Job]) -> list[tuple[Arrays, Spans]]:
+        made = [_samples(corpus, job, settings) for job in batch]
         codebooks = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
-        return _encode(codec, mel, rows, codebooks, device)
+        arrays = _encode(codec, mel, [samples for samples, _ in made], codebooks, device)
+        return [(own, pauses) for own, (_, pauses) in zip(arrays, made, strict=True)]
 
     codec.to(device).eval()
     mel = LogMel().to(device)
@@ -332,12 +382,12 @@ def build_tokens(
             files[name].truncate(total * width * np.dtype(dtype).itemsize)
             files[name].seek(0, 2)
         for number, (batch, results) in enumerate(_in_order(encoded, batches[done:], len(batches), workers), done):
-            for job, arrays in zip(batch, results, strict=True):
+            for job, (arrays, pauses) in zip(batch, results, strict=True):
                 for (name, _, _), array in zip(TokenSet.FILES, arrays, strict=True):
                     files[name].write(array.tobytes())
                 frames = len(arrays[0])
                 name = Path(job.clip.path).name
-                documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name))
+                documents.append(Document(total, frames, job.clip.kind, job.clip.group, job.split, name, pauses))
                 total += frames
             if number % 50 == 49 or number == len(batches) - 1:
                 for file in files.values():

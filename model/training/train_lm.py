@@ -26,6 +26,7 @@ from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.token_set import Document, TokenSet
 
 BOS = VOCABULARY
+UNJUDGED = -1  # a target that the loss leaves out
 RECALLED = ((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05))  # how many codes of the frame before are known, and how often
 
 
@@ -35,6 +36,8 @@ class Stream:
     def __init__(self, documents: list[Document], seed: int, epoch: int) -> None:
         order = np.random.default_rng([seed, epoch]).permutation(len(documents))
         self.starts = np.array([documents[i].start for i in order])
+        pauses = [np.asarray(d.pauses).reshape(-1, 2) + d.start for d in (documents[i] for i in order)]
+        self.pauses = np.sort(np.concatenate([np.zeros((0, 2), np.int64), *pauses]), axis=0)  # disjoint
         self.ends = np.cumsum([documents[i].frames for i in order])
 
     def frames(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,12 +47,21 @@ class Stream:
         offsets = positions - np.concatenate([[0], self.ends])[which]
         return self.starts[which] + offsets, offsets == 0
 
+    def in_pause(self, frames: np.ndarray) -> np.ndarray:
+        """Which of these frames lie in a pause that was put in."""
+        if not len(self.pauses):
+            return np.zeros(len(frames), dtype=bool)
+        before = np.searchsorted(self.pauses[:, 0], frames, side="right") - 1
+        inside: np.ndarray = (before >= 0) & (frames < self.pauses[np.maximum(before, 0), 1])
+        return inside
+
 
 @dataclass(frozen=True)
 class Batch:
     """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, targets ``codes`` (B, T, 8).
 
     ``before`` (B, T, 8): the codes of the frame before each target, NO_CODE where a document starts.
+    ``judged`` (B, T) bool: the targets that count, which are all but those in pauses that were put in.
     """
 
     inputs: Tensor
@@ -57,6 +69,7 @@ class Batch:
     masked: Tensor
     codes: Tensor
     before: Tensor
+    judged: Tensor
 
     def to(self, device: str) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
@@ -80,14 +93,16 @@ class Batches:
             self._streams[kind, epoch] = Stream(self.documents[kind], self.training.seed, epoch)
         return self._streams[kind, epoch]
 
-    def _row(self, kind: str, number: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``number``-th window of a kind, were all windows ``length`` long."""
+    def _row(self, kind: str, number: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ``number``-th window of a kind, were all windows ``length`` long: frames, starts, what is judged."""
         total = sum(document.frames for document in self.documents[kind])
         windows = max(total // length, 1)
         epoch, window = divmod(number, windows)
         shift = int(np.random.default_rng([self.training.seed, epoch, 1]).integers(0, length))
         first = (window * length + shift) % max(total - length, 1)
-        return self._stream(kind, epoch).frames(first, min(length, total))
+        stream = self._stream(kind, epoch)
+        frames, starts = stream.frames(first, min(length, total))
+        return frames, starts, ~stream.in_pause(frames)
 
     def __call__(self, step: int) -> Batch:
         """Batch of a step. Reads only what the step needs."""
@@ -104,7 +119,9 @@ class Batches:
         rows = [self._batch_row(*self._row(kind, number, length), rng) for kind, number in numbers]
         return Batch(*(torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True)))
 
-    def _batch_row(self, frames: np.ndarray, starts: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    def _batch_row(
+        self, frames: np.ndarray, starts: np.ndarray, judged: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
         training, tokens = self.training, self.tokens
         previous = np.maximum(frames - 1, 0)
         before = np.where(starts[:, None], NO_CODE, tokens.codes[previous].astype(np.int64))
@@ -121,7 +138,7 @@ class Batches:
             for _ in range(int(rng.integers(1, 6))):
                 first = int(rng.integers(0, len(frames)))
                 masked[first : first + int(rng.integers(2, 80))] = True
-        return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before
+        return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before, judged
 
 
 def initialise(model: HybridLM) -> None:
@@ -206,7 +223,8 @@ class LMTrainer:
         with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=self.training.bf16):
             hidden = self.model(batch.inputs, batch.mel if uses_mel else None, batch.masked if uses_mel else None)
             logits = self.model.logits(hidden)
-        coarse = F.cross_entropy(logits.float().flatten(0, 1), batch.codes[..., 0].flatten())
+        targets = torch.where(batch.judged, batch.codes[..., 0], UNJUDGED).flatten()
+        coarse = F.cross_entropy(logits.float().flatten(0, 1), targets, ignore_index=UNJUDGED)
         if self.training.fine_weight == 0 or len(positions) == 0:
             return coarse, coarse.new_zeros(())
         codes = batch.codes.flatten(0, 1)[positions]  # (P, 8)
@@ -268,7 +286,7 @@ def document_batch(tokens: TokenSet, document: Document, decoded: bool = False) 
     inputs = torch.cat([torch.full((1, 1), BOS), codes[:, :-1, 0]], dim=1)
     masked = torch.zeros(1, document.frames, dtype=torch.bool)
     masked[:, 0] = True
-    return Batch(inputs, mel, masked, codes, frames_before(codes))
+    return Batch(inputs, mel, masked, codes, frames_before(codes), torch.ones_like(masked))
 
 
 def train_lm(

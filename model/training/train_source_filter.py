@@ -188,7 +188,11 @@ class SourceFilterTrainer:
         }  # fmt: skip
 
     def load(self, state: State, optimizer: bool = True) -> None:
+        """Go on with a run; without its ``optimizer``, begin another one with its weights."""
         self.codec.load_state_dict(state["codec"])
+        if not optimizer and self.training.freeze_tokens_from == 0:
+            # tokens that stay are those of the encoder that was exported, and that is the averaged one
+            self.codec.load_state_dict(state["averaged"], strict=False)
         self.heads.load_state_dict(state["heads"])
         self.averaged = {name: value.clone().to(self.device) for name, value in state["averaged"].items()}
         if optimizer:

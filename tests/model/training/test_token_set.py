@@ -16,7 +16,7 @@ from model.training import token_set as tokens_module
 from model.training.corpus import Corpus, DataError
 from model.training.token_set import TokenSet, TokenSettings, build_tokens, document_samples
 
-PLAIN = TokenSettings(augment=False)
+PLAIN = TokenSettings(augment=False, pause_every=0)
 NAMES = ("codes", "mel_real", "mel_decoded")
 
 

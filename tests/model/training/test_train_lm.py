@@ -186,7 +186,7 @@ def test_batches_hold_the_tokens(tokens: TokenSet, decoded: float) -> None:
         batch = batches(step)
         assert batch.inputs.shape == batch.masked.shape == (4, 64) and batch.codes.shape == (4, 64, 8)
         for row in range(4):
-            frames, _ = batches._row("speech", 4 * step + row, 64)
+            frames, _, _ = batches._row("speech", 4 * step + row, 64)
             starts = torch.tensor([frame in first_rows for frame in frames])
             assert np.array_equal(batch.codes[row].numpy(), tokens.codes[frames])
             assert torch.equal(batch.masked[row], starts) and torch.equal(batch.inputs[row] == BOS, starts)
