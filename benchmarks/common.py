@@ -35,11 +35,11 @@ class Subject:
 
     @property
     def mel(self) -> Literal["real", "masked"]:
-        return "masked" if self.masked or not self.bundle.decoder.config.mel else "real"
+        return "masked" if self.masked or not self.bundle.lm.config.mel else "real"
 
     def described(self) -> dict[str, Any]:
         """For the record: what was measured."""
-        decoder = self.bundle.decoder
+        decoder = self.bundle.lm
         return {
             "bundle": self.bundle.name,
             "preset": self.bundle.preset,
@@ -123,7 +123,7 @@ def clips_in(folder: Path, min_seconds: float = 0.0) -> list[tuple[str, str, Ten
 @torch.inference_mode()
 def logprobs(subject: Subject, tokens: Tensor, slices: Tensor) -> Tensor:
     """Of coarse tokens (B, T) that come with slices (B, T, 64), each row a document: (B, T)."""
-    model = subject.bundle.decoder
+    model = subject.bundle.lm
     inputs, mel = shift(tokens, None if subject.mel == "masked" else slices)
     logits = model.logits(model(inputs, mel)).float()
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]

@@ -34,10 +34,10 @@ class BundleError(ValueError):
 
 @dataclass
 class Bundle:
-    """A codec, a language model (its depth decoder is ``decoder.fine``) and what is known of them."""
+    """A codec, a language model (its depth decoder is ``lm.fine``) and what is known of them."""
 
     codec: Codec
-    decoder: HybridLM
+    lm: HybridLM
     name: str
     preset: str = "custom"
     licence: str = ""
@@ -48,10 +48,10 @@ class Bundle:
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.head.weight.device
+        return self.lm.head.weight.device
 
     def to(self, device: str | torch.device) -> "Bundle":
-        for module in (self.codec, self.decoder, self.mel):
+        for module in (self.codec, self.lm, self.mel):
             module.to(device)
         return self
 
@@ -138,7 +138,7 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
     """Write a bundle; its card is written by whoever made it."""
     folder.mkdir(parents=True, exist_ok=True)
     codec_sha256 = save_codec(bundle.codec, folder / CODEC, half)
-    save_file(_weights(bundle.decoder, half), folder / DECODER)
+    save_file(_weights(bundle.lm, half), folder / DECODER)
     config = {
         "format": FORMAT,
         "name": bundle.name,
@@ -146,7 +146,7 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
         "licence": bundle.licence,
         "codec": bundle.codec.config.to_dict(),
         "codec_sha256": codec_sha256,
-        "decoder": bundle.decoder.config.to_dict(),
+        "decoder": bundle.lm.config.to_dict(),
         "decoder_sha256": sha256_of(folder / DECODER),
         "made_by": bundle.made_by,
     }
@@ -216,7 +216,7 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
         codec.eval(), decoder.eval(), config["name"], config.get("preset", "custom"), config.get("licence", ""),
         config.get("made_by", {}), hashes, folder,
     )  # fmt: skip
-    for module in (bundle.codec, bundle.decoder):
+    for module in (bundle.codec, bundle.lm):
         module.requires_grad_(False)
     return bundle.to(device)
 

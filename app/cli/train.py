@@ -205,7 +205,7 @@ def lm_command(
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
     take(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
     made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
-    count = made.decoder.parameter_count()
+    count = made.lm.parameter_count()
     console.print(f"bundle: {target} ({preset}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")
 
 

@@ -37,7 +37,7 @@ class ModelList(BaseModel):
 async def models(request: Request) -> ModelList:
     """The bundle that is served."""
     bundle = request.app.state.engine.bundle
-    without, whole = bundle.decoder.parameter_count(), bundle.decoder.parameter_count(fine=True)
+    without, whole = bundle.lm.parameter_count(), bundle.lm.parameter_count(fine=True)
     body = ModelBody(
         id=bundle.name,
         preset=bundle.preset,
@@ -46,7 +46,7 @@ async def models(request: Request) -> ModelList:
         codec=bundle.codec.config.to_dict(),
         hashes=bundle.hashes,
         licence=bundle.licence,
-        window_seconds=bundle.decoder.config.window / FRAME_RATE_HZ,
+        window_seconds=bundle.lm.config.window / FRAME_RATE_HZ,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,
         batch_invariant=request.app.state.engine.batch_invariant,

@@ -29,7 +29,7 @@ SOURCES = ("real", "decoded", "masked")
 @torch.inference_mode()
 def document_sums(bundle: Bundle, tokens: TokenSet, document: Document) -> dict[str, float]:
     """Sums of NLL in nats over a document: of the coarse tokens for each source of mel, of each fine book's codes."""
-    model, out = bundle.decoder, {}
+    model, out = bundle.lm, {}
     for source in SOURCES:
         batch = document_batch(tokens, document, decoded=source == "decoded")
         masked = torch.ones_like(batch.masked) if source == "masked" else batch.masked

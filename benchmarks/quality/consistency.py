@@ -47,7 +47,7 @@ def score_clips(subject: Subject, tokens: Tensor, slices: Tensor) -> dict[str, T
     window = slice(joint, joint + WINDOW_FRAMES)
     whole = -logprobs(subject, tokens, slices)
     alone = -logprobs(subject, tokens[:, window], slices[:, window])
-    unigram = -subject.bundle.decoder.unigram[tokens[:, window]]
+    unigram = -subject.bundle.lm.unigram[tokens[:, window]]
     local = whole[:, window].double().mean(1)
     return {
         "whole": whole.double().mean(1),

@@ -92,7 +92,7 @@ def strangers(speakers: Sequence[str], seed: int) -> list[int]:
 def make(subject: Subject, prompts: Tensor, options: SamplingOptions, keep: Path) -> Made:
     """Continuations of prompts, ROWS at a time, each batch kept in a file and not made again."""
     weights = hashlib.sha256()
-    for tensor in (*subject.bundle.decoder.state_dict().values(), *subject.bundle.codec.state_dict().values()):
+    for tensor in (*subject.bundle.lm.state_dict().values(), *subject.bundle.codec.state_dict().values()):
         weights.update(tensor.numpy().tobytes())
     parts = []
     for start in range(0, len(prompts), ROWS):

@@ -36,8 +36,8 @@ def read(subject: Subject, prompts: Tensor) -> LoopState:
     codes, _ = encoder.step(prompts, encoder.start(rows))
     heard, state = decoder.step(codes[:, : subject.codebooks], decoder.start(rows))
     slices = bundle.mel(prompts)
-    cache = bundle.decoder.new_cache(rows)
-    bundle.decoder(shift(codes[:, 0], None)[0], cache=cache)
+    cache = bundle.lm.new_cache(rows)
+    bundle.lm(shift(codes[:, 0], None)[0], cache=cache)
     return LoopState(
         cache, codes[:, : subject.codebooks, -1], deque([slices[:, -1:]]), state, heard[:, -MEL_LEFT_SAMPLES:]
     )

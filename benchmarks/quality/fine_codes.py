@@ -46,7 +46,7 @@ def drawn_codes(bundle: Bundle, hidden: Tensor, codes: Tensor, temperature: floa
 
     hidden (T, dim), codes (T, K) -> (T, K), the coarse ones as they were.
     """
-    fine, options = bundle.decoder.fine, SamplingOptions(temperature=temperature, seed=seed)
+    fine, options = bundle.lm.fine, SamplingOptions(temperature=temperature, seed=seed)
     numbers = torch.from_numpy(uniforms(seed, 0, 0, *codes.shape))
     frames = [torch.full_like(codes[:1], NO_CODE)]
     for at in range(len(codes)):
@@ -85,9 +85,9 @@ def measured(bundle: Bundle, samples: Tensor, seed: int) -> Clip:
     """One clip (N,)."""
     codes = bundle.codec.encode(samples[None])[0].T  # (T, K)
     real = samples[: len(codes) * HOP_SAMPLES]
-    tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.decoder.config.mel else None)
-    hidden = bundle.decoder(tokens, slices)[0]
-    logprobs = bundle.decoder.fine(hidden, codes, frames_before(codes[None])[0]).log_softmax(-1)
+    tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.lm.config.mel else None)
+    hidden = bundle.lm(tokens, slices)[0]
+    logprobs = bundle.lm.fine(hidden, codes, frames_before(codes[None])[0]).log_softmax(-1)
     nll = -logprobs.gather(-1, codes[:, 1:, None])[..., 0].mean(0)
     variants = {"true": codes, "shuffled": shuffled_codes(codes, seed)}
     waves = {"1/true": bundle.codec.decode(codes[None, :, :1].transpose(1, 2))}

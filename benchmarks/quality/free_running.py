@@ -66,9 +66,9 @@ def clip_nll(bundle: Bundle, samples: Tensor) -> dict[str, float]:
         assert slices is not None
         for delay in delays:
             mel, masked = late(slices, inputs == BOS, delay)
-            logits = bundle.decoder.logits(bundle.decoder(inputs, mel, masked)).float()
+            logits = bundle.lm.logits(bundle.lm(inputs, mel, masked)).float()
             found[f"{source}, {delay} late" if delay else source] = logits
-    found["masked"] = bundle.decoder.logits(bundle.decoder(inputs)).float()
+    found["masked"] = bundle.lm.logits(bundle.lm(inputs)).float()
     return {
         name: -float(logits.log_softmax(-1).gather(-1, tokens[..., None]).double().mean())
         for name, logits in found.items()

@@ -46,7 +46,7 @@ def bundle_of(preset: str, base: Bundle) -> Bundle:
     """The base itself when it has this preset; else its codec with random weights of the preset."""
     if base.preset == preset:
         return base
-    return replace(base, decoder=random_model(PRESETS[preset]), name=f"random {preset}", preset=preset)
+    return replace(base, lm=random_model(PRESETS[preset]), name=f"random {preset}", preset=preset)
 
 
 def a_prompt() -> Tensor:
@@ -121,7 +121,7 @@ def token_step(bundle: Bundle, rows: int, steps: int) -> Run:
 
 def torch_token_step(bundle: Bundle, rows: int, steps: int) -> Run:
     """The same in torch: ring caches of static shape, as the torch backend steps on a GPU or for other codecs."""
-    model = bundle.decoder
+    model = bundle.lm
     options = RowOptions([SamplingOptions(seed=row) for row in range(rows)], bundle.device)
 
     @torch.inference_mode()
@@ -147,7 +147,7 @@ def torch_token_step(bundle: Bundle, rows: int, steps: int) -> Run:
 
 def uncached(bundle: Bundle, rows: int, steps: int) -> Run:
     """No cache: the whole context again for each token, in torch."""
-    model = bundle.decoder
+    model = bundle.lm
     options = RowOptions([SamplingOptions(seed=row) for row in range(rows)], bundle.device)
 
     @torch.inference_mode()

@@ -47,7 +47,7 @@ def ways(bundle: Bundle, prompts: Tensor) -> dict[str, Callable[[], Clocks]]:
 
     @torch.inference_mode()
     def read(some: Tensor) -> object:
-        model = bundle.decoder
+        model = bundle.lm
         return model.logits(model(some[..., 0].long(), some[..., 1:], cache=model.new_cache(len(some))))
 
     both: tuple[tuple[str, Callable[[Tensor], object], Tensor], ...] = (

@@ -58,8 +58,8 @@ def frame_work(bundle: Bundle, rows: int, positions: int, codebooks: int, weight
     Each of their matrices is used once a row. Left out, at most 3 % of it: the mel slice (a transform of 1,024), and
     the lines of codebooks and embeddings that a step looks up.
     """
-    token = token_work(bundle.decoder.config, rows, positions, weight_width)
-    dim, hidden = bundle.decoder.config.fine_dim, bundle.decoder.config.dim
+    token = token_work(bundle.lm.config, rows, positions, weight_width)
+    dim, hidden = bundle.lm.config.fine_dim, bundle.lm.config.dim
     fine = dim * hidden + (codebooks - 1) * (4 * dim * dim + dim * VOCABULARY) if codebooks > 1 else 0
     sound = sum(p.numel() for p in bundle.codec.decoder.parameters() if p.dim() > 1)
     added = fine + sound

@@ -57,7 +57,7 @@ def limits(base: Bundle, roof: Roof, rows: int, steps: int) -> dict[str, dict[st
     positions = PROMPT_POSITIONS + steps // 2
     works = {
         OURS: token_work(PRESETS["gpt-s"], rows, positions),
-        HYBRID: token_work(base.decoder.config, rows, positions),
+        HYBRID: token_work(base.lm.config, rows, positions),
         LARGE: token_work(PRESETS["gpt-l"], rows, positions),
         FRAME.format(8): frame_work(base, rows, positions, 8),
     }

@@ -60,7 +60,7 @@ def step(
     given: Tensor | None = None,
 ) -> GeneratedFrame:
     """Make one frame of every row; ``state`` moves on. uniform: (n, k) float64. given: (n, 64) replaces the mel."""
-    model = bundle.decoder
+    model = bundle.lm
     slices = None if masked else state.slices[0]
     hidden = model(state.codes[:, :1], slices, cache=state.cache)[:, 0]  # (n, dim)
     code, logprob = _drawn(model.logits(hidden), options, uniform[:, 0])

@@ -137,13 +137,13 @@ class TeacherForcing:
 
     def __init__(self, bundle: Bundle, mel: MelSource = "real") -> None:
         self.bundle, self.source = bundle, mel
-        self.cache: LMCache = bundle.decoder.new_cache(1)
+        self.cache: LMCache = bundle.lm.new_cache(1)
         self.token = torch.full((1, 1), BOS, device=bundle.device)
         self.slice = torch.zeros(1, 1, MEL_BANDS, device=bundle.device)
 
     def force(self, tokens: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
         """Score coarse tokens (1, n) that come with slices (1, n, 64): log-probabilities and hits, (1, n) each."""
-        model = self.bundle.decoder
+        model = self.bundle.lm
         inputs = torch.cat([self.token, tokens[:, :-1]], dim=1)
         mel = None if self.source == "masked" else torch.cat([self.slice, slices[:, :-1]], dim=1)
         logits = model.logits(model(inputs, mel, cache=self.cache)).float()
@@ -216,7 +216,7 @@ def _windowed(bundle: Bundle, window: Window, tokens: Tensor, logprobs: Tensor, 
     if window.stop is not None and window.stop > total + 1:  # an end within the clip's last, partial frame is no fault
         raise WindowError(f"the window ends at {window.stop / FRAME_RATE_HZ:.2f} s, {clip}", "stop")
     inside = window.within(0, total)
-    unigram = bundle.decoder.unigram.cpu()[tokens[inside]]
+    unigram = bundle.lm.unigram.cpu()[tokens[inside]]
     return WindowScore(window.start, logprobs[inside], unigram, torch.cat(alone) if window.alone else None)
 
 

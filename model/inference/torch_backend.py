@@ -46,7 +46,7 @@ class TorchBackend:
         device = bundle.device
         with torch.inference_mode():
             self._decoder = StreamingDecoder(bundle.codec)
-            self._lm = bundle.decoder.new_slots(self.width)
+            self._lm = bundle.lm.new_slots(self.width)
             self._codec: DecoderState = self._decoder.start(self.width)
             self._codes = torch.zeros(self.width, self.codebooks, dtype=torch.int64, device=device)  # of the last frame
             self._slice = torch.zeros(self.width, 1, MEL_BANDS, device=device)
@@ -137,7 +137,7 @@ class TorchBackend:
 
     def _step(self) -> tuple[Tensor, ...]:
         """One step in place -> codes (R, K), log-probabilities (R,), those of the fine codes, samples, mel"""
-        model, uniform, going = self.bundle.decoder, self._uniform, self._going
+        model, uniform, going = self.bundle.lm, self._uniform, self._going
         hidden = model(self._codes[:, :1], self._slice, cache=self._lm)[:, 0]  # (R, dim)
         self._lm.advance(going)
         code, logprob = self._drawn(model.logits(hidden), uniform[:, 0])

@@ -141,9 +141,9 @@ def codec_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[s
 @torch.inference_mode()
 def language_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
     """NLL (nats), perplexity, accuracy, bits per second with real, decoded and masked mel; the unigram's NLL."""
-    unigram = -bundle.decoder.unigram.double().cpu()
+    unigram = -bundle.lm.unigram.double().cpu()
     out: dict[str, Any] = {}
-    sources: tuple[MelSource, ...] = ("real", "decoded", "masked") if bundle.decoder.config.mel else ("masked",)
+    sources: tuple[MelSource, ...] = ("real", "decoded", "masked") if bundle.lm.config.mel else ("masked",)
     base: list[float] = []
     per_source: dict[str, list[float]] = {}
     for source in sources:
@@ -174,7 +174,7 @@ def language_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dic
 @torch.inference_mode()
 def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[float]:
     """Mean NLL in nats of codebooks 2..K under the depth decoder, teacher-forced, real mel, first 20 s of each clip."""
-    mel, model = LogMel(), bundle.decoder
+    mel, model = LogMel(), bundle.lm
     sums, frames = torch.zeros(bundle.codec.config.codebooks - 1), 0
     for _, samples in track(clips, description="depth decoder"):
         codes = bundle.codec.encode(samples[None, : 20 * SAMPLE_RATE_HZ]).transpose(1, 2)  # (1, T, K)

@@ -41,14 +41,14 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def outputs(bundle: Bundle, samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     codes = bundle.codec.encode(samples[None])
-    hidden, frames = bundle.decoder(codes[:, 0], bundle.mel(samples[None])), codes.transpose(1, 2)
-    return codes, bundle.codec.decode(codes), bundle.decoder.fine(hidden, frames, frames_before(frames))
+    hidden, frames = bundle.lm(codes[:, 0], bundle.mel(samples[None])), codes.transpose(1, 2)
+    return codes, bundle.codec.decode(codes), bundle.lm.fine(hidden, frames, frames_before(frames))
 
 
 def test_full_precision_round_trip_is_exact(bundle: Bundle, tmp_path: Path, speech_like: Tensor) -> None:
     save_bundle(bundle, tmp_path, half=False)
     again = load_bundle(tmp_path)
-    for module, other in ((bundle.codec, again.codec), (bundle.decoder, again.decoder)):
+    for module, other in ((bundle.codec, again.codec), (bundle.lm, again.lm)):
         weights = other.state_dict()
         assert all(torch.equal(t, weights[n]) for n, t in module.state_dict().items() if not n.endswith("embed_avg"))
     for made, wanted in zip(outputs(again, speech_like), outputs(bundle, speech_like), strict=True):
@@ -59,12 +59,12 @@ def test_half_on_disk_float_in_memory(bundle: Bundle, folder: Path) -> None:
     on_disk = load_file(folder / DECODER) | load_file(folder / CODEC)
     assert {t.dtype for t in on_disk.values() if t.is_floating_point()} == {torch.float16}
     again = load_bundle(folder)
-    for module, other in ((bundle.codec, again.codec), (bundle.decoder, again.decoder)):
+    for module, other in ((bundle.codec, again.codec), (bundle.lm, again.lm)):
         for name, parameter in module.named_parameters():
             loaded = other.get_parameter(name)
             assert loaded.dtype == torch.float32 and not loaded.requires_grad
             assert torch.equal(loaded, parameter.half().float())
-    assert not again.codec.training and not again.decoder.training
+    assert not again.codec.training and not again.lm.training
 
 
 def test_rounding_twice_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_rounding_twice_changes_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_known_of_it_comes_back(bundle: Bundle, tmp_path: Path) -> None:
-    named = Bundle(bundle.codec, bundle.decoder, "a name", "tiny", "CC-BY-4.0", {"steps": 3})
+    named = Bundle(bundle.codec, bundle.lm, "a name", "tiny", "CC-BY-4.0", {"steps": 3})
     save_bundle(named, tmp_path)
     again = load_bundle(tmp_path)
     assert (again.name, again.preset, again.licence, again.made_by) == ("a name", "tiny", "CC-BY-4.0", {"steps": 3})
-    assert again.decoder.config == bundle.decoder.config and again.codec.config == bundle.codec.config
+    assert again.lm.config == bundle.lm.config and again.codec.config == bundle.codec.config
     assert again.hashes == {name: sha256_of(tmp_path / name) for name in (CODEC, DECODER)}
     assert again.folder == tmp_path
 
@@ -218,8 +218,8 @@ def test_random_bundle_is_repeatable_and_leaves_the_generator_alone() -> None:
     before = torch.get_rng_state()
     one, two, other = random_bundle(), random_bundle(), random_bundle(seed=1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(one.decoder.head.weight, two.decoder.head.weight)
-    assert not torch.equal(one.decoder.head.weight, other.decoder.head.weight)
+    assert torch.equal(one.lm.head.weight, two.lm.head.weight)
+    assert not torch.equal(one.lm.head.weight, other.lm.head.weight)
 
 
 def test_read_config_alone(folder: Path) -> None:

@@ -29,7 +29,7 @@ from model.lm.kv_cache import KVCache
 
 def can_compile(bundle: Bundle) -> bool:
     """Is there a compiled step for this bundle on its device?"""
-    decoder = bundle.decoder.config
+    decoder = bundle.lm.config
     widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
     return (
         bundle.device.type == "cpu"
@@ -53,7 +53,7 @@ class NumbaBackend:
         self.rows = rows
         self.codebooks = codebooks or bundle.codec.config.codebooks
         self._weights = packed(bundle)
-        decoder, codec = bundle.decoder.config, bundle.codec.config
+        decoder, codec = bundle.lm.config, bundle.codec.config
         self.mel = decoder.mel
         self._window = window = decoder.window
         past = codec.frame_kernel - 1

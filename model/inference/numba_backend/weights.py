@@ -235,21 +235,21 @@ _packed: "WeakKeyDictionary[HybridLM, tuple[Codec, Packed]]" = WeakKeyDictionary
 
 def packed(bundle: Bundle) -> Packed:
     """A bundle's weights, packed; the same object for the same modules (their weights are not expected to change)."""
-    known = _packed.get(bundle.decoder)
+    known = _packed.get(bundle.lm)
     if known is not None and known[0] is bundle.codec:
         return known[1]
-    matrices = [p for module in (bundle.decoder, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
+    matrices = [p for module in (bundle.lm, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
     half = WIDENS_HALVES and all(is_half(array(matrix)) for matrix in matrices)
 
     def packer(weight: Array) -> npt.NDArray[Any]:
         return pack(weight, half)
 
-    decoder, codec = bundle.decoder.config, bundle.codec.config
+    decoder, codec = bundle.lm.config, bundle.codec.config
     made = Packed(
-        _model(bundle.decoder, packer), _fine(bundle.decoder, packer), _decoder(bundle.codec, packer),
+        _model(bundle.lm, packer), _fine(bundle.lm, packer), _decoder(bundle.codec, packer),
         mel_tables(bundle.mel),
         max(4 * decoder.dim, 4 * decoder.mel_dim, 2 * decoder.fine_dim, codec.frame_expansion * codec.frame_dim,
             codec.frame_expansion * codec.pitch_dim, 2 * LINES, MEL_BANDS),
     )  # fmt: skip
-    _packed[bundle.decoder] = (bundle.codec, made)
+    _packed[bundle.lm] = (bundle.codec, made)
     return made

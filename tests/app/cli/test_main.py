@@ -448,8 +448,8 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     again = run(*decoder, "--bundle", "made")  # the run is done: no step is made
     assert again.exit_code == 0 and "made has the new decoder" in again.output, again.output
     assert load_bundle(tmp_path / "made").hashes == made.hashes
-    assert made.decoder.unigram.exp().sum() == pytest.approx(1.0, abs=1e-2)
-    assert made.decoder.unigram.std() > 0.01, "the unigram of the tokens, not of nothing"
+    assert made.lm.unigram.exp().sum() == pytest.approx(1.0, abs=1e-2)
+    assert made.lm.unigram.std() > 0.01, "the unigram of the tokens, not of nothing"
     third = run("eval", SPEECH, "--bundle", "made", "--out", "eval.json", "--max-seconds", 3, "--threads", 1)
     assert third.exit_code == 0, third.output
     report = json.loads((tmp_path / "eval.json").read_text())

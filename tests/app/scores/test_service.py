@@ -96,7 +96,7 @@ def test_window_is_a_part_of_the_tokens(service: Any, bundle: Any, clip: bytes) 
     window = one["window"]
     assert (window["start"], window["seconds"], window["tokens"]) == (0.8, 0.2, 15)
     assert window["nll"] == pytest.approx(-sum(one["logprobs"][60:75]) / 15, abs=1e-5)
-    unigram = -float(bundle.decoder.unigram[torch.tensor(one["codes"][60:75])].mean())
+    unigram = -float(bundle.lm.unigram[torch.tensor(one["codes"][60:75])].mean())
     assert (window["normalised_by"], window["baseline_nll"]) == ("unigram", pytest.approx(unigram, abs=1e-5))
     assert window["normalised_nll"] == pytest.approx(window["nll"] - unigram, abs=1e-5)
 
@@ -105,7 +105,7 @@ def test_window_normalised_by_itself_alone(service: Any, bundle: Any, clip: byte
     samples, _ = soundfile.read(io.BytesIO(clip), dtype="float32")
     codes = bundle.codec.encode(torch.from_numpy(samples)[None])[:, 0, 30:]
     tokens, slices = shift(codes, bundle.mel(torch.from_numpy(samples)[None])[:, 30:])
-    logits = bundle.decoder.logits(bundle.decoder(tokens, slices))
+    logits = bundle.lm.logits(bundle.lm(tokens, slices))
     alone = -float(logits.log_softmax(-1).gather(-1, codes[..., None]).mean())
     (one,) = service.post("/score", clip, data={"prompt_seconds": "0.4", "normalise_by": "alone"}).json()["results"]
     window = one["window"]

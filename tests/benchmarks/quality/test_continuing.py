@@ -72,7 +72,7 @@ def test_logprobs_are_those_of_score(bundle: Bundle, prompts: Tensor) -> None:
 @pytest.fixture
 def run(bundle: Bundle, tmp_path: Path) -> Path:
     """A run of the table, with random weights and no mel."""
-    config = replace(bundle.decoder.config, mel=False)
+    config = replace(bundle.lm.config, mel=False)
     training = {"steps": 1, "batch": 1, "length": 8, "rate": 0.1, "seed": 0, "bf16": False}
     tokens = {"codec_sha256": tokeniser_sha256(bundle.codec)}
     settings = {"config": asdict(config), "training": training, "tokens": tokens}

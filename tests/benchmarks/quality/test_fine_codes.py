@@ -23,14 +23,14 @@ def codes() -> Tensor:
 
 def test_drawn_codes_keep_the_coarse_and_follow_the_seed(codes: Tensor) -> None:
     bundle = random_bundle("tiny")
-    hidden = torch.randn(FRAMES, bundle.decoder.config.dim, generator=torch.Generator().manual_seed(1))
+    hidden = torch.randn(FRAMES, bundle.lm.config.dim, generator=torch.Generator().manual_seed(1))
     one, again, other = (drawn_codes(bundle, hidden, codes, 1.0, seed) for seed in (3, 3, 4))
     assert one.shape == codes.shape
     assert torch.equal(one[:, 0], codes[:, 0])
     assert torch.equal(one, again)
     assert (one[:, 1:] != other[:, 1:]).float().mean() > 0.9
     greedy = drawn_codes(bundle, hidden, codes, 0.0, 3)
-    forced = bundle.decoder.fine(hidden, greedy, frames_before(greedy[None])[0])
+    forced = bundle.lm.fine(hidden, greedy, frames_before(greedy[None])[0])
     assert torch.equal(greedy[:, 1:], forced.argmax(-1))  # teacher-forced with what was drawn: each is the likeliest
 
 

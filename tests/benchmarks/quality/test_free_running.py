@@ -33,9 +33,7 @@ def test_delay_is_causal(bundle: Bundle, speech_like: Tensor, delay: int) -> Non
     assert slices is not None
     changed = slices.clone()
     changed[:, 20:] += 1.0  # slices of frames 19 and later, which positions 20 and later would be given in time
-    logits = [
-        bundle.decoder.logits(bundle.decoder(inputs, *late(given, inputs == BOS, delay))) for given in (slices, changed)
-    ]
+    logits = [bundle.lm.logits(bundle.lm(inputs, *late(given, inputs == BOS, delay))) for given in (slices, changed)]
     assert torch.equal(logits[0][:, : 20 + delay], logits[1][:, : 20 + delay])
     assert not torch.equal(logits[0][:, 20 + delay], logits[1][:, 20 + delay])
 

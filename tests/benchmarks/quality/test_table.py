@@ -340,8 +340,8 @@ def test_bundles_are_compared_on_validation(tokens: TokenSet, make_codec: Callab
     other = random_bundle("tiny")
     other.codec = codec
     with torch.no_grad():
-        other.decoder.head.weight.mul_(30.0)
-        other.decoder.fine.heads[2].weight.mul_(30.0)
+        other.lm.head.weight.mul_(30.0)
+        other.lm.fine.heads[2].weight.mul_(30.0)
     tokens.made_from["codec_sha256"] = tokeniser_sha256(codec)
     same = compare(bundle, bundle, tokens)["speech"]
     assert same["tokens"] == sum(one.frames for one in tokens.of("valid"))

@@ -48,9 +48,9 @@ def test_the_roofline_counts_every_weight_once(bundle: Bundle, preset: str) -> N
 
 
 def test_a_frame_counts_the_depth_decoder_and_the_codec(bundle: Bundle) -> None:
-    fine = sum(p.numel() for name, p in bundle.decoder.fine.named_parameters() if p.dim() == 2 and "embed" not in name)
+    fine = sum(p.numel() for name, p in bundle.lm.fine.named_parameters() if p.dim() == 2 and "embed" not in name)
     sound = sum(p.numel() for p in bundle.codec.decoder.parameters() if p.dim() > 1)
-    token, frame = token_work(bundle.decoder.config, 2, 50), frame_work(bundle, 2, 50, 8)
+    token, frame = token_work(bundle.lm.config, 2, 50), frame_work(bundle, 2, 50, 8)
     assert frame.weight_bytes - token.weight_bytes == 2 * (fine + sound)
     assert frame.cache_bytes == token.cache_bytes == 2 * 2 * 48 * 2 * (2 * 32 + 16)
 
@@ -70,8 +70,8 @@ def test_the_limit_is_what_takes_longer() -> None:
 
 def test_other_presets_get_random_weights_that_a_bundle_could_hold(bundle: Bundle) -> None:
     other = bundle_of("gpt-s", bundle)
-    assert other.codec is bundle.codec and not other.decoder.config.mel and bundle_of("tiny", bundle) is bundle
-    assert all(is_half(p.numpy()) for p in other.decoder.parameters())
+    assert other.codec is bundle.codec and not other.lm.config.mel and bundle_of("tiny", bundle) is bundle
+    assert all(is_half(p.numpy()) for p in other.lm.parameters())
 
 
 def test_ratios_divide_by_ours() -> None:

@@ -93,15 +93,15 @@ def test_teacher_forcing_gives_the_returned_logprobs(
     with torch.inference_mode():
         tokens = torch.cat([bundle.codec.encode(prompt[None])[:, 0].expand(2, -1), codes[..., 0]], 1)
         slices = torch.cat([bundle.mel(prompt[None]).expand(2, -1, -1), fed], 1)
-        hidden = bundle.decoder(*shift(tokens, None if mel == "masked" else slices))[:, PROMPT:]
-        coarse = bundle.decoder.logits(hidden).log_softmax(-1).gather(-1, codes[..., :1])[..., 0]
+        hidden = bundle.lm(*shift(tokens, None if mel == "masked" else slices))[:, PROMPT:]
+        coarse = bundle.lm.logits(hidden).log_softmax(-1).gather(-1, codes[..., :1])[..., 0]
         torch.testing.assert_close(joined(frames, "logprobs", 1), coarse, rtol=0, atol=2e-4)
         got = joined(frames, "fine_logprobs", 1)
         assert got.shape == (2, MADE, codebooks - 1)
         if codebooks > 1:
             last = bundle.codec.encode(prompt[None])[:, :codebooks, -1].expand(2, 1, -1)
             before = torch.cat([last, codes[:, :-1]], 1)
-            fine = bundle.decoder.fine(hidden, codes, before).log_softmax(-1).gather(-1, codes[..., 1:, None])[..., 0]
+            fine = bundle.lm.fine(hidden, codes, before).log_softmax(-1).gather(-1, codes[..., 1:, None])[..., 0]
             torch.testing.assert_close(got, fine, rtol=0, atol=2e-4)
 
 

@@ -39,7 +39,7 @@ def whole(bundle: Bundle, samples: Tensor, mel: MelSource, codebooks: int = 8) -
     codes = bundle.codec.encode(samples[None])
     heard = samples[None] if mel == "real" else bundle.codec.decode(codes[:, :codebooks])
     tokens, slices = shift(codes[:, 0], None if mel == "masked" else bundle.mel(heard))
-    logits = bundle.decoder.logits(bundle.decoder(tokens, slices))[0]
+    logits = bundle.lm.logits(bundle.lm(tokens, slices))[0]
     target = codes[0, 0]
     return target, logits.log_softmax(-1).gather(-1, target[:, None])[:, 0], logits.argmax(-1) == target
 
@@ -93,7 +93,7 @@ def alone(bundle: Bundle, samples: Tensor, mel: MelSource, part: slice) -> Tenso
     slices = bundle.mel(samples[None] if mel == "real" else bundle.codec.decode(codes))[:, part]
     target = codes[:, 0, part]
     tokens, shifted = shift(target, None if mel == "masked" else slices)
-    logits = bundle.decoder.logits(bundle.decoder(tokens, shifted))
+    logits = bundle.lm.logits(bundle.lm(tokens, shifted))
     return logits.log_softmax(-1).gather(-1, target[..., None])[0, :, 0]
 
 
@@ -107,7 +107,7 @@ def test_window(bundle: Bundle, clip: Tensor, mel: MelSource, start: int, stop: 
     local = score(bundle, clip, mel=mel, window=Window(start, stop, alone=True), chunk_frames=chunk_frames).window
     assert local is not None and local.alone is not None and local.start == start
     torch.testing.assert_close(local.logprobs, logprobs[part], **TOLERANCE)
-    torch.testing.assert_close(local.unigram, bundle.decoder.unigram[tokens[part]], **TOLERANCE)
+    torch.testing.assert_close(local.unigram, bundle.lm.unigram[tokens[part]], **TOLERANCE)
     torch.testing.assert_close(local.alone, alone(bundle, clip, mel, part), **TOLERANCE)
     assert local.nll == pytest.approx(-float(logprobs[part].mean()), abs=2e-4)
     assert local.baseline_nll("alone") == pytest.approx(-float(local.alone.mean()), abs=1e-5)
@@ -142,7 +142,7 @@ def test_window_knows_the_past_and_alone_does_not(bundle: Bundle, clip: Tensor) 
     assert not torch.allclose(local.logprobs[:10], local.alone[:10], atol=1e-3)
     first = score(bundle, clip, window=Window(0, 1)).logprobs[0]
     target = bundle.codec.encode(clip[None])[0, 0]
-    bos = bundle.decoder.logits(bundle.decoder(torch.tensor([[1024]])))[0, 0].log_softmax(-1)
+    bos = bundle.lm.logits(bundle.lm(torch.tensor([[1024]])))[0, 0].log_softmax(-1)
     assert float(first) == pytest.approx(float(bos[target[0]]), abs=2e-4)
     assert float(local.alone[0]) == pytest.approx(float(bos[target[60]]), abs=2e-4)
 

@@ -199,7 +199,7 @@ def test_seanet_decoders(make_codec: Any, speech_like: Tensor, settings: dict[st
 def test_token_only_models(kind: Kind, bundle: Bundle, speech_like: Tensor) -> None:
     torch.manual_seed(3)
     model = HybridLM(replace(PRESETS["tiny"], mel=False)).eval().requires_grad_(False)
-    token_only = replace(bundle, decoder=model)
+    token_only = replace(bundle, lm=model)
     prompt = prefill(token_only, speech_like[: 30 * HOP_SAMPLES])
     alone = run_alone(kind, token_only, prompt, OPTIONS[0], 20, 4)
     for frame, expected in zip(alone, generate(token_only, prompt, frames=20, options=OPTIONS[0]), strict=True):

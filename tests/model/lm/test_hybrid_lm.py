@@ -95,7 +95,7 @@ def everything(bundle: Bundle, samples: Tensor, leaky: bool = False) -> tuple[Te
     """Samples (1, N) -> codes (1, 8, T), slices (1, T, 64), logits (1, T, 1024)"""
     codes = bundle.codec.encode(samples)
     slices = centred(bundle, samples) if leaky else bundle.mel(samples)
-    return codes, slices, bundle.decoder.logits(bundle.decoder(*shift(codes[:, 0], slices)))
+    return codes, slices, bundle.lm.logits(bundle.lm(*shift(codes[:, 0], slices)))
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))

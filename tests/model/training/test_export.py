@@ -71,7 +71,7 @@ def test_the_served_codec_makes_the_tokens_that_were_trained_on(
     assert tokeniser_sha256(served.codec) == digest
     assert (served.name, served.preset, served.licence) == ("made", "tiny", "CC0-1.0")
     assert served.made_by["steps"] == 2
-    assert torch.allclose(served.decoder.unigram.double(), Counted().unigram(), atol=1e-2)  # float16 on disk
+    assert torch.allclose(served.lm.unigram.double(), Counted().unigram(), atol=1e-2)  # float16 on disk
 
 
 def test_files_can_be_read_by_others(codec_run: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from model.constants import HOP_SAMPLES
 from model.lm.mel import LogMel
 from model.training import token_set as tokens_module
 from model.training.corpus import Corpus, DataError
-from model.training.token_set import TokenSet, TokenSettings, build_tokens, document_samples
+from model.training.token_set import TokenSet, TokenSettings, build_tokens, document_samples, insert_pauses
 
 PLAIN = TokenSettings(augment=False, pause_every=0)
 NAMES = ("codes", "mel_real", "mel_decoded")
@@ -175,3 +175,35 @@ def test_statistics_are_of_the_training_split(corpus: Corpus, codec: Codec, tmp_
     assert float(unigram.exp().sum()) == pytest.approx(1.0)
     counts = np.bincount(made.codes[rows, 0], minlength=1024)
     np.testing.assert_allclose(unigram.exp(), (counts + 1) / (len(rows) + 1024), rtol=1e-9)
+
+
+class TestPauses:
+    """Pauses that are put in: where, of what, and that nothing else changes."""
+
+    SETTINGS = TokenSettings(augment=False, longest_pause=0, pause_every=0.6, pause_seconds=(0.05, 0.2))
+
+    def test_pauses_lie_where_they_are_said_to_and_sound_follows(self) -> None:
+        samples = np.random.default_rng(0).uniform(0.5, 1.0, 72_000).astype(np.float32)
+        pauses = ((10_000, 4_000, 0.0), (20_007, 6_400, 1e-3), (60_000, 3_200, 0.0))
+        made, spans = insert_pauses(samples, pauses, np.random.default_rng(1))
+        assert len(made) == len(samples) + 4_000 + 6_400, "the third would lie behind the end"
+        rest = np.concatenate([made[:10_000], made[14_000:34_007], made[40_407:]])
+        assert np.array_equal(rest, samples)
+        assert not made[10_000:14_000].any()
+        assert 0.9e-3 < made[34_007:40_407].std() < 1.1e-3
+        assert spans == ((10_000 // 320, 14_000 // 320), (34_007 // 320, 40_407 // 320))
+
+    def test_training_documents_alone_have_them(self, corpus: Corpus, codec: Codec, tmp_path: Path) -> None:
+        made = build_tokens(corpus, codec, "hash", self.SETTINGS, tmp_path / "paused")
+        plain = build_tokens(corpus, codec, "hash", PLAIN, tmp_path / "plain")
+        assert not any(document.pauses for document in made.of("valid"))
+        paused = [document for document in made.of("train") if document.pauses]
+        assert len(paused) > 12 and TokenSet(tmp_path / "paused").documents == made.documents
+        lengths = {document.clip: document.frames for document in plain.documents}
+        for document in paused:
+            added = sum(last - first for first, last in document.pauses)
+            assert abs(document.frames - lengths[document.clip] - added) <= len(document.pauses)
+            assert all(first < last < document.frames for first, last in document.pauses)
+            levels = made.mel_real[document.start : document.start + document.frames].mean(1)
+            inside = [frame for first, last in document.pauses for frame in range(first + 3, last)]  # past the window
+            assert levels[inside].max() < np.median(levels)

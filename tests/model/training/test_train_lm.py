@@ -27,7 +27,9 @@ DEVIATION = torch.ones(64)
 
 @pytest.fixture(scope="module")
 def tokens(corpus: Corpus, make_codec: Callable[..., Codec], tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
-    return build_tokens(corpus, make_codec(), "hash", TokenSettings(takes=2), tmp_path_factory.mktemp("tokens"))
+    return build_tokens(
+        corpus, make_codec(), "hash", TokenSettings(takes=2, pause_every=1.0), tmp_path_factory.mktemp("tokens")
+    )
 
 
 @pytest.fixture
@@ -67,6 +69,21 @@ def test_resumed_equals_uninterrupted(tokens: TokenSet, tmp_path: Path, stop: in
     assert same(resumed, whole)
     last = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("whole", "cut")]
     assert last[0]["valid_speech"] == last[1]["valid_speech"]
+
+
+def test_targets_in_pauses_that_were_put_in_do_not_count(tokens: TokenSet) -> None:
+    trainer = LMTrainer(CONFIG, plain(), tokens)
+    stream = Stream(tokens.of("train"), 0, 0)
+    wanted = {d.start + frame for d in tokens.of("train") for first, last in d.pauses for frame in range(first, last)}
+    frames, _ = stream.frames(0, sum(document.frames for document in tokens.of("train")))
+    assert wanted and set(frames[stream.in_pause(frames)].tolist()) == wanted
+    batch = next(found for step in range(50) if not (found := trainer.batches(step)).judged.all())
+    none = torch.zeros(0, dtype=torch.int64)
+    other = replace(batch, codes=torch.where(batch.judged[..., None], batch.codes, (batch.codes + 1) % 1024))
+    with torch.no_grad():
+        assert torch.equal(trainer._losses(batch, none)[0], trainer._losses(other, none)[0])
+        changed = replace(batch, codes=(batch.codes + 1) % 1024)
+        assert not torch.equal(trainer._losses(batch, none)[0], trainer._losses(changed, none)[0])
 
 
 @pytest.mark.usefixtures("quick")
