@@ -14,7 +14,7 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.backend import backend_for
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.training.tuning import in_tune
+from model.training.tuning import chroma_similarity, in_tune
 
 SILENT_DB = -40.0  # below the prompt's loud frames: what counts as silence
 LOUD_QUANTILE = 0.9  # of the frames' levels
@@ -40,7 +40,8 @@ def sound_figures(made: npt.NDArray[np.float32], prompt: npt.NDArray[np.float32]
     """Figures of one continuation, beside its prompt; (N,) samples each.
 
     ``level_db``: of the frames that sound, against those of the prompt. ``silent``: share of silent frames.
-    ``longest_silence``: seconds. ``in_tune``: see `model.training.tuning`, left out where there is no peak.
+    ``longest_silence``: seconds. ``in_tune`` and ``chroma``, the likeness to the prompt's: see `model.training.tuning`;
+    left out where there is no peak.
     """
     levels, before = frame_levels(made), frame_levels(prompt)
     floor = float(np.quantile(before, LOUD_QUANTILE)) * 10 ** (SILENT_DB / 20) + 1e-6
@@ -55,8 +56,9 @@ def sound_figures(made: npt.NDArray[np.float32], prompt: npt.NDArray[np.float32]
         "silent": float(quiet.mean()),
         "longest_silence": longest_run(quiet) / FRAME_RATE_HZ,
     }
-    tuned = in_tune(torch.from_numpy(made))
-    return figures if tuned is None else figures | {"in_tune": tuned}
+    samples = torch.from_numpy(made)
+    tuned, chroma = in_tune(samples), chroma_similarity(samples, torch.from_numpy(prompt))
+    return figures if tuned is None or chroma is None else figures | {"in_tune": tuned, "chroma": chroma}
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,22 @@ def summary(runs: Sequence[Continued]) -> dict[str, float]:
     means = {name: float(np.mean([run.figures[name] for run in runs if name in run.figures])) for name in names}
     trapped = [run.figures["longest_silence"] >= TRAP_SECONDS for run in runs]
     return means | {"trapped": float(np.mean(trapped)), "continuations": len(runs)}
+
+
+def drift(runs: Sequence[Continued], prompts: Sequence[Tensor], every: float = 5.0) -> list[dict[str, float]]:
+    """Means over continuations, for each stretch of ``every`` seconds: level, silence, in-tune share, chroma, NLL."""
+    frames = round(every * FRAME_RATE_HZ)
+    stretches = []
+    for first in range(0, min(len(run.logprobs) for run in runs) // frames * frames, frames):
+        figures = []
+        for run in runs:
+            samples = run.samples[first * HOP_SAMPLES : (first + frames) * HOP_SAMPLES]
+            own = sound_figures(samples, prompts[run.prompt].numpy())
+            figures.append(own | {"nll": -float(run.logprobs[first : first + frames].mean())})
+        names = sorted({name for own in figures for name in own})
+        means = {name: float(np.mean([own[name] for own in figures if name in own])) for name in names}
+        stretches.append({"from_seconds": first / FRAME_RATE_HZ} | means)
+    return stretches
 
 
 def prompts_of(clips: Sequence[tuple[str, Tensor]], seconds: float, pause: float = 0.0) -> list[Tensor]:

@@ -21,8 +21,9 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULA
 from model.inference.scoring import MelSource, score
 from model.lm.depth_decoder import frames_before
 from model.lm.mel import LogMel
-from model.training.continuations import TRAP_SECONDS, continued, prompts_of, sound_figures, summary
+from model.training.continuations import TRAP_SECONDS, continued, drift, prompts_of, sound_figures, summary
 from model.training.corpus import DataError, find_files, read_audio, render_midi
+from model.training.judges import MIN_SECONDS, available, mean_opinion, word_errors, words
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
 from model.training.pitch import pitch_match
@@ -188,15 +189,53 @@ def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[fl
     return [round(float(x), 4) for x in sums / max(frames, 1)]
 
 
+JUDGED_CLIPS, JUDGED_SECONDS, JUDGED_CODEBOOKS = 16, 6.0, (1, 8)
+
+
+@torch.inference_mode()
+def judged_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    """DNSMOS of up to 16 clips, real and through the codec, and the share of words that a recogniser hears otherwise.
+
+    Means over clips with intervals; `word_errors` is weighted by the words of the real clip. For speech: of music both
+    say nothing. Empty without the extra `judges`.
+    """
+    chosen = [s[: round(JUDGED_SECONDS * SAMPLE_RATE_HZ)] for _, s in clips if len(s) >= MIN_SECONDS * SAMPLE_RATE_HZ]
+    chosen = chosen[:: max(len(chosen) // JUDGED_CLIPS, 1)][:JUDGED_CLIPS]  # spread over the clips' order
+    if not available() or not chosen:
+        return {}
+    marks: dict[str, dict[str, list[float]]] = {}
+    errors: dict[str, list[int]] = {}
+    said: list[int] = []
+    for samples in track(chosen, description="judges"):
+        codes = bundle.codec.encode(samples[None])
+        depths = [count for count in JUDGED_CODEBOOKS if count <= codes.shape[1]]
+        rows = {"real": samples[: codes.shape[-1] * HOP_SAMPLES]}
+        rows |= {f"codebooks_{count}": bundle.codec.decode(codes[:, :count])[0] for count in depths}
+        reference = words(rows["real"])
+        said.append(len(reference))
+        for name, own in rows.items():
+            for mark, value in mean_opinion(own).items():
+                marks.setdefault(name, {}).setdefault(mark, []).append(value)
+            if name != "real":
+                errors.setdefault(name, []).append(word_errors(words(own), reference))
+    out: dict[str, Any] = {name: {mark: bootstrap(v) for mark, v in own.items()} for name, own in marks.items()}
+    for name, wrong in errors.items():
+        if sum(said):
+            counted = np.array([(e / n, n) for e, n in zip(wrong, said, strict=True) if n])
+            out[name]["word_errors"] = bootstrap(counted[:, 0], counted[:, 1])
+    return out | {"clips": len(chosen)}
+
+
 CONTINUED_CLIPS, PROMPT_SECONDS, PAUSE_SECONDS = 12, 3.0, 0.3
 TEMPERATURES = (1.0, 0.8)
+DRIFT_SECONDS = 30.0
 
 
 def continuation_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
     """Five seconds after the first three of up to twelve clips, beside the real five: level, silence, in-tune share.
 
     With the defaults, at temperature 0.8, and after prompts that end in a pause of 0.3 s. `trapped` is the share of
-    continuations with a silence of 1.5 s or more.
+    continuations with a silence of 1.5 s or more. `drift`: the same figures with the defaults, every 5 s over 30.
     """
     chosen = [clip for clip in clips if len(clip[1]) >= (PROMPT_SECONDS + 1) * SAMPLE_RATE_HZ][:CONTINUED_CLIPS]
     out: dict[str, Any] = {"prompt_seconds": PROMPT_SECONDS, "trap_seconds": TRAP_SECONDS, "clips": len(chosen)}
@@ -210,6 +249,8 @@ def continuation_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) ->
             prompts = prompts_of(chosen, PROMPT_SECONDS, pause)
             runs = continued(bundle, prompts, temperature=temperature, seeds=(1, 2))
             out[f"temperature_{temperature:g}" + ("_after_pause" if pause else "")] = summary(runs)
+    prompts = prompts_of(chosen, PROMPT_SECONDS)
+    out["drift"] = drift(continued(bundle, prompts, seconds=DRIFT_SECONDS), prompts)
     return out
 
 
@@ -237,6 +278,7 @@ def evaluate(
         "codec": codec_figures(bundle, clips),
         "language_model": language_figures(bundle, clips),
         "fine_nll": fine_figures(bundle, clips),
+        "judges": judged_figures(bundle, clips),
         "continuations": continuation_figures(bundle, clips),
         "conditions": machine(),
     }

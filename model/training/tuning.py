@@ -63,3 +63,14 @@ def same_notes(made: Tensor, real: Tensor) -> float | None:
     a, b = note_levels(made), note_levels(real)
     lengths = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return float(((a * b).sum(1) / (lengths + 1e-9)).mean())
+
+
+def chroma_similarity(made: Tensor, real: Tensor) -> float | None:
+    """Cosine of two clips' mean chroma (the energies of the twelve pitch classes); None for less than 0.35 s.
+
+    (N,), (M,) at 24 kHz, which need not be equally long: tells whether a continuation stays in its prompt's key.
+    """
+    if min(len(made), len(real)) < WINDOW:
+        return None
+    a, b = (note_levels(own).square().sum(0).view(-1, 12).sum(0).sqrt() for own in (made, real))
+    return float((a @ b) / (torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b) + 1e-9))

@@ -9,7 +9,7 @@ from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.generate import generate
 from model.inference.sampling import SamplingOptions
-from model.training.continuations import continued, longest_run, prompts_of, sound_figures, summary
+from model.training.continuations import Continued, continued, drift, longest_run, prompts_of, sound_figures, summary
 from model.training.token_set import shorten_pauses
 
 
@@ -88,3 +88,15 @@ class TestShortenPauses:
 
     def test_silence_alone_is_not_nothing(self) -> None:
         assert len(shorten_pauses(silence(3), 0.5, 0.2)) > 0
+
+
+def test_drift_is_told_stretch_by_stretch() -> None:
+    prompt = torch.from_numpy(noise(2, 0.1))
+    samples = np.concatenate([noise(1, 0.1), noise(1, 0.05), silence(1.2)])
+    logprobs = np.repeat(np.array([-1.0, -2.0, -3.0, -4.0], np.float32), [75, 75, 75, 15])
+    run = Continued(0, 1, samples, logprobs, {})
+    first, second, third = drift([run, run], [prompt], every=1.0)
+    assert [own["from_seconds"] for own in (first, second, third)] == [0.0, 1.0, 2.0]
+    assert [own["nll"] for own in (first, second, third)] == [1.0, 2.0, 3.0]
+    assert first["level_db"] == pytest.approx(0.0, abs=0.3) and second["level_db"] == pytest.approx(-6.0, abs=0.3)
+    assert first["silent"] == second["silent"] == 0.0 and third["silent"] == 1.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.constants import SAMPLE_RATE_HZ
-from model.training.tuning import in_tune, note_levels, same_notes
+from model.training.tuning import chroma_similarity, in_tune, note_levels, same_notes
 
 
 def chord(notes: Sequence[float], seconds: float = 1.5) -> Tensor:
@@ -60,3 +60,10 @@ def test_nothing_to_tell(samples: Tensor) -> None:
     assert in_tune(samples) is None
     found = same_notes(samples, samples)
     assert found is None or found == 0.0
+
+
+def test_chroma_knows_the_key_and_not_the_octave() -> None:
+    assert chroma_similarity(chord([60, 64, 67]), chord([72, 64, 79], seconds=2.0)) == pytest.approx(1.0, abs=0.02)
+    other = chroma_similarity(chord([60, 64, 67]), chord([61, 66, 70]))
+    assert other is not None and other < 0.1
+    assert chroma_similarity(chord([60]), chord([60], seconds=0.2)) is None
