@@ -8,6 +8,7 @@ AUDIO = {
     "eval_speech": "Speech: LibriSpeech test-other, speakers that training never saw",
     "eval_music": "Music: piano pieces that training never saw, rendered from MIDI",
 }
+TUNED = {"in_tune": "in tune", "chroma": "chroma, against the prompt's"}
 HEARD = {"log_mel": "log-mel distance, nats", "stoi": "STOI", "pesq": "PESQ (wide band)"}
 OF_KIND = {
     "eval_speech": HEARD | {"pitch": "pitch right"},
@@ -26,11 +27,38 @@ def continuations(report: Report, music: bool) -> list[str]:
             continue
         shown = [f"{figures['level_db']:+.1f}", f"{figures['silent']:.2f}", f"{figures['longest_silence']:.1f}"]
         shown += [f"{figures['trapped']:.2f}" if "trapped" in figures else "-"]
-        shown += [f"{figures['in_tune']:.2f}"] if music else []
+        shown += [f"{figures[key]:.2f}" if key in figures else "-" for key in TUNED] if music else []
         rows.append([name.replace("_", " "), *shown])
     head = ["5 s after a prompt of 3 s", "level of what sounds, dB", "silent share", "longest silence, s",
-            "silent for 1.5 s or more", *(["in tune"] if music else [])]  # fmt: skip
-    return table(head, rows)
+            "silent for 1.5 s or more", *(TUNED.values() if music else [])]  # fmt: skip
+    return table(head, rows) + drift(heard.get("drift", []), music)
+
+
+def drift(stretches: list[Report], music: bool) -> list[str]:
+    """How 30 s of continuation change on the way, with the defaults."""
+    if not stretches:
+        return []
+    columns = {"level_db": "level of what sounds, dB", "silent": "silent share", "nll": "NLL, nats a token"}
+    columns |= TUNED if music else {}
+    width = stretches[1]["from_seconds"] - stretches[0]["from_seconds"] if len(stretches) > 1 else 0
+    rows = [
+        [
+            f"{own['from_seconds']:.0f} to {own['from_seconds'] + width:.0f}",
+            *(f"{own[key]:.2f}" if key in own else "-" for key in columns),
+        ]
+        for own in stretches
+    ]
+    return table(["seconds of one continuation", *columns.values()], rows)
+
+
+def judges(report: Report) -> list[str]:
+    """What judges that no loss is a relative of make of recoded speech."""
+    heard = report.get("judges", {})
+    names = [name for name, figures in heard.items() if isinstance(figures, dict)]
+    columns = {"mos": "DNSMOS, overall", "mos_signal": "DNSMOS, signal", "mos_p808": "DNSMOS, P.808"}
+    columns |= {"word_errors": "words heard otherwise"}
+    rows = [[name.replace("_", " "), *(interval(heard[name].get(key)) for key in columns)] for name in names]
+    return table([f"{heard['clips']} clips", *columns.values()], rows) if rows else []
 
 
 def evaluation(name: str, report: Report) -> list[str]:
@@ -45,6 +73,7 @@ def evaluation(name: str, report: Report) -> list[str]:
         for count, figures in report["codec"]["codebooks"].items()
     ]
     lines += table(["codebooks", *columns.values()], rows)
+    lines += judges(report) if name == "eval_speech" else []
     language = report["language_model"]
     rows = []
     for source in ("real", "decoded", "masked"):
