@@ -89,3 +89,9 @@ def draw(logits: Tensor, options: SamplingOptions | RowOptions, uniform: Tensor)
     target = uniform.to(ladder)[:, None] * ladder[:, -1:]  # the last rung, not 1: rounding must not step past it
     drawn = (ladder > target).to(torch.uint8).argmax(-1)  # the first rung above: never a token of no chance
     return torch.where(rows.greedy[:, 0], logits.argmax(-1), drawn) if rows.some_greedy else drawn
+
+
+def draw_scored(logits: Tensor, options: RowOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """As `draw`, and each token's log-probability before temperature, top-k and top-p: (B,) int64 and (B,) float32"""
+    token = draw(logits, options, uniform)
+    return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]

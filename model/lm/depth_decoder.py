@@ -7,6 +7,8 @@ With ``fine_recall`` the sum begins with the codes of the frame before as well. 
 not which of many codes wrote it; neighbouring frames share much of that (docs/log.md has the figures).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,11 +82,27 @@ class DepthDecoder(nn.Module):
         out: Tensor = self.heads[index](self.head_norms[index](x))
         return out
 
+    def run(
+        self, hidden: Tensor, before: Tensor, coarse: Tensor, books: int, code_of: Callable[[Tensor, int], Tensor]
+    ) -> None:
+        """Go through codebooks 1 to ``books`` - 1 of a frame, each with the codes of those before it.
+
+        hidden (..., dim of the stack); before (..., k) as in `start`; coarse (...) int64, the code of codebook 0.
+        ``code_of(logits, book)`` is given the logits (..., 1024) of a codebook and returns its code (...): drawn from
+        them, or known.
+        """
+        total, code = self.start(hidden, before), coarse
+        for book in range(1, books):
+            total = self.add(total, book - 1, code)
+            code = code_of(self.logits(total, book), book)
+
     def forward(self, hidden: Tensor, codes: Tensor, before: Tensor) -> Tensor:
         """Teacher-forced: hidden (..., dim), codes and those before (..., K) int64 -> logits (..., K - 1, 1024)"""
-        total = self.start(hidden, before)
-        out = []
-        for book in range(1, codes.shape[-1]):
-            total = self.add(total, book - 1, codes[..., book - 1])
-            out.append(self.logits(total, book))
+        out: list[Tensor] = []
+
+        def known(logits: Tensor, book: int) -> Tensor:
+            out.append(logits)
+            return codes[..., book]
+
+        self.run(hidden, before, codes[..., 0], codes.shape[-1], known)
         return torch.stack(out, dim=-2)
