@@ -64,13 +64,13 @@ class LMSlots:
 
 
 class MelEncoder(nn.Module):
-    """Mel slices to a few features each: linear, light causal blocks, linear."""
+    """Mel frames to a few features each: linear, light causal blocks, linear."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, round_cache: bool = True) -> None:
         super().__init__()
         self.mask = nn.Parameter(torch.zeros(config.mel_dim))  # stands for a slice that is not known
         self.entry = nn.Linear(MEL_BANDS, config.mel_dim)
-        self.stack = Stack(config.mel_dim, config.mel_layers, config.mel_heads, config.window)
+        self.stack = Stack(config.mel_dim, config.mel_layers, config.mel_heads, config.window, round_cache)
         self.norm = RMSNorm(config.mel_dim)
         self.out = nn.Linear(config.mel_dim, config.mel_out, bias=False)
 
@@ -82,15 +82,19 @@ class MelEncoder(nn.Module):
 
 
 class HybridLM(nn.Module):
-    """Coarse tokens and mel slices in, logits of the next coarse token out; holds the depth decoder as ``fine``."""
+    """Coarse tokens and mel frames in, logits of the next coarse token out; holds the depth decoder as ``fine``.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    ``round_cache``: compute with keys and values as a cache holds them (`model.lm.kv_cache.round_to_cache_dtype`), as
+    all do that evaluate the model. It is no part of the shape, and no bundle stores it.
+    """
+
+    def __init__(self, config: DecoderConfig, round_cache: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.mel = MelEncoder(config) if config.mel else None
+        self.mel = MelEncoder(config, round_cache) if config.mel else None
         self.embedding = nn.Embedding(VOCABULARY + 1, config.dim - (config.mel_out if config.mel else 0))
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.stack = Stack(config.dim, config.layers, config.heads, config.window)
+        self.stack = Stack(config.dim, config.layers, config.heads, config.window, round_cache)
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, VOCABULARY, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -107,6 +111,12 @@ class HybridLM(nn.Module):
         """Parameters, without the depth decoder unless ``fine``: the paper's models have none."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total if fine else total - sum(parameter.numel() for parameter in self.fine.parameters())
+
+    def set_round_cache(self, round_cache: bool) -> None:
+        """Change ``round_cache``: a training steps without it, and evaluates with it."""
+        for stack in (self.stack, None if self.mel is None else self.mel.stack):
+            if stack is not None:
+                stack.set_round_cache(round_cache)
 
     def new_cache(self, rows: int) -> LMCache:
         """An empty cache for ``rows`` sequences."""

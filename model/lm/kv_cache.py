@@ -5,19 +5,22 @@ from torch import Tensor
 
 from model.lm.rotary import angles
 
+CACHE_DTYPE = torch.float16
 
-def kept(x: Tensor) -> Tensor:
-    """Keys or values as caches keep them: rounded to float16, in the dtype that they came in.
+
+def round_to_cache_dtype(x: Tensor) -> Tensor:
+    """Keys or values as caches hold them: rounded to `CACHE_DTYPE`, in the dtype that they came in.
 
     The ring is most of what a step of many rows reads, and float16 halves it
     (`model.inference.numba_backend.attention`). Whatever evaluates the model rounds, with or without a cache, so that
-    scoring and generating see the same numbers; training, in bfloat16 or float32, does not.
+    scoring and generating see the same numbers; the steps of a training, in bfloat16 or float32, do not
+    (`model.lm.transformer.Attention.round_cache`).
     """
-    return x.half().type_as(x)
+    return x.to(CACHE_DTYPE).type_as(x)
 
 
 class KVCache:
-    """The last ``window`` positions of every layer, as `kept` rounds them.
+    """The last ``window`` positions of every layer, as `round_to_cache_dtype` rounds them.
 
     Layout: ``keys`` and ``values`` are (layers, B, H, window, D); position p lies in slot p % window. ``length`` is the
     number of positions seen so far, the same for all rows. Slots that hold nothing yet are never read.
@@ -41,12 +44,12 @@ class KVCache:
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the positions before the current ones, oldest first, at most window - 1 of them."""
-        kept = min(self.length, self.window - 1)
-        first = (self.length - kept) % self.window
+        count = min(self.length, self.window - 1)
+        first = (self.length - count) % self.window
         keys, values = self.keys[layer], self.values[layer]
-        if first + kept <= self.window:
-            return keys[:, :, first : first + kept], values[:, :, first : first + kept]
-        wrap = first + kept - self.window
+        if first + count <= self.window:
+            return keys[:, :, first : first + count], values[:, :, first : first + count]
+        wrap = first + count - self.window
         return (
             torch.cat([keys[:, :, first:], keys[:, :, :wrap]], dim=2),
             torch.cat([values[:, :, first:], values[:, :, :wrap]], dim=2),
@@ -55,10 +58,10 @@ class KVCache:
     def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store a chunk's keys and values (B, H, T, D); `advance` follows when all layers have done so."""
         count = keys.shape[2]
-        kept = min(count, self.window)
-        slots = torch.arange(self.length + count - kept, self.length + count, device=keys.device) % self.window
-        self.keys[layer].index_copy_(2, slots, keys[:, :, -kept:])
-        self.values[layer].index_copy_(2, slots, values[:, :, -kept:])
+        last = min(count, self.window)
+        slots = torch.arange(self.length + count - last, self.length + count, device=keys.device) % self.window
+        self.keys[layer].index_copy_(2, slots, keys[:, :, -last:])
+        self.values[layer].index_copy_(2, slots, values[:, :, -last:])
 
     def put_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store one position (B, H, 1, D) and return all that it attends to, in slot order.
@@ -68,8 +71,8 @@ class KVCache:
         slot = self.length % self.window
         self.keys[layer, :, :, slot : slot + 1] = key
         self.values[layer, :, :, slot : slot + 1] = value
-        held = min(self.length + 1, self.window)
-        return self.keys[layer, :, :, :held], self.values[layer, :, :, :held]
+        valid = min(self.length + 1, self.window)
+        return self.keys[layer, :, :, :valid], self.values[layer, :, :, :valid]
 
     def advance(self, count: int) -> None:
         self.length += count
@@ -95,11 +98,11 @@ class SlotCache:
 
     def join(self, row: int, cache: KVCache) -> None:
         """The row goes on from a cache of one row, which stays as it is."""
-        held = min(cache.length, self.window)
+        valid = min(cache.length, self.window)
         self.keys[:, row].zero_()
         self.values[:, row].zero_()
-        self.keys[:, row, :, :held] = cache.keys[:, 0, :, :held]
-        self.values[:, row, :, :held] = cache.values[:, 0, :, :held]
+        self.keys[:, row, :, :valid] = cache.keys[:, 0, :, :valid]
+        self.values[:, row, :, :valid] = cache.values[:, 0, :, :valid]
         self.lengths[row] = cache.length
 
     def rotation(self, width: int) -> tuple[Tensor, Tensor]:

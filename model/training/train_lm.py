@@ -175,7 +175,7 @@ class LMTrainer:
         """``codebooks`` (K, 1024, 128): the codec's, which the depth decoder's recall begins with."""
         torch.manual_seed(training.seed)
         self.training, self.tokens, self.device = training, tokens, device
-        self.model = HybridLM(config)
+        self.model = HybridLM(config, round_cache=False)
         initialise(self.model)
         if codebooks is not None:
             self.model.fine.begin_with(codebooks)
@@ -245,6 +245,7 @@ class LMTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        self.model.set_round_cache(False)
         counts, shares = zip(*RECALLED, strict=True)
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
@@ -257,6 +258,7 @@ class LMTrainer:
     def validate(self, limit_frames: int = 40_000) -> dict[str, float]:
         """Coarse NLL and fine NLL by kind on the validation split, each document alone, real mel; and the unigram's."""
         self.model.eval()
+        self.model.set_round_cache(True)  # as it will be served
         figures: dict[str, float] = {}
         for kind in ("speech", "music"):
             sums = np.zeros(4)

@@ -39,7 +39,7 @@ def can_compile(bundle: Bundle) -> bool:
 
 
 def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`kv_cache.kept`)."""
+    """What a cache of torch's holds, in the form of a ring: exact, since it is rounded (`round_to_cache_dtype`)."""
     return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
 
 
