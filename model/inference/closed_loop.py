@@ -1,7 +1,7 @@
 """One step of the closed loop in torch: the only one, for `model.inference.generate` and for the torch backend.
 
 For each frame: the stack predicts the coarse token, the depth decoder the fine codes, the codec's decoder makes the
-frame's 320 samples, and their log-mel frame goes back in. The model is given exactly what is played.
+frame's 320 samples, and their mel frame goes back in. The model is given exactly what is played.
 """
 
 from typing import NamedTuple
@@ -20,9 +20,9 @@ class LoopState(NamedTuple):
     """What a frame leaves for the next one, beside the language model's cache; rows first."""
 
     codes: Tensor  # (R, K) int64: those of the last frame, whose coarse token the model has not seen yet
-    mel: Tensor  # (R, 1, 64): the log-mel frame that goes with them
+    mel: Tensor  # (R, 1, 64): the mel frame that goes with them
     codec: DecoderState
-    tail: Tensor  # (R, 704): the last samples, which the next log-mel frame looks back at
+    tail: Tensor  # (R, 704): the last samples, which the next mel frame looks back at
 
 
 class LoopFrame(NamedTuple):
@@ -32,7 +32,7 @@ class LoopFrame(NamedTuple):
     logprobs: Tensor  # (R,): of the coarse token, under the model's own distribution
     fine_logprobs: Tensor  # (R, K - 1)
     samples: Tensor  # (R, 320)
-    mel: Tensor  # (R, 64): the log-mel frame that the next position is given
+    mel: Tensor  # (R, 64): the mel frame that the next position is given
 
 
 def closed_loop_step(
@@ -55,8 +55,8 @@ def closed_loop_step(
         state: what the frame before left.
         options: how each row draws.
         uniform: (R, K) float64, the numbers that draw the codes.
-        masked: give the model no log-mel frame.
-        given: (R, 64), a log-mel frame instead of that of the samples made.
+        masked: give the model no mel frame.
+        given: (R, 64), a mel frame instead of that of the samples made.
     """
     model = bundle.lm
     hidden = model(state.codes[:, :1], None if masked else state.mel, cache=cache)[:, 0]  # (R, dim)

@@ -19,7 +19,7 @@ def fork(prompt: PromptState, n: int) -> LoopState:
     """The state of n continuations of a prompt; the prompt's own stays as it is."""
     return LoopState(
         codes=prompt.codes.expand(n, -1),
-        mel=prompt.slices[:, -1:].expand(n, 1, -1),
+        mel=prompt.mel[:, -1:].expand(n, 1, -1),
         codec=prompt.codec.repeated(n),
         tail=prompt.tail.expand(n, MEL_LEFT_SAMPLES),
     )
@@ -44,7 +44,7 @@ def generate(
         frames: how many to make.
         options: how tokens are drawn; each choice has its own random numbers.
         n: continuations of the same prompt.
-        mel: where the slice of a made frame comes from: ``decoded`` is the closed loop, ``masked`` gives none (and none
+        mel: where the mel of a made frame comes from: ``decoded`` is the closed loop, ``masked`` gives none (and none
             for the prompt), ``real`` takes it from ``reference``, the true continuation (an oracle, for evaluation).
         codebooks: codes a frame, 1 to the codec's number; all by default.
         reference: (M,) samples that follow the prompt, at least ``frames`` frames.

@@ -19,7 +19,7 @@ from model.inference.sampling import RowOptions, SamplingOptions
 from model.inference.types import Frames, PromptState
 
 ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
-REACH_MULTIPLE = 64  # of slots that attention looks at on a CPU
+ATTENDED_MULTIPLE = 64  # of slots that attention looks at on a CPU
 
 
 def padded(rows: int, device: torch.device) -> int:
@@ -76,7 +76,7 @@ class TorchBackend:
             self._lm.join(row, prompt.cache)
             state = self._state = self._state._replace(codec=self._state.codec.joined(row, prompt.codec, self.width))
             state.codes[row] = prompt.codes[0]
-            state.mel[row] = prompt.slices[0, -1:]
+            state.mel[row] = prompt.mel[0, -1:]
             state.tail[row] = prompt.tail[0]
         self._lengths[row] = prompt.cache.length
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
@@ -106,7 +106,7 @@ class TorchBackend:
             self._host_going[row] = True
         if self.bundle.device.type == "cpu" and active:
             longest = 1 + max(self._lengths[row] for row in active)
-            self._lm.reach(-(-longest // REACH_MULTIPLE) * REACH_MULTIPLE)
+            self._lm.attend_to(-(-longest // ATTENDED_MULTIPLE) * ATTENDED_MULTIPLE)
         with torch.inference_mode():
             self._uniform.copy_(self._host_uniform, non_blocking=True)
             self._going.copy_(self._host_going, non_blocking=True)

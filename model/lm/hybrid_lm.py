@@ -1,6 +1,6 @@
 """The hybrid language model (Whisper-GPT, arXiv 2412.11449).
 
-Position p of the input carries the coarse token and the mel slice of frame p - 1 (position 0: BOS and no slice), and
+Position p of the input carries the coarse token and the mel frame of frame p - 1 (position 0: BOS and no mel), and
 its output predicts the coarse token of frame p.
 """
 
@@ -56,11 +56,11 @@ class LMSlots:
             if ring is not None:
                 ring.advance(active)
 
-    def reach(self, slots: int) -> None:
+    def attend_to(self, slots: int) -> None:
         """Rows hold no more than so many positions: attend to these slots only."""
         for ring in (self.mel, self.stack):
             if ring is not None:
-                ring.reach = min(slots, ring.window)
+                ring.attended = min(slots, ring.window)
 
 
 class MelEncoder(nn.Module):
@@ -68,15 +68,15 @@ class MelEncoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, round_cache: bool = True) -> None:
         super().__init__()
-        self.mask = nn.Parameter(torch.zeros(config.mel_dim))  # stands for a slice that is not known
+        self.mask = nn.Parameter(torch.zeros(config.mel_dim))  # stands for a mel frame that is not known
         self.entry = nn.Linear(MEL_BANDS, config.mel_dim)
         self.stack = Stack(config.mel_dim, config.mel_layers, config.mel_heads, config.window, round_cache)
         self.norm = RMSNorm(config.mel_dim)
         self.out = nn.Linear(config.mel_dim, config.mel_out, bias=False)
 
-    def forward(self, slices: Tensor, masked: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
-        """Normalised slices (B, T, 64), masked (B, T) bool -> (B, T, mel_out)"""
-        x = torch.where(masked[..., None], self.mask, self.entry(slices))
+    def forward(self, mel: Tensor, masked: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
+        """Normalised mel frames (B, T, 64), masked (B, T) bool -> (B, T, mel_out)"""
+        x = torch.where(masked[..., None], self.mask, self.entry(mel))
         out: Tensor = self.out(self.norm(self.stack(x, cache)))
         return out
 
@@ -137,9 +137,9 @@ class HybridLM(nn.Module):
 
         Args:
             tokens: (B, T) int64, the *input* token of each position; BOS leads a document.
-            mel: (B, T, 64) log-mel as `LogMel` makes it, the slice of the input token's frame; None = no slice is
-                known. Ignored by models without mel.
-            masked: (B, T) bool, where the slice is not known; BOS positions never have one.
+            mel: (B, T, 64) log-mel as `LogMel` makes it, of the input token's frame; None = it is not known.
+                Ignored by models without mel.
+            masked: (B, T) bool, where the mel frame is not known; BOS positions never have one.
             cache: positions before these; it moves on (`LMSlots`, T = 1: when the caller advances it).
         """
         x = self.embedding(tokens)
@@ -159,6 +159,6 @@ class HybridLM(nn.Module):
 
 
 def shift(tokens: Tensor, mel: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Inputs that predict ``tokens`` (B, T): led by BOS, one frame late; the same for their slices (B, T, 64)."""
+    """Inputs that predict ``tokens`` (B, T): led by BOS, one frame late; the same for their mel frames (B, T, 64)."""
     inputs = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
     return inputs, None if mel is None else torch.cat([torch.zeros_like(mel[:, :1]), mel[:, :-1]], dim=1)

@@ -82,8 +82,8 @@ class SlotCache:
     """A ring per row, each at a position of its own: rows come and go, and the shapes never change.
 
     Layout as in `KVCache`; ``lengths`` (B,) int64 on the model's device counts the positions that each row has seen.
-    Rows attend to ``reach`` slots under a mask, so that a row's result does not depend on how long its neighbours are
-    (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so that it is never NaN).
+    Rows attend to the first ``attended`` slots under a mask, so that a row's result does not depend on how long its
+    neighbours are (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so it is never NaN).
     """
 
     def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, like: Tensor) -> None:
@@ -92,7 +92,7 @@ class SlotCache:
         self.values = like.new_zeros(shape)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.window = window
-        self.reach = window
+        self.attended = window
         self._rows = torch.arange(rows, device=device)
         self._slots = torch.arange(window, device=device)
 
@@ -111,15 +111,15 @@ class SlotCache:
         return cos[:, None, None], sin[:, None, None]
 
     def mask(self) -> Tensor:
-        """(B, 1, 1, reach) bool: the slots that hold something once the next position is put."""
-        return (self._slots[: self.reach] <= self.lengths[:, None])[:, None, None]
+        """(B, 1, 1, attended) bool: the slots that hold something once the next position is put."""
+        return (self._slots[: self.attended] <= self.lengths[:, None])[:, None, None]
 
     def put_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one position a row (B, H, 1, D) and return the first ``reach`` slots."""
+        """Store one position a row (B, H, 1, D) and return the first ``attended`` slots."""
         slot = self.lengths % self.window
         self.keys[layer][self._rows, :, slot] = key[:, :, 0]
         self.values[layer][self._rows, :, slot] = value[:, :, 0]
-        return self.keys[layer, :, :, : self.reach], self.values[layer, :, :, : self.reach]
+        return self.keys[layer, :, :, : self.attended], self.values[layer, :, :, : self.attended]
 
     def advance(self, active: Tensor) -> None:
         """Active rows (B,) bool have seen one position more; what the others were given will be written over."""

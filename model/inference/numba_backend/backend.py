@@ -114,7 +114,7 @@ class NumbaBackend:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         state = self._state
         state.codes[row] = prompt.codes[0].cpu().numpy()
-        state.slices[row] = array(prompt.slices[0, -1])
+        state.slices[row] = array(prompt.mel[0, -1])
         state.positions[row] = prompt.cache.length
         self._fill(state.rings, row, prompt.cache.stack)
         if self.mel:
