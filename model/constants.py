@@ -1,6 +1,6 @@
 """Every number the project derives from, in one place.
 
-Time is counted in frames. One frame is one coarse token, one mel slice and ``HOP_SAMPLES`` samples.
+Time is counted in frames. One frame is one coarse token, one mel frame and ``HOP_SAMPLES`` samples.
 """
 
 from fractions import Fraction

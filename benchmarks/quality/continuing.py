@@ -1,6 +1,5 @@
 """Many continuations at once, one a prompt, with mel (the closed loop) or without."""
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,11 @@ from benchmarks.common import Subject
 from model.codec.streaming import StreamingDecoder, StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_LEFT_SAMPLES
 from model.inference.backend import backend_for
-from model.inference.generate import LoopState, step
+from model.inference.closed_loop import LoopState, closed_loop_step
 from model.inference.prefill import prefill
 from model.inference.rng import uniforms
 from model.inference.sampling import RowOptions, SamplingOptions
-from model.lm.hybrid_lm import shift
+from model.lm.hybrid_lm import LMCache, shift
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Made:
     samples: npt.NDArray[np.float32]
 
 
-def read(subject: Subject, prompts: Tensor) -> LoopState:
-    """The state after prompts (B, N) of one length, whole frames, read without their mel."""
+def read(subject: Subject, prompts: Tensor) -> tuple[LMCache, LoopState]:
+    """Cache and state after prompts (B, N) of one length, whole frames, read without their mel."""
     bundle, rows = subject.bundle, len(prompts)
     decoder, encoder = StreamingDecoder(bundle.codec), StreamingEncoder(bundle.codec)
     codes, _ = encoder.step(prompts, encoder.start(rows))
@@ -38,9 +37,8 @@ def read(subject: Subject, prompts: Tensor) -> LoopState:
     slices = bundle.mel(prompts)
     cache = bundle.lm.new_cache(rows)
     bundle.lm(shift(codes[:, 0], None)[0], cache=cache)
-    return LoopState(
-        cache, codes[:, : subject.codebooks, -1], deque([slices[:, -1:]]), state, heard[:, -MEL_LEFT_SAMPLES:]
-    )
+    tail = heard[:, -MEL_LEFT_SAMPLES:]
+    return cache, LoopState(codes[:, : subject.codebooks, -1], slices[:, -1:], state, tail)
 
 
 def _served(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str) -> Made:
@@ -59,16 +57,16 @@ def _served(subject: Subject, prompts: Tensor, frames: int, options: SamplingOpt
 
 @torch.inference_mode()
 def _masked(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str) -> Made:
-    """Without mel, which the server does not offer: the steps of `model.inference.generate`, with a row a prompt."""
+    """Without mel, which the server does not offer: the steps of `model.inference.closed_loop`, with a row a prompt."""
     bundle, rows = subject.bundle, len(prompts)
     numbers = np.stack([uniforms(options.seed, row, 0, frames, subject.codebooks) for row in range(rows)])
     uniform = torch.from_numpy(numbers)  # (B, F, K)
-    state, decoder = read(subject, prompts), StreamingDecoder(bundle.codec)
-    drawing = RowOptions([options] * rows)
-    made = [
-        step(bundle, decoder, state, drawing, uniform[:, index], True, index)
-        for index in track(range(frames), description=words)
-    ]
+    cache, state = read(subject, prompts)
+    decoder, drawing = StreamingDecoder(bundle.codec), RowOptions([options] * rows)
+    made = []
+    for index in track(range(frames), description=words):
+        frame, state = closed_loop_step(bundle, decoder, cache, state, drawing, uniform[:, index], masked=True)
+        made.append(frame)
     return Made(
         torch.stack([frame.codes[:, 0] for frame in made], 1).numpy(),
         torch.stack([frame.logprobs for frame in made], 1).numpy(),

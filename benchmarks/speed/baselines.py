@@ -130,9 +130,9 @@ def torch_token_step(bundle: Bundle, rows: int, steps: int) -> Run:
         rings: LMSlots = model.new_slots(rows)
         for row in range(rows):
             rings.join(row, prompt.cache)
-        rings.reach(-(-(PROMPT_POSITIONS + steps + 2) // 64) * 64)
+        rings.attend_to(-(-(PROMPT_POSITIONS + steps + 2) // 64) * 64)
         token, going = prompt.codes[:, :1].expand(rows, 1), torch.ones(rows, dtype=torch.bool)
-        slices = prompt.slices[:, -1:].expand(rows, 1, -1)
+        slices = prompt.mel[:, -1:].expand(rows, 1, -1)
         begin = clocks()
         for index in range(steps + 1):
             if index == 1:

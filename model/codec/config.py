@@ -1,12 +1,28 @@
-"""Shape of the codec."""
+"""Shape of the codec, and which kinds of encoders and decoders there are."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from model.constants import MAX_CODEBOOKS
 
-DecoderKind = Literal["frame", "harmonic", "seanet", "source_filter"]
-EncoderKind = Literal["seanet", "spectral"]
+# Each kind's class, a `model.codec.interface.Encoder` or `Decoder`. By name: it is imported when a codec of that kind
+# is made, so that a command line can offer the kinds without torch, and the classes can take their sizes from here.
+ENCODERS = {
+    "seanet": "model.codec.encoders.seanet:SEANetEncoder",
+    "spectral": "model.codec.encoders.spectral:SpectralEncoder",
+}
+DECODERS = {
+    "frame": "model.codec.decoders.frame:FrameDecoder",
+    "harmonic": "model.codec.decoders.harmonic:HarmonicDecoder",
+    "seanet": "model.codec.decoders.seanet:SEANetDecoder",
+    "source_filter": "model.codec.decoders.source_filter:SourceFilterDecoder",
+}
+if TYPE_CHECKING:
+    DecoderKind = str
+    EncoderKind = str
+else:  # the choices of the command line
+    DecoderKind = Literal[tuple(DECODERS)]
+    EncoderKind = Literal[tuple(ENCODERS)]
 
 
 @dataclass(frozen=True)
@@ -35,9 +51,15 @@ class CodecConfig:
     encoder_expansion: Annotated[int, "of the spectral encoder's blocks"] = 2
     encoder_kernel: Annotated[int, "frames that a block of the spectral encoder sees"] = 5
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on a kind that is not registered."""
+        for part, kind, known in (("decoder", self.decoder, DECODERS), ("encoder", self.encoder, ENCODERS)):
+            if kind not in known:
+                raise ValueError(f"no {part} {kind!r}: there are {', '.join(known)}")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CodecConfig":
-        """From the `codec` part of a bundle's config. Raises ValueError on an unknown key."""
+        """From the `codec` part of a bundle's config. Raises ValueError on an unknown key or kind."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown codec settings: {', '.join(sorted(unknown))}")

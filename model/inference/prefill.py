@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.codec.streaming import StreamingDecoder
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
 from model.inference.scoring import MIN_FRAMES, PromptEncoder, TooShortError, chunks
 from model.inference.types import PromptState
@@ -30,24 +29,24 @@ def prefill(
     """
     if frames_in(len(samples)) < MIN_FRAMES:
         raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
-    memory = StreamingDecoder(bundle.codec).memory
-    reader = PromptEncoder(bundle, "masked" if masked else "real", codebooks, decode=memory is None)
+    past = bundle.codec.decoder.receptive_field
+    encoder = PromptEncoder(bundle, "masked" if masked else "real", codebooks, decode=past is None)
     read = []
     for chunk in chunks(samples):
-        read.append(reader.read(chunk))
+        read.append(encoder.read(chunk))
         between()
-    if memory is not None:  # what came before leaves no trace: no need to decode it
-        codes = torch.cat([forced.codes for forced in read], dim=-1)
-        reader.decode_codes(codes[..., -(memory + TAIL_FRAMES) :])
+    if past is not None:  # what came before that leaves no trace: no need to decode it
+        codes = torch.cat([chunk.codes for chunk in read], dim=-1)
+        encoder.decode_codes(codes[..., -(past + TAIL_FRAMES) :])
     return PromptState(
-        tokens=torch.cat([forced.codes[0, 0] for forced in read]),
-        logprobs=torch.cat([forced.logprobs[0] for forced in read]),
-        cache=reader.cache,
-        codes=read[-1].codes[:, : reader.codebooks, -1],
-        slices=reader.slice,
-        codec=reader.decoder_state,
-        tail=reader.decoded_tail,
-        real_tail=reader.real_tail,
-        codebooks=reader.codebooks,
+        tokens=torch.cat([chunk.codes[0, 0] for chunk in read]),
+        logprobs=torch.cat([chunk.logprobs[0] for chunk in read]),
+        cache=encoder.cache,
+        codes=read[-1].codes[:, : encoder.codebooks, -1],
+        mel=encoder.mel,
+        codec=encoder.decoder_state,
+        tail=encoder.decoded_tail,
+        real_tail=encoder.real_tail,
+        codebooks=encoder.codebooks,
         masked=masked,
     )

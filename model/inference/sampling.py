@@ -70,13 +70,13 @@ def probabilities(logits: Tensor, options: SamplingOptions | RowOptions) -> Tens
         ranked = scaled.sort(dim=-1, descending=True).values
         kth = ranked.gather(-1, (rows.top_k - 1).clamp(0, logits.shape[-1] - 1).expand(len(logits), 1))
         scaled = scaled.masked_fill((scaled < kth) & (rows.top_k > 0), -torch.inf)
-    chances = scaled.softmax(-1)
+    probabilities = scaled.softmax(-1)
     if rows.some_top_p:
-        ranked, order = chances.sort(dim=-1, descending=True, stable=True)
+        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
         beyond = (ranked.cumsum(-1) - ranked >= rows.top_p) & (rows.top_p < 1.0)
-        kept = chances.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
-        chances = torch.where(rows.top_p < 1.0, kept / kept.sum(-1, keepdim=True), chances)
-    return chances
+        nucleus = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        probabilities = torch.where(rows.top_p < 1.0, nucleus / nucleus.sum(-1, keepdim=True), probabilities)
+    return probabilities
 
 
 def draw(logits: Tensor, options: SamplingOptions | RowOptions, uniform: Tensor) -> Tensor:
@@ -85,7 +85,13 @@ def draw(logits: Tensor, options: SamplingOptions | RowOptions, uniform: Tensor)
     Every operation works within its row, so a row's token does not depend on its neighbours.
     """
     rows = options if isinstance(options, RowOptions) else RowOptions([options], logits.device)
-    ladder = probabilities(logits, rows).cumsum(-1)
-    target = uniform.to(ladder)[:, None] * ladder[:, -1:]  # the last rung, not 1: rounding must not step past it
-    drawn = (ladder > target).to(torch.uint8).argmax(-1)  # the first rung above: never a token of no chance
+    cdf = probabilities(logits, rows).cumsum(-1)
+    target = uniform.to(cdf)[:, None] * cdf[:, -1:]  # its last value, not 1: rounding must not step past it
+    drawn = (cdf > target).to(torch.uint8).argmax(-1)  # the first value above: never a token of probability 0
     return torch.where(rows.greedy[:, 0], logits.argmax(-1), drawn) if rows.some_greedy else drawn
+
+
+def draw_scored(logits: Tensor, options: RowOptions, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """As `draw`, and each token's log-probability before temperature, top-k and top-p: (B,) int64 and (B,) float32"""
+    token = draw(logits, options, uniform)
+    return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]

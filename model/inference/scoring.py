@@ -58,7 +58,7 @@ class WindowScore:
     """Log-probabilities of a window's coarse tokens, (n,) each, natural logarithms.
 
     ``logprobs``: given all of the clip before. ``unigram``: by the bundle's own counts. ``alone``: given only what
-    stands in the window before them, when that was asked for; the tokens and slices are the clip's, so that
+    stands in the window before them, when that was asked for; the tokens and mel frames are the clip's, so that
     ``logprobs - alone`` is what the earlier frames tell of these (arXiv 2601.06329, normalised likelihood).
     """
 
@@ -123,7 +123,7 @@ class ForcedChunk:
     """What a chunk of teacher forcing gives: (rows, n) each, and the samples decoded on the way, if they were."""
 
     codes: Tensor  # (1, K, n)
-    slices: Tensor  # (1, n, 64): the slices that go with the codes
+    mel: Tensor  # (1, n, 64): the mel frames that go with the codes
     logprobs: Tensor
     correct: Tensor
 
@@ -131,7 +131,7 @@ class ForcedChunk:
 class TeacherForcing:
     """The language model's place in a document.
 
-    It is one frame behind: the last code and slice wait in ``token`` and ``slice`` until the next chunk, or the first
+    It is one frame behind: the last code and mel frame wait in ``token`` and ``mel`` until the next chunk, or the first
     made frame, predicts from them.
     """
 
@@ -139,16 +139,16 @@ class TeacherForcing:
         self.bundle, self.source = bundle, mel
         self.cache: LMCache = bundle.lm.new_cache(1)
         self.token = torch.full((1, 1), BOS, device=bundle.device)
-        self.slice = torch.zeros(1, 1, MEL_BANDS, device=bundle.device)
+        self.mel = torch.zeros(1, 1, MEL_BANDS, device=bundle.device)
 
-    def force(self, tokens: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
-        """Score coarse tokens (1, n) that come with slices (1, n, 64): log-probabilities and hits, (1, n) each."""
+    def force(self, tokens: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Score coarse tokens (1, n) that come with mel frames (1, n, 64): log-probabilities and hits, (1, n) each."""
         model = self.bundle.lm
         inputs = torch.cat([self.token, tokens[:, :-1]], dim=1)
-        mel = None if self.source == "masked" else torch.cat([self.slice, slices[:, :-1]], dim=1)
-        logits = model.logits(model(inputs, mel, cache=self.cache)).float()
+        late = None if self.source == "masked" else torch.cat([self.mel, mel[:, :-1]], dim=1)
+        logits = model.logits(model(inputs, late, cache=self.cache)).float()
         logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-        self.token, self.slice = tokens[:, -1:], slices[:, -1:]
+        self.token, self.mel = tokens[:, -1:], mel[:, -1:]
         return logprobs, logits.argmax(-1) == tokens
 
 
@@ -172,16 +172,15 @@ class PromptEncoder(TeacherForcing):
         """The next (320 n,) samples of the clip."""
         samples = samples[None].to(self.real_tail)
         codes, self.encoder_state = self.encoder.step(samples, self.encoder_state)
-        real = self.bundle.mel(samples, self.real_tail)
+        mel = self.bundle.mel(samples, self.real_tail)
         self.real_tail = torch.cat([self.real_tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
-        slices = real
         if self.decode:
             before = self.decoded_tail
             made = self.decode_codes(codes)
             if self.source == "decoded":
-                slices = self.bundle.mel(made, before)
-        logprobs, correct = self.force(codes[:, 0], slices)
-        return ForcedChunk(codes, slices, logprobs, correct)
+                mel = self.bundle.mel(made, before)
+        logprobs, correct = self.force(codes[:, 0], mel)
+        return ForcedChunk(codes, mel, logprobs, correct)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decode the next codes (1, K, n): (1, 320 n) samples; the decoder's state and its last samples move on."""
@@ -196,15 +195,15 @@ def chunks(samples: Tensor | Iterable[Tensor], frames: int = CHUNK_FRAMES) -> It
     A last chunk is never shorter than ``MIN_FRAMES`` unless the clip is.
     """
     size = frames * HOP_SAMPLES
-    held = torch.zeros(0)
+    rest = torch.zeros(0)
     for block in [samples] if isinstance(samples, Tensor) else samples:
-        held = torch.cat([held, block.to(held)])
-        while len(held) >= size + MIN_FRAMES * HOP_SAMPLES:
-            yield held[:size]
-            held = held[size:]
-    whole = len(held) // HOP_SAMPLES * HOP_SAMPLES
+        rest = torch.cat([rest, block.to(rest)])
+        while len(rest) >= size + MIN_FRAMES * HOP_SAMPLES:
+            yield rest[:size]
+            rest = rest[size:]
+    whole = len(rest) // HOP_SAMPLES * HOP_SAMPLES
     if whole:
-        yield held[:whole]
+        yield rest[:whole]
 
 
 def _windowed(bundle: Bundle, window: Window, tokens: Tensor, logprobs: Tensor, alone: list[Tensor]) -> WindowScore:
@@ -237,7 +236,7 @@ def score(
         bundle: the model.
         samples: (N,) at 24 kHz, or blocks of them in turn.
         context_frames: so many frames at the start are context and not scored.
-        mel: where the slices come from: the clip, what the codec decodes from its codes, or nowhere.
+        mel: where the mel frames come from: the clip, what the codec decodes from its codes, or nowhere.
         codebooks: how many codebooks ``mel="decoded"`` decodes from; all by default.
         chunk_frames: bounds the memory; not part of the result.
         window: frames, counted from the clip's start, that are scored by themselves as well.
@@ -260,7 +259,7 @@ def score(
         if window is not None and window.alone:
             inside = window.within(position, frames)
             if inside.start < inside.stop:
-                alone.append(fresh.force(forced.codes[:, 0, inside], forced.slices[:, inside])[0][0].cpu())
+                alone.append(fresh.force(forced.codes[:, 0, inside], forced.mel[:, inside])[0][0].cpu())
         position += frames
     if not parts:
         raise TooShortError(f"a clip needs {MIN_FRAMES} whole frames of {HOP_SAMPLES} samples at 24 kHz")

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.codec.streaming import DecoderState, StreamingDecoder
+from model.codec.streaming import StreamingDecoder
 from model.constants import MEL_BANDS, MEL_LEFT_SAMPLES
+from model.inference.closed_loop import LoopState, closed_loop_step
 from model.inference.rng import Numbers
-from model.inference.sampling import RowOptions, SamplingOptions, draw
+from model.inference.sampling import RowOptions, SamplingOptions
 from model.inference.types import Frames, PromptState
 
 ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
-REACH_MULTIPLE = 64  # of slots that attention looks at on a CPU
+ATTENDED_MULTIPLE = 64  # of slots that attention looks at on a CPU
 
 
 def padded(rows: int, device: torch.device) -> int:
@@ -47,10 +48,12 @@ class TorchBackend:
         with torch.inference_mode():
             self._decoder = StreamingDecoder(bundle.codec)
             self._lm = bundle.lm.new_slots(self.width)
-            self._codec: DecoderState = self._decoder.start(self.width)
-            self._codes = torch.zeros(self.width, self.codebooks, dtype=torch.int64, device=device)  # of the last frame
-            self._slice = torch.zeros(self.width, 1, MEL_BANDS, device=device)
-            self._tail = torch.zeros(self.width, MEL_LEFT_SAMPLES, device=device)
+            self._state = LoopState(
+                codes=torch.zeros(self.width, self.codebooks, dtype=torch.int64, device=device),
+                mel=torch.zeros(self.width, 1, MEL_BANDS, device=device),
+                codec=self._decoder.start(self.width),
+                tail=torch.zeros(self.width, MEL_LEFT_SAMPLES, device=device),
+            )
             self._uniform = torch.zeros(self.width, self.codebooks, dtype=torch.float64, device=device)
             self._going = torch.zeros(self.width, dtype=torch.bool, device=device)
         pinned = device.type == "cuda"
@@ -71,10 +74,10 @@ class TorchBackend:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         with torch.inference_mode():
             self._lm.join(row, prompt.cache)
-            self._codec = self._codec.joined(row, prompt.codec, self.width)
-            self._codes[row] = prompt.codes[0]
-            self._slice[row] = prompt.slices[0, -1:]
-            self._tail[row] = prompt.tail[0]
+            state = self._state = self._state._replace(codec=self._state.codec.joined(row, prompt.codec, self.width))
+            state.codes[row] = prompt.codes[0]
+            state.mel[row] = prompt.mel[0, -1:]
+            state.tail[row] = prompt.tail[0]
         self._lengths[row] = prompt.cache.length
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
         self._ask(row, options)
@@ -103,7 +106,7 @@ class TorchBackend:
             self._host_going[row] = True
         if self.bundle.device.type == "cpu" and active:
             longest = 1 + max(self._lengths[row] for row in active)
-            self._lm.reach(-(-longest // REACH_MULTIPLE) * REACH_MULTIPLE)
+            self._lm.attend_to(-(-longest // ATTENDED_MULTIPLE) * ATTENDED_MULTIPLE)
         with torch.inference_mode():
             self._uniform.copy_(self._host_uniform, non_blocking=True)
             self._going.copy_(self._host_going, non_blocking=True)
@@ -136,30 +139,12 @@ class TorchBackend:
         return self._host_made
 
     def _step(self) -> tuple[Tensor, ...]:
-        """One step in place -> codes (R, K), log-probabilities (R,), those of the fine codes, samples, mel"""
-        model, uniform, going = self.bundle.lm, self._uniform, self._going
-        hidden = model(self._codes[:, :1], self._slice, cache=self._lm)[:, 0]  # (R, dim)
+        """One step in place: what `LoopFrame` has, of every row"""
+        state, going = self._state, self._going
+        frame, after = closed_loop_step(self.bundle, self._decoder, self._lm, state, self._drawing, self._uniform)
         self._lm.advance(going)
-        code, logprob = self._drawn(model.logits(hidden), uniform[:, 0])
-        codes, fine_logprobs = [code], []
-        total = model.fine.start(hidden, self._codes)
-        for book in range(1, self.codebooks):
-            total = model.fine.add(total, book - 1, codes[-1])
-            fine, fine_logprob = self._drawn(model.fine.logits(total, book), uniform[:, book])
-            codes.append(fine)
-            fine_logprobs.append(fine_logprob)
-        frame = torch.stack(codes, dim=1)  # (R, K)
-        samples, after = self._decoder.step(frame[..., None], self._codec)
-        self._codec.move_on(after, going)
-        mel = self.bundle.mel(samples, self._tail)  # (R, 1, 64)
-        tail = torch.cat([self._tail, samples], dim=-1)[:, -MEL_LEFT_SAMPLES:]
-        self._tail.copy_(torch.where(going[:, None], tail, self._tail))
-        self._codes.copy_(torch.where(going[:, None], frame, self._codes))
-        self._slice.copy_(torch.where(going[:, None, None], mel, self._slice))
-        fines = torch.stack(fine_logprobs, 1) if fine_logprobs else logprob.new_zeros(self.width, 0)
-        return frame, logprob, fines, samples, mel[:, 0]
-
-    def _drawn(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a row and its log-probability before temperature, top-k and top-p: (R,), (R,)"""
-        token = draw(logits, self._drawing, uniform)
-        return token, logits.float().log_softmax(-1).gather(-1, token[:, None])[:, 0]
+        state.codec.move_on(after.codec, going)
+        for name in ("codes", "mel", "tail"):
+            old, new = getattr(state, name), getattr(after, name)
+            old.copy_(torch.where(going.view(-1, *[1] * (old.dim() - 1)), new, old))
+        return tuple(frame)

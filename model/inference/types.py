@@ -19,7 +19,7 @@ class Frames:
     logprobs: npt.NDArray[np.float32]  # (A,): of the coarse token, under the model's own distribution
     fine_logprobs: npt.NDArray[np.float32]  # (A, K - 1)
     samples: npt.NDArray[np.float32]  # (A, 320)
-    mel: npt.NDArray[np.float32]  # (A, 64): the slice that the next position is given
+    mel: npt.NDArray[np.float32]  # (A, 64): the mel frame that the next position is given
 
 
 LoopMel = Literal["real", "decoded", "masked"]
@@ -36,7 +36,7 @@ class PromptState:
     logprobs: Tensor
     cache: LMCache
     codes: Tensor  # (1, k): those of the last frame, whose coarse token the model has not seen yet
-    slices: Tensor  # (1, 1, 64): the slice that goes with it
+    mel: Tensor  # (1, 1, 64): the mel frame that goes with it
     codec: DecoderState
     tail: Tensor  # (1, 704): the last samples of the decoded prompt
     real_tail: Tensor  # (1, 704): the last samples of the prompt itself
@@ -58,4 +58,4 @@ class GeneratedFrame:
     logprobs: Tensor  # (n,) of the coarse token, under the model's own distribution
     fine_logprobs: Tensor  # (n, k - 1)
     samples: Tensor  # (n, 320)
-    mel: Tensor  # (n, 64): the slice that the next position is given
+    mel: Tensor  # (n, 64): the mel frame that the next position is given

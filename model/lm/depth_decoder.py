@@ -3,9 +3,11 @@
 An autoregressive sum in the manner of NADE (Larochelle and Murray, 2011): the stack's state, projected, plus the
 embeddings of the codes drawn so far, then for each codebook a residual MLP and a head. One step is four small products.
 
-With ``fine_recall`` the sum begins with the codes of the frame before as well. A mel slice says how a frame sounds, but
+With ``fine_recall`` the sum begins with the codes of the frame before as well. A mel frame says how a frame sounds, but
 not which of many codes wrote it; neighbouring frames share much of that (docs/log.md has the figures).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +39,19 @@ class DepthDecoder(nn.Module):
         self.contracts = nn.ModuleList(nn.Linear(2 * dim, dim, bias=False) for _ in range(books))
         self.head_norms = nn.ModuleList(RMSNorm(dim) for _ in range(books))
         self.heads = nn.ModuleList(nn.Linear(dim, VOCABULARY, bias=False) for _ in range(books))
-        # of the codes of the frame before; the last row stands for "none", and stays zero
+        # `previous_frame`, under the name that it has in bundles and in the checkpoints of trainings
         self.recall = nn.Parameter(torch.zeros(books + 1, VOCABULARY + 1, dim)) if config.fine_recall else None
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def previous_frame(self) -> nn.Parameter | None:
+        """Embeddings of the codes of the frame before, (K, 1025, fine_dim); None without ``fine_recall``.
+
+        The last row stands for "none", and stays zero.
+        """
+        return self.recall
 
     def start(self, hidden: Tensor, before: Tensor) -> Tensor:
         """The running sum before any code of the frame.
@@ -50,9 +60,9 @@ class DepthDecoder(nn.Module):
         there is none -> (..., fine_dim)
         """
         total: Tensor = self.entry(hidden)
-        if self.recall is not None:
+        if self.previous_frame is not None:
             for book in range(before.shape[-1]):
-                total = total + F.embedding(before[..., book], self.recall[book], padding_idx=NO_CODE)
+                total = total + F.embedding(before[..., book], self.previous_frame[book], padding_idx=NO_CODE)
         return total
 
     @torch.no_grad()
@@ -61,12 +71,13 @@ class DepthDecoder(nn.Module):
 
         The sum over the codebooks of a frame is then its quantised latent, with deviations near 1.
         """
-        if self.recall is None:
+        if self.previous_frame is None:
             return
         vectors = codebooks.float() - codebooks.float().mean(1, keepdim=True)
         deviation = vectors.square().mean((0, 1)).mul(len(vectors)).sqrt()  # of a sum of independent codes
-        turn = torch.randn(vectors.shape[-1], self.recall.shape[-1], generator=torch.Generator().manual_seed(seed))
-        self.recall[:, :VOCABULARY] = vectors / deviation @ turn / vectors.shape[-1] ** 0.5
+        width, generator = self.previous_frame.shape[-1], torch.Generator().manual_seed(seed)
+        turn = torch.randn(vectors.shape[-1], width, generator=generator)
+        self.previous_frame[:, :VOCABULARY] = vectors / deviation @ turn / vectors.shape[-1] ** 0.5
 
     def add(self, total: Tensor, book: int, codes: Tensor) -> Tensor:
         """The running sum with codebook ``book`` (0 = coarse) known: codes (...) int64."""
@@ -80,11 +91,27 @@ class DepthDecoder(nn.Module):
         out: Tensor = self.heads[index](self.head_norms[index](x))
         return out
 
+    def run(
+        self, hidden: Tensor, before: Tensor, coarse: Tensor, books: int, code_of: Callable[[Tensor, int], Tensor]
+    ) -> None:
+        """Go through codebooks 1 to ``books`` - 1 of a frame, each with the codes of those before it.
+
+        hidden (..., dim of the stack); before (..., k) as in `start`; coarse (...) int64, the code of codebook 0.
+        ``code_of(logits, book)`` is given the logits (..., 1024) of a codebook and returns its code (...): drawn from
+        them, or known.
+        """
+        total, code = self.start(hidden, before), coarse
+        for book in range(1, books):
+            total = self.add(total, book - 1, code)
+            code = code_of(self.logits(total, book), book)
+
     def forward(self, hidden: Tensor, codes: Tensor, before: Tensor) -> Tensor:
         """Teacher-forced: hidden (..., dim), codes and those before (..., K) int64 -> logits (..., K - 1, 1024)"""
-        total = self.start(hidden, before)
-        out = []
-        for book in range(1, codes.shape[-1]):
-            total = self.add(total, book - 1, codes[..., book - 1])
-            out.append(self.logits(total, book))
+        out: list[Tensor] = []
+
+        def known(logits: Tensor, book: int) -> Tensor:
+            out.append(logits)
+            return codes[..., book]
+
+        self.run(hidden, before, codes[..., 0], codes.shape[-1], known)
         return torch.stack(out, dim=-2)

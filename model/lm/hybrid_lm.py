@@ -1,6 +1,6 @@
 """The hybrid language model (Whisper-GPT, arXiv 2412.11449).
 
-Position p of the input carries the coarse token and the mel slice of frame p - 1 (position 0: BOS and no slice), and
+Position p of the input carries the coarse token and the mel frame of frame p - 1 (position 0: BOS and no mel), and
 its output predicts the coarse token of frame p.
 """
 
@@ -56,41 +56,45 @@ class LMSlots:
             if ring is not None:
                 ring.advance(active)
 
-    def reach(self, slots: int) -> None:
+    def attend_to(self, slots: int) -> None:
         """Rows hold no more than so many positions: attend to these slots only."""
         for ring in (self.mel, self.stack):
             if ring is not None:
-                ring.reach = min(slots, ring.window)
+                ring.attended = min(slots, ring.window)
 
 
 class MelEncoder(nn.Module):
-    """Mel slices to a few features each: linear, light causal blocks, linear."""
+    """Mel frames to a few features each: linear, light causal blocks, linear."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, round_cache: bool = True) -> None:
         super().__init__()
-        self.mask = nn.Parameter(torch.zeros(config.mel_dim))  # stands for a slice that is not known
+        self.mask = nn.Parameter(torch.zeros(config.mel_dim))  # stands for a mel frame that is not known
         self.entry = nn.Linear(MEL_BANDS, config.mel_dim)
-        self.stack = Stack(config.mel_dim, config.mel_layers, config.mel_heads, config.window)
+        self.stack = Stack(config.mel_dim, config.mel_layers, config.mel_heads, config.window, round_cache)
         self.norm = RMSNorm(config.mel_dim)
         self.out = nn.Linear(config.mel_dim, config.mel_out, bias=False)
 
-    def forward(self, slices: Tensor, masked: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
-        """Normalised slices (B, T, 64), masked (B, T) bool -> (B, T, mel_out)"""
-        x = torch.where(masked[..., None], self.mask, self.entry(slices))
+    def forward(self, mel: Tensor, masked: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
+        """Normalised mel frames (B, T, 64), masked (B, T) bool -> (B, T, mel_out)"""
+        x = torch.where(masked[..., None], self.mask, self.entry(mel))
         out: Tensor = self.out(self.norm(self.stack(x, cache)))
         return out
 
 
 class HybridLM(nn.Module):
-    """Coarse tokens and mel slices in, logits of the next coarse token out; holds the depth decoder as ``fine``."""
+    """Coarse tokens and mel frames in, logits of the next coarse token out; holds the depth decoder as ``fine``.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    ``round_cache``: compute with keys and values as a cache holds them (`model.lm.kv_cache.round_to_cache_dtype`), as
+    all do that evaluate the model. It is no part of the shape, and no bundle stores it.
+    """
+
+    def __init__(self, config: DecoderConfig, round_cache: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.mel = MelEncoder(config) if config.mel else None
+        self.mel = MelEncoder(config, round_cache) if config.mel else None
         self.embedding = nn.Embedding(VOCABULARY + 1, config.dim - (config.mel_out if config.mel else 0))
         nn.init.normal_(self.embedding.weight, std=0.02)
-        self.stack = Stack(config.dim, config.layers, config.heads, config.window)
+        self.stack = Stack(config.dim, config.layers, config.heads, config.window, round_cache)
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, VOCABULARY, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
@@ -107,6 +111,12 @@ class HybridLM(nn.Module):
         """Parameters, without the depth decoder unless ``fine``: the paper's models have none."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return total if fine else total - sum(parameter.numel() for parameter in self.fine.parameters())
+
+    def set_round_cache(self, round_cache: bool) -> None:
+        """Change ``round_cache``: a training steps without it, and evaluates with it."""
+        for stack in (self.stack, None if self.mel is None else self.mel.stack):
+            if stack is not None:
+                stack.set_round_cache(round_cache)
 
     def new_cache(self, rows: int) -> LMCache:
         """An empty cache for ``rows`` sequences."""
@@ -127,9 +137,9 @@ class HybridLM(nn.Module):
 
         Args:
             tokens: (B, T) int64, the *input* token of each position; BOS leads a document.
-            mel: (B, T, 64) log-mel as `LogMel` makes it, the slice of the input token's frame; None = no slice is
-                known. Ignored by models without mel.
-            masked: (B, T) bool, where the slice is not known; BOS positions never have one.
+            mel: (B, T, 64) log-mel as `LogMel` makes it, of the input token's frame; None = it is not known.
+                Ignored by models without mel.
+            masked: (B, T) bool, where the mel frame is not known; BOS positions never have one.
             cache: positions before these; it moves on (`LMSlots`, T = 1: when the caller advances it).
         """
         x = self.embedding(tokens)
@@ -149,6 +159,6 @@ class HybridLM(nn.Module):
 
 
 def shift(tokens: Tensor, mel: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Inputs that predict ``tokens`` (B, T): led by BOS, one frame late; the same for their slices (B, T, 64)."""
+    """Inputs that predict ``tokens`` (B, T): led by BOS, one frame late; the same for their mel frames (B, T, 64)."""
     inputs = torch.cat([torch.full_like(tokens[:, :1], BOS), tokens[:, :-1]], dim=1)
     return inputs, None if mel is None else torch.cat([torch.zeros_like(mel[:, :1]), mel[:, :-1]], dim=1)

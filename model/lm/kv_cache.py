@@ -5,19 +5,22 @@ from torch import Tensor
 
 from model.lm.rotary import angles
 
+CACHE_DTYPE = torch.float16
 
-def kept(x: Tensor) -> Tensor:
-    """Keys or values as caches keep them: rounded to float16, in the dtype that they came in.
+
+def round_to_cache_dtype(x: Tensor) -> Tensor:
+    """Keys or values as caches hold them: rounded to `CACHE_DTYPE`, in the dtype that they came in.
 
     The ring is most of what a step of many rows reads, and float16 halves it
     (`model.inference.numba_backend.attention`). Whatever evaluates the model rounds, with or without a cache, so that
-    scoring and generating see the same numbers; training, in bfloat16 or float32, does not.
+    scoring and generating see the same numbers; the steps of a training, in bfloat16 or float32, do not
+    (`model.lm.transformer.Attention.round_cache`).
     """
-    return x.half().type_as(x)
+    return x.to(CACHE_DTYPE).type_as(x)
 
 
 class KVCache:
-    """The last ``window`` positions of every layer, as `kept` rounds them.
+    """The last ``window`` positions of every layer, as `round_to_cache_dtype` rounds them.
 
     Layout: ``keys`` and ``values`` are (layers, B, H, window, D); position p lies in slot p % window. ``length`` is the
     number of positions seen so far, the same for all rows. Slots that hold nothing yet are never read.
@@ -41,12 +44,12 @@ class KVCache:
 
     def past(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the positions before the current ones, oldest first, at most window - 1 of them."""
-        kept = min(self.length, self.window - 1)
-        first = (self.length - kept) % self.window
+        count = min(self.length, self.window - 1)
+        first = (self.length - count) % self.window
         keys, values = self.keys[layer], self.values[layer]
-        if first + kept <= self.window:
-            return keys[:, :, first : first + kept], values[:, :, first : first + kept]
-        wrap = first + kept - self.window
+        if first + count <= self.window:
+            return keys[:, :, first : first + count], values[:, :, first : first + count]
+        wrap = first + count - self.window
         return (
             torch.cat([keys[:, :, first:], keys[:, :, :wrap]], dim=2),
             torch.cat([values[:, :, first:], values[:, :, :wrap]], dim=2),
@@ -55,10 +58,10 @@ class KVCache:
     def put(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store a chunk's keys and values (B, H, T, D); `advance` follows when all layers have done so."""
         count = keys.shape[2]
-        kept = min(count, self.window)
-        slots = torch.arange(self.length + count - kept, self.length + count, device=keys.device) % self.window
-        self.keys[layer].index_copy_(2, slots, keys[:, :, -kept:])
-        self.values[layer].index_copy_(2, slots, values[:, :, -kept:])
+        last = min(count, self.window)
+        slots = torch.arange(self.length + count - last, self.length + count, device=keys.device) % self.window
+        self.keys[layer].index_copy_(2, slots, keys[:, :, -last:])
+        self.values[layer].index_copy_(2, slots, values[:, :, -last:])
 
     def put_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store one position (B, H, 1, D) and return all that it attends to, in slot order.
@@ -68,8 +71,8 @@ class KVCache:
         slot = self.length % self.window
         self.keys[layer, :, :, slot : slot + 1] = key
         self.values[layer, :, :, slot : slot + 1] = value
-        held = min(self.length + 1, self.window)
-        return self.keys[layer, :, :, :held], self.values[layer, :, :, :held]
+        valid = min(self.length + 1, self.window)
+        return self.keys[layer, :, :, :valid], self.values[layer, :, :, :valid]
 
     def advance(self, count: int) -> None:
         self.length += count
@@ -79,8 +82,8 @@ class SlotCache:
     """A ring per row, each at a position of its own: rows come and go, and the shapes never change.
 
     Layout as in `KVCache`; ``lengths`` (B,) int64 on the model's device counts the positions that each row has seen.
-    Rows attend to ``reach`` slots under a mask, so that a row's result does not depend on how long its neighbours are
-    (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so that it is never NaN).
+    Rows attend to the first ``attended`` slots under a mask, so that a row's result does not depend on how long its
+    neighbours are (a masked key adds exactly 0, whatever it holds: it is zeroed when a row joins, so it is never NaN).
     """
 
     def __init__(self, layers: int, rows: int, heads: int, window: int, width: int, like: Tensor) -> None:
@@ -89,17 +92,17 @@ class SlotCache:
         self.values = like.new_zeros(shape)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
         self.window = window
-        self.reach = window
+        self.attended = window
         self._rows = torch.arange(rows, device=device)
         self._slots = torch.arange(window, device=device)
 
     def join(self, row: int, cache: KVCache) -> None:
         """The row goes on from a cache of one row, which stays as it is."""
-        held = min(cache.length, self.window)
+        valid = min(cache.length, self.window)
         self.keys[:, row].zero_()
         self.values[:, row].zero_()
-        self.keys[:, row, :, :held] = cache.keys[:, 0, :, :held]
-        self.values[:, row, :, :held] = cache.values[:, 0, :, :held]
+        self.keys[:, row, :, :valid] = cache.keys[:, 0, :, :valid]
+        self.values[:, row, :, :valid] = cache.values[:, 0, :, :valid]
         self.lengths[row] = cache.length
 
     def rotation(self, width: int) -> tuple[Tensor, Tensor]:
@@ -108,15 +111,15 @@ class SlotCache:
         return cos[:, None, None], sin[:, None, None]
 
     def mask(self) -> Tensor:
-        """(B, 1, 1, reach) bool: the slots that hold something once the next position is put."""
-        return (self._slots[: self.reach] <= self.lengths[:, None])[:, None, None]
+        """(B, 1, 1, attended) bool: the slots that hold something once the next position is put."""
+        return (self._slots[: self.attended] <= self.lengths[:, None])[:, None, None]
 
     def put_one(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one position a row (B, H, 1, D) and return the first ``reach`` slots."""
+        """Store one position a row (B, H, 1, D) and return the first ``attended`` slots."""
         slot = self.lengths % self.window
         self.keys[layer][self._rows, :, slot] = key[:, :, 0]
         self.values[layer][self._rows, :, slot] = value[:, :, 0]
-        return self.keys[layer, :, :, : self.reach], self.values[layer, :, :, : self.reach]
+        return self.keys[layer, :, :, : self.attended], self.values[layer, :, :, : self.attended]
 
     def advance(self, active: Tensor) -> None:
         """Active rows (B,) bool have seen one position more; what the others were given will be written over."""

@@ -1,6 +1,6 @@
 """The causal log-mel front end.
 
-The slice of frame t is computed from a 1024-sample window that *ends* at sample 320 (t + 1), like the coarse token of
+The mel of frame t is computed from a 1024-sample window that *ends* at sample 320 (t + 1), like the coarse token of
 the same frame, and depends on nothing later. (A centred window would reach 192 samples into the token that the model is
 asked to predict.) There is no normalisation over the clip: the bundle's fixed mean and deviation do that, in the model.
 """
@@ -26,7 +26,7 @@ def mel_filter_bank(window_samples: int = MEL_WINDOW_SAMPLES, bands: int = MEL_B
 
 
 class LogMel(nn.Module):
-    """Samples to log-mel slices, causal; no learned weights, no state.
+    """Samples to log-mel frames, causal; no learned weights, no state.
 
     To run it chunk by chunk, pass the 704 samples that came before as ``left``.
     """
@@ -39,7 +39,7 @@ class LogMel(nn.Module):
         self.bank: Tensor
 
     def forward(self, samples: Tensor, left: Tensor | None = None) -> Tensor:
-        """Samples (B, N), and the (B, 704) before them or zeros, -> slices (B, N // 320, 64), natural log."""
+        """Samples (B, N), and the (B, 704) before them or zeros, -> log-mel (B, N // 320, 64), natural log."""
         whole = samples.shape[-1] // HOP_SAMPLES * HOP_SAMPLES
         if left is None:
             left = samples.new_zeros(samples.shape[0], MEL_LEFT_SAMPLES)

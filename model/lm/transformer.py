@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.lm.kv_cache import Cache, KVCache, SlotCache, kept
+from model.lm.kv_cache import Cache, KVCache, SlotCache, round_to_cache_dtype
 from model.lm.rotary import rotary, rotate
 
 
@@ -31,11 +31,14 @@ def band_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention over the window."""
+    """Multi-head attention over the window.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    ``round_cache``: keys and values are rounded as a cache holds them, whether there is one or not.
+    """
+
+    def __init__(self, dim: int, heads: int, round_cache: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.round_cache = heads, round_cache
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
@@ -47,8 +50,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(rows, count, 3, self.heads, dim // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if not self.training:
-            k, v = kept(k), kept(v)
+        if self.round_cache:
+            k, v = round_to_cache_dtype(k), round_to_cache_dtype(v)
         if isinstance(cache, SlotCache) or (cache is not None and count == 1):
             k, v = cache.put_one(layer, k, v)
         elif cache is not None:
@@ -65,10 +68,10 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and a GELU feed-forward of four times the width, each behind a norm, each added to its input."""
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, round_cache: bool = True) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, round_cache)
         self.feed_norm = RMSNorm(dim)
         self.expand = nn.Linear(dim, 4 * dim, bias=False)
         self.contract = nn.Linear(4 * dim, dim, bias=False)
@@ -83,18 +86,24 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks that share a window."""
+    """Blocks that share a window; ``round_cache`` as in `Attention`."""
 
-    def __init__(self, dim: int, layers: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, layers: int, heads: int, window: int, round_cache: bool = True) -> None:
         super().__init__()
         self.heads, self.window = heads, window
         self.width = dim // heads
-        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(dim, heads, round_cache) for _ in range(layers))
         for name, parameter in self.named_parameters():
             if name.endswith(("out.weight", "contract.weight")):
                 nn.init.normal_(parameter, std=0.02 / (2 * layers) ** 0.5)  # residual branches start small (GPT-2)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
+
+    def set_round_cache(self, round_cache: bool) -> None:
+        """Change ``round_cache`` of all blocks: a training steps without it, and evaluates with it."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.round_cache = round_cache
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache for ``rows`` sequences."""
@@ -121,8 +130,8 @@ class Stack(nn.Module):
         cos, sin = rotary(first, count, self.width, x.device)
         mask = None
         if count > self.window if cache is None else count > 1:  # a plain causal kernel skips half of the work
-            kept = 0 if cache is None else min(first, self.window - 1)
-            mask = band_mask(kept + count, self.window, x.device)[kept:]
+            past = 0 if cache is None else min(first, self.window - 1)
+            mask = band_mask(past + count, self.window, x.device)[past:]
         for layer, block in enumerate(self.blocks):
             x = block(x, cos, sin, mask, cache, layer)
         if cache is not None:

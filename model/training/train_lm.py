@@ -2,7 +2,7 @@
 
 A training sequence is a window of one long stream: the documents in a random order, each led by BOS. Half of the
 sequences take their mel from the real audio and half from what the codec decoded, with noise and masked spans, so that
-at serving time real, decoded and masked slices are all in distribution.
+at serving time real, decoded and masked mel frames are all in distribution.
 """
 
 import json
@@ -172,10 +172,10 @@ class LMTrainer:
         device: str = "cpu",
         codebooks: Tensor | None = None,
     ) -> None:
-        """``codebooks`` (K, 1024, 128): the codec's, which the depth decoder's recall begins with."""
+        """``codebooks`` (K, 1024, 128): the codec's, which the previous frame's embeddings begin with."""
         torch.manual_seed(training.seed)
         self.training, self.tokens, self.device = training, tokens, device
-        self.model = HybridLM(config)
+        self.model = HybridLM(config, round_cache=False)
         initialise(self.model)
         if codebooks is not None:
             self.model.fine.begin_with(codebooks)
@@ -210,8 +210,8 @@ class LMTrainer:
         if learned is not None and learned != self.tokens.made_from["codec_sha256"]:
             raise ValueError(f"{checkpoint} has learned the tokens of another codec")
         weights = torch.load(checkpoint, map_location=self.device, weights_only=True)["model"]
-        if self.model.fine.recall is not None:
-            weights.setdefault("fine.recall", self.model.fine.recall)
+        if (embeddings := self.model.fine.previous_frame) is not None:
+            weights.setdefault("fine.recall", embeddings)
         self.model.load_state_dict(weights)
 
     def _losses(self, batch: Batch, positions: Tensor, known: int = MAX_CODEBOOKS) -> tuple[Tensor, Tensor]:
@@ -245,6 +245,7 @@ class LMTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        self.model.set_round_cache(False)
         counts, shares = zip(*RECALLED, strict=True)
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
@@ -257,6 +258,7 @@ class LMTrainer:
     def validate(self, limit_frames: int = 40_000) -> dict[str, float]:
         """Coarse NLL and fine NLL by kind on the validation split, each document alone, real mel; and the unigram's."""
         self.model.eval()
+        self.model.set_round_cache(True)  # as it will be served
         figures: dict[str, float] = {}
         for kind in ("speech", "music"):
             sums = np.zeros(4)

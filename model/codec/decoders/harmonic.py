@@ -12,12 +12,14 @@ kept. Amplitudes and pitch move within 80 samples of a frame; over the whole fra
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from model.codec.decoders.frame import FrameDecoder, FrameTrunk
+from model.codec.config import CodecConfig
+from model.codec.decoders.frame import FrameDecoder, FrameTrunk, TrunkState
+from model.codec.interface import Decoder
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 PITCH_MIN_HZ, PITCH_MAX_HZ, PITCH_BINS = 70.0, 490.0, 128  # bins of 26 cents
@@ -27,17 +29,25 @@ LINES = 80  # that sines may take over: 75 to 6000 Hz
 HARMONICS = 84  # of a pitch of 72 Hz, up to 6 kHz
 BANDS = 12  # of the share, centres equally spaced in mel from 75 to 6000 Hz
 SHARE_MAX = 0.999  # the root of what is left has a gradient
-SHARE_FROM = 0.2  # chance of a voice below which a band's share is zero, not merely small: piano stays as it is
+SHARE_FROM = 0.2  # probability of a voice below which a band's share is zero, not merely small: piano stays as it is
 RAMP = 80  # samples in which amplitudes and pitch arrive
 POWER_FLOOR = 1e-10  # the root of an amplitude's power has a gradient
 
 
-class Voice(NamedTuple):
+class HarmonicState(NamedTuple):
     """What the oscillators carry from frame to frame; rows first."""
 
     phase: Tensor  # (B,) float64, cycles of the fundamental at the end of the frame, below 1
     hertz: Tensor  # (B,) float64, the pitch arrived at
     amplitudes: Tensor  # (B, HARMONICS)
+
+
+class HarmonicDecoderState(NamedTuple):
+    """What a `harmonic` decoder carries from chunk to chunk."""
+
+    frame: TrunkState
+    reader: TrunkState
+    harmonics: HarmonicState
 
 
 def _below_one(turns: Tensor) -> Tensor:
@@ -89,15 +99,15 @@ class PitchEstimator(FrameTrunk):
     def pitch(self, logits: Tensor) -> Tensor:
         """Logits (..., PITCH_BINS) -> Hz (...) float64: the likeliest bin, drawn towards those near it.
 
-        Their chances' mean of the logarithm; in double precision, because a phase adds up what a pitch is off.
+        Their probabilities' mean of the logarithm; in double precision, because a phase adds up what a pitch is off.
         """
         best = logits.argmax(-1, keepdim=True)
         far = (torch.arange(PITCH_BINS, device=logits.device) - best).abs() > NEAR_BINS
-        chances = logits.double().masked_fill(far, -torch.inf).softmax(-1)
-        return torch.exp(chances @ self.log_hertz)
+        near = logits.double().masked_fill(far, -torch.inf).softmax(-1)
+        return torch.exp(near @ self.log_hertz)
 
 
-class HarmonicDecoder(nn.Module):
+class HarmonicDecoder(Decoder):
     """Latents at 75 Hz to samples: a `FrameDecoder`, and sines that take over what it has of one voice's harmonics."""
 
     def __init__(self, frame: FrameDecoder, reader: PitchEstimator) -> None:
@@ -113,6 +123,16 @@ class HarmonicDecoder(nn.Module):
         self.lines: Tensor
         self.harmonics: Tensor
 
+    @classmethod
+    def from_config(cls, config: CodecConfig) -> Self:
+        shape = (config.frame_expansion, config.frame_kernel)
+        frame = FrameDecoder(config.frame_dim, config.frame_blocks, *shape)
+        return cls(frame, PitchEstimator(config.pitch_dim, config.pitch_blocks, *shape))
+
+    @property
+    def receptive_field(self) -> int:
+        return 1 + max(self.frame.receptive_field, self.reader.receptive_field)  # 1: pitch and amplitudes before
+
     def split(self, frames: Tensor, shares: Tensor, hertz: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (B, T, 320) by shares' logits (B, T, BANDS) -> what stays, and amplitudes (B, T, HARMONICS)
 
@@ -120,8 +140,8 @@ class HarmonicDecoder(nn.Module):
         """
         hertz = hertz.float()
         real, imaginary = frames @ self.waves[0].t(), frames @ self.waves[1].t()  # (B, T, LINES)
-        chance = 1 / (1 + torch.exp(-shares.clamp_min(-30.0)))  # torch's sigmoid rounds by the place in the batch
-        share = (chance - SHARE_FROM).clamp_min(0.0) * (SHARE_MAX / (1 - SHARE_FROM)) @ self.shapes
+        voiced = 1 / (1 + torch.exp(-shares.clamp_min(-30.0)))  # torch's sigmoid rounds by the place in the batch
+        share = (voiced - SHARE_FROM).clamp_min(0.0) * (SHARE_MAX / (1 - SHARE_FROM)) @ self.shapes
         taken = (1 - torch.sqrt(1 - share)) * (2 / HOP_SAMPLES)
         rest = frames - (taken * real) @ self.waves[0] - (taken * imaginary) @ self.waves[1]
         power = share * (real.square() + imaginary.square()) * (2 / HOP_SAMPLES) ** 2
@@ -130,7 +150,9 @@ class HarmonicDecoder(nn.Module):
         gathered = (weights @ power[..., None])[..., 0]
         return rest, torch.sqrt(gathered + POWER_FLOOR) - math.sqrt(POWER_FLOOR)
 
-    def synthesise_harmonics(self, hertz: Tensor, amplitudes: Tensor, before: Voice | None) -> tuple[Tensor, Voice]:
+    def synthesise_harmonics(
+        self, hertz: Tensor, amplitudes: Tensor, before: HarmonicState | None
+    ) -> tuple[Tensor, HarmonicState]:
         """Sines from pitch (B, T) float64 and amplitudes (B, T, HARMONICS): (B, T, 320), and what the next frame needs.
 
         A clip begins with its first pitch, at phase 0, from silence.
@@ -138,7 +160,8 @@ class HarmonicDecoder(nn.Module):
         rows = len(hertz)
         if before is None:
             nothing = amplitudes.new_zeros(rows, HARMONICS)
-            before = Voice(torch.zeros(rows, dtype=torch.float64, device=hertz.device), hertz[:, 0], nothing)
+            phase_zero = torch.zeros(rows, dtype=torch.float64, device=hertz.device)
+            before = HarmonicState(phase_zero, hertz[:, 0], nothing)
         from_hertz = torch.cat([before.hertz[:, None], hertz[:, :-1]], 1)
         from_amplitudes = torch.cat([before.amplitudes[:, None], amplitudes[:, :-1]], 1)
         with torch.no_grad():
@@ -155,19 +178,28 @@ class HarmonicDecoder(nn.Module):
         both = torch.stack([from_amplitudes, amplitudes], -1)  # (B, T, HARMONICS, 2)
         old, new = (sines @ both).unbind(-1)
         arrived = (ramped / RAMP).float()
-        after = Voice(_below_one(ends[:, -1]), hertz[:, -1].clone(), amplitudes[:, -1].detach().clone())  # no views
+        last = amplitudes[:, -1].detach().clone()  # no view of the whole chunk
+        after = HarmonicState(_below_one(ends[:, -1]), hertz[:, -1].clone(), last)
         return old + arrived * (new - old), after
 
     def render(
-        self, frames: Tensor, shares: Tensor, hertz: Tensor, before: Voice | None = None
-    ) -> tuple[Tensor, Voice]:
-        """Frames (B, T, 320), shares' logits (B, T, BANDS), Hz (B, T) float64 -> samples (B, 1, 320 T), voice"""
+        self, frames: Tensor, shares: Tensor, hertz: Tensor, before: HarmonicState | None = None
+    ) -> tuple[Tensor, HarmonicState]:
+        """Frames (B, T, 320), shares' logits (B, T, BANDS), Hz (B, T) float64 -> samples (B, 1, 320 T), state"""
         rest, amplitudes = self.split(frames, shares, hertz)
-        sung, after = self.synthesise_harmonics(hertz, amplitudes, before)
-        return (rest + sung).flatten(1)[:, None], after
+        harmonics, after = self.synthesise_harmonics(hertz, amplitudes, before)
+        return (rest + harmonics).flatten(1)[:, None], after
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 128, T) -> (B, 1, 320 T)"""
         frames = self.frame.frames_from(self.frame.features(latents))
         bins, shares = self.reader.read(self.reader.features(latents))
         return self.render(frames.float(), shares, self.reader.pitch(bins))[0]
+
+    def stream(self, latents: Tensor, state: HarmonicDecoderState | None) -> tuple[Tensor, HarmonicDecoderState]:
+        features, frame = self.frame.stream_features(latents, state and state.frame)
+        frames = self.frame.frames_from(features)
+        features, reader = self.reader.stream_features(latents, state and state.reader)
+        bins, shares = self.reader.read(features)
+        samples, harmonics = self.render(frames, shares, self.reader.pitch(bins), state and state.harmonics)
+        return samples, HarmonicDecoderState(frame, reader, harmonics)

@@ -15,15 +15,17 @@ last subframe's, and starts its own responses, which ring on over what follows; 
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.codec.decoders.frame import FrameTrunk
+from model.codec.config import CodecConfig
+from model.codec.decoders.frame import FrameTrunk, TrunkState
 from model.codec.decoders.harmonic import NEAR_BINS, PITCH_BINS, PITCH_MAX_HZ, PITCH_MIN_HZ
 from model.codec.encoders.spectral import NOTES, note_hertz
+from model.codec.interface import Decoder
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 
 SUBFRAME = 160  # samples
@@ -51,6 +53,13 @@ class Sources(NamedTuple):
     levels: Tensor  # (B, 2), of pulses and noise at the end of the frame
     amplitudes: Tensor  # (B, NOTES), of the sines
     ringing: Tensor  # (B, RESPONSE), what the filters' responses will add to the samples that come
+
+
+class SourceFilterState(NamedTuple):
+    """What a `source_filter` decoder carries from chunk to chunk."""
+
+    trunk: TrunkState
+    sources: Sources
 
 
 def _below_one(turns: Tensor) -> Tensor:
@@ -101,7 +110,7 @@ def noise(first: Tensor, count: int) -> Tensor:
     return (shifted(x, 40).float() * 2.0**-24 - 0.5) * math.sqrt(12.0)
 
 
-class SourceFilterDecoder(nn.Module):
+class SourceFilterDecoder(Decoder):
     """Latents at 75 Hz to samples."""
 
     def __init__(self, dim: int, blocks: int, expansion: int, kernel: int) -> None:
@@ -121,6 +130,15 @@ class SourceFilterDecoder(nn.Module):
         self.band_gains: Tensor
         self.band_phases: Tensor
         self.note_hertz: Tensor
+
+    @classmethod
+    def from_config(cls, config: CodecConfig) -> Self:
+        return cls(config.frame_dim, config.frame_blocks, config.frame_expansion, config.frame_kernel)
+
+    @property
+    def receptive_field(self) -> int:
+        """Without the place in the noise and in the sines, which no frame needs of those before it."""
+        return self.trunk.receptive_field - (-RESPONSE // HOP_SAMPLES)  # what still rings began so many frames ago
 
     def pitch(self, features: Tensor) -> Tensor:
         """(B, T, dim) -> Hz (B, T) float64: the likeliest bin, drawn towards those near it.
@@ -251,3 +269,8 @@ class SourceFilterDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, 128, T) -> (B, 1, 320 T)"""
         return self.render(self.trunk.features(latents))[0]
+
+    def stream(self, latents: Tensor, state: SourceFilterState | None) -> tuple[Tensor, SourceFilterState]:
+        features, trunk = self.trunk.stream_features(latents, state and state.trunk)
+        samples, sources = self.render(features, state and state.sources)
+        return samples, SourceFilterState(trunk, sources)

@@ -7,11 +7,14 @@ so the encoder is causal by construction, and its state is nothing but samples a
 """
 
 import math
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from model.codec.decoders.frame import CausalConv, ConvNeXtBlock
+from model.codec.config import CodecConfig
+from model.codec.decoders.frame import CausalConv, ConvNeXtBlock, stream_blocks
+from model.codec.interface import Encoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ
 from model.lm.mel import mel_filter_bank
 
@@ -116,7 +119,15 @@ class Analysis(nn.Module):
         }
 
 
-class SpectralEncoder(nn.Module):
+class SpectralState(NamedTuple):
+    """What a `spectral` encoder carries from chunk to chunk."""
+
+    samples: Tensor  # (B, 8192), those before the chunk
+    entry: Tensor  # (B, features, 2), what the first convolution saw last
+    blocks: tuple[Tensor, ...]  # (B, dim, kernel - 1) each, of the blocks'
+
+
+class SpectralEncoder(Encoder):
     """Samples to latents at 75 Hz."""
 
     def __init__(self, dim: int, blocks: int, expansion: int, kernel: int) -> None:
@@ -126,6 +137,10 @@ class SpectralEncoder(nn.Module):
         self.blocks = nn.ModuleList(ConvNeXtBlock(dim, expansion, kernel, blocks) for _ in range(blocks))
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, LATENT_DIM)
+
+    @classmethod
+    def from_config(cls, config: CodecConfig) -> Self:
+        return cls(config.encoder_dim, config.encoder_blocks, config.encoder_expansion, config.encoder_kernel)
 
     def latents(self, features: dict[str, Tensor]) -> Tensor:
         """What `Analysis` gives -> latents (B, 128, T)"""
@@ -138,3 +153,13 @@ class SpectralEncoder(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         """(B, 1, 320 T) -> (B, 128, T)"""
         return self.latents(self.analysis(samples[:, 0]))
+
+    def stream(self, samples: Tensor, state: SpectralState | None) -> tuple[Tensor, SpectralState]:
+        samples = samples[:, 0]
+        left = samples.new_zeros(len(samples), LEFT_SAMPLES) if state is None else state.samples
+        last = torch.cat([left, samples], -1)[:, -LEFT_SAMPLES:].clone()
+        features = torch.cat(list(self.analysis(samples, left).values()), -1)
+        x, entry = self.entry.stream(features.transpose(1, 2), state and state.entry)
+        x, blocks = stream_blocks(self.blocks, x, state and state.blocks)
+        latents: Tensor = self.out(self.norm(x.transpose(1, 2)))
+        return latents.transpose(1, 2), SpectralState(last, entry, blocks)

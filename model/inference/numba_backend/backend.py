@@ -9,9 +9,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.codec.decoders.frame import FrameDecoder
-from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder
-from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder
+from model.codec.decoders.frame import FrameDecoder, TrunkState
+from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder, HarmonicDecoderState
+from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder, SourceFilterState
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.inference.numba_backend.attention import Rings
@@ -39,7 +39,7 @@ def can_compile(bundle: Bundle) -> bool:
 
 
 def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`kv_cache.kept`)."""
+    """What a cache of torch's holds, in the form of a ring: exact, since it is rounded (`round_to_cache_dtype`)."""
     return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
 
 
@@ -114,13 +114,13 @@ class NumbaBackend:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         state = self._state
         state.codes[row] = prompt.codes[0].cpu().numpy()
-        state.slices[row] = array(prompt.slices[0, -1])
+        state.slices[row] = array(prompt.mel[0, -1])
         state.positions[row] = prompt.cache.length
         self._fill(state.rings, row, prompt.cache.stack)
         if self.mel:
             assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
             self._fill(state.mel_rings, row, prompt.cache.mel)
-        self._fill_decoder(row, prompt.codec.tensors)
+        self._fill_decoder(row, prompt.codec.layers)
         state.tails[row] = array(prompt.tail[0])
         for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
             getattr(self._options, name)[row] = value
@@ -136,24 +136,29 @@ class NumbaBackend:
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
         rings.values[:, row, :, 0, :held, :width] = _as_kept(cache.values[:, 0, :, :held], rings.values)
 
-    def _fill_decoder(self, row: int, tensors: Sequence[Tensor | None]) -> None:
-        """From `model.codec.streaming`: entry and histories of the frames, and then the same of the reader, voice."""
-        state, blocks = self._state, len(self._state.histories)
-        assert all(tensor is not None for tensor in tensors) and tensors, "a prompt has been decoded"
-        held = [tensor[0] for tensor in tensors if tensor is not None]
-        state.entries[row] = array(held[0].t())
-        for block, history in enumerate(held[1 : 1 + blocks]):
-            state.histories[block, row] = array(history.t())
-        if self._weights.decoder.plays:
-            for place, tensor in zip(state.tones, held[1 + blocks :], strict=True):
-                place[row] = tensor.cpu().numpy()
-        elif self._weights.decoder.sings:
-            *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
-            for block, history in enumerate(histories):
-                state.reader_histories[block, row] = array(history.t())
-            state.voices.phases[row] = float(phase)
-            state.voices.hertz[row] = float(hertz)
-            state.voices.amplitudes[row] = array(amplitudes)
+    def _fill_decoder(self, row: int, layers: Any) -> None:
+        """From the state that the decoder of torch's has after the prompt."""
+        state = self._state
+        if isinstance(layers, SourceFilterState):
+            trunk = layers.trunk
+            for place, tensor in zip(state.tones, layers.sources, strict=True):
+                place[row] = tensor[0].cpu().numpy()
+        elif isinstance(layers, HarmonicDecoderState):
+            trunk = layers.frame
+            self._fill_histories(state.reader_histories, row, layers.reader)  # whose entry sees the same latents
+            state.voices.phases[row] = float(layers.harmonics.phase[0])
+            state.voices.hertz[row] = float(layers.harmonics.hertz[0])
+            state.voices.amplitudes[row] = array(layers.harmonics.amplitudes[0])
+        else:
+            assert isinstance(layers, TrunkState), "a prompt has been decoded, by a decoder that `can_compile` accepts"
+            trunk = layers
+        state.entries[row] = array(trunk.entry[0].t())
+        self._fill_histories(state.histories, row, trunk)
+
+    @staticmethod
+    def _fill_histories(histories: npt.NDArray[np.float32], row: int, trunk: TrunkState) -> None:
+        for history, tensor in zip(histories, trunk.blocks, strict=True):
+            history[row] = array(tensor[0].t())
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""

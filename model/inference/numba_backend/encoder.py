@@ -137,7 +137,7 @@ class CompiledEncoder:
 
     def start(self, rows: int) -> StreamState:
         """The state at the start of ``rows`` clips."""
-        return StreamState(rows, [torch.zeros(rows, self._history)], [0])
+        return StreamState(rows, torch.zeros(rows, self._history))
 
     def _rooms(self) -> tuple[Room, ...]:
         rate, rooms = HOP_SAMPLES, []
@@ -156,11 +156,11 @@ class CompiledEncoder:
         rows, count = samples.shape
         if rows != state.rows or count == 0 or count % HOP_SAMPLES:
             raise StreamingError(f"a chunk of {rows} rows and {count} samples for a state of {state.rows} rows")
-        history = state.tensors[0]
-        assert history is not None
+        history = state.layers
+        assert isinstance(history, Tensor)
         after = history.clone()
         codes = torch.from_numpy(self._encode(array(samples), after.numpy()))
-        return codes, StreamState(rows, [after], [0], state.frames + count // HOP_SAMPLES)
+        return codes, StreamState(rows, after, state.frames + count // HOP_SAMPLES)
 
     def _encode(self, samples: Array, history: Array) -> npt.NDArray[np.int64]:
         """Samples (B, 320 n) and histories (B, H), which move on, -> codes (B, K, n)"""

@@ -100,7 +100,7 @@ def _fine(model: HybridLM, packed: Packer) -> FineWeights:
 
     return FineWeights(
         entry=packed(array(fine.entry.weight)),
-        recall=np.zeros((0, 1, 1), np.float32) if fine.recall is None else array(fine.recall),
+        recall=np.zeros((0, 1, 1), np.float32) if fine.previous_frame is None else array(fine.previous_frame),
         embeddings=each(fine.embeddings, np.asarray),
         norms=each(fine.norms, np.asarray),
         expands=each(fine.expands, packed),

@@ -181,7 +181,7 @@ def test_nothing_left_after_the_context(bundle: Bundle, clip: Tensor, context: i
 def carried(reader: PromptEncoder) -> int:
     """Numbers that a reader keeps from one chunk to the next."""
     cache = reader.cache
-    parts = [cache.stack.keys, cache.stack.values, reader.token, reader.slice, reader.real_tail, reader.decoded_tail]
+    parts = [cache.stack.keys, cache.stack.values, reader.token, reader.mel, reader.real_tail, reader.decoded_tail]
     if cache.mel is not None:
         parts += [cache.mel.keys, cache.mel.values]
     states = [*reader.encoder_state.tensors, *reader.decoder_state.tensors]

@@ -135,7 +135,7 @@ def poison(slots: Any, rows: list[int]) -> None:
         for ring in (slots._lm.stack, slots._lm.mel):
             ring.keys[:, rows] = torch.nan
             ring.values[:, rows] = torch.nan
-        for tensor in (*slots._codec.tensors, slots._slice, slots._tail):
+        for tensor in (*slots._state.codec.tensors, slots._state.mel, slots._state.tail):
             tensor[rows] = torch.nan if tensor.is_floating_point() else 2**40
 
 

@@ -73,7 +73,7 @@ def test_unknown_codes_add_nothing(fine: DepthDecoder, frames: Frames) -> None:
     torch.testing.assert_close(fine(hidden, codes, two), fine(hidden, codes, before[..., :2]))
 
 
-def test_recall_begins_as_the_latents_of_the_codec() -> None:
+def test_previous_frame_begins_as_the_latents_of_the_codec() -> None:
     """Frames with near latents begin near, whatever their codes."""
     fine = DepthDecoder(CONFIG)
     vectors = torch.randn(8, VOCABULARY, LATENT_DIM)
@@ -85,7 +85,7 @@ def test_recall_begins_as_the_latents_of_the_codec() -> None:
     assert (first - near).norm() < 0.3 * (first - far).norm()
 
 
-def test_without_recall_the_frame_before_does_not_matter(frames: Frames) -> None:
+def test_without_previous_frame_embeddings_the_frame_before_does_not_matter(frames: Frames) -> None:
     hidden, codes, before = frames
     fine = DepthDecoder(DecoderConfig(dim=32, heads=2, mel=False, fine_dim=16))
     fine.begin_with(torch.randn(8, VOCABULARY, LATENT_DIM))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.lm.kv_cache import KVCache, kept
+from model.lm.kv_cache import KVCache, round_to_cache_dtype
 from model.lm.rotary import rotary, rotate
 from model.lm.transformer import RMSNorm, Stack, band_mask
 
@@ -141,8 +141,20 @@ def test_caches_hold_what_float16_can(stack: Stack, inputs: Tensor) -> None:
     stack(inputs, cache)
     for held in (cache.keys, cache.values):
         assert torch.equal(held, held.half().double()) and held.unique().numel() > 100
-    assert not torch.equal(stack.train()(inputs), stack.eval()(inputs)), "training does not round"
-    assert kept(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert round_to_cache_dtype(torch.ones(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_rounding_is_a_field_and_no_mode(stack: Stack, inputs: Tensor) -> None:
+    rounded = stack(inputs)
+    assert torch.equal(stack.train()(inputs), rounded), "the mode of the module has no part in it"
+    stack.eval().set_round_cache(False)
+    assert not torch.equal(stack(inputs), rounded)
+    stack.set_round_cache(True)
+    made = Stack(DIM, LAYERS, HEADS, WINDOW, round_cache=False).eval().double()
+    made.load_state_dict(stack.state_dict())
+    cache = made.new_cache(2)
+    made(inputs, cache)
+    assert not torch.equal(cache.keys, cache.keys.half().double())
 
 
 def test_rotary_keeps_the_type() -> None:

@@ -18,8 +18,8 @@ from model.codec.decoders.harmonic import (
     PITCH_MIN_HZ,
     RAMP,
     HarmonicDecoder,
+    HarmonicState,
     PitchEstimator,
-    Voice,
     band_hertz,
     band_shapes,
     line_waves,
@@ -142,12 +142,12 @@ class TestSines:
         bend = made.flatten()[RAMP:].diff(n=2).abs()  # at most the square of the angle per sample
         assert bend.max() < 0.5 * (2 * math.pi * 101.0 / SAMPLE_RATE_HZ) ** 2 * 1.02
 
-    def test_go_on_from_a_voice(self, decoder: HarmonicDecoder) -> None:
+    def test_go_on_from_a_state(self, decoder: HarmonicDecoder) -> None:
         generator = torch.Generator().manual_seed(3)
         hertz = 100 + 200 * torch.rand(2, 20, generator=generator, dtype=torch.float64)
         amplitudes = torch.rand(2, 20, HARMONICS, generator=generator) * 0.1
         whole, _ = decoder.synthesise_harmonics(hertz, amplitudes, None)
-        first, voice = decoder.synthesise_harmonics(hertz[:, :7], amplitudes[:, :7], None)
-        assert isinstance(voice, Voice)
-        rest, _ = decoder.synthesise_harmonics(hertz[:, 7:], amplitudes[:, 7:], voice)
+        first, state = decoder.synthesise_harmonics(hertz[:, :7], amplitudes[:, :7], None)
+        assert isinstance(state, HarmonicState)
+        rest, _ = decoder.synthesise_harmonics(hertz[:, 7:], amplitudes[:, 7:], state)
         torch.testing.assert_close(torch.cat([first, rest], 1), whole, atol=1e-5, rtol=0)

@@ -55,13 +55,13 @@ def test_chunks_change_no_bit(bundle: Bundle, speech_like: Tensor) -> None:
         state, parts, at = encoder.start(1), [], 0
         while at < samples.shape[1]:
             size = int(rng.choice([1, 2, 3, 5, 16, 17, 40])) * HOP_SAMPLES
-            before = state.tensors[0].clone()  # type: ignore[union-attr]
+            before = state.tensors[0].clone()
             codes, after = encoder.step(samples[:, at : at + size], state)
-            assert torch.equal(state.tensors[0], before)  # type: ignore[arg-type]
+            assert torch.equal(state.tensors[0], before)
             parts.append(codes)
             state, at = after, at + size
         assert torch.equal(torch.cat(parts, dim=-1), whole)
-        assert torch.equal(state.tensors[0], end.tensors[0])  # type: ignore[arg-type]
+        assert torch.equal(state.tensors[0], end.tensors[0])
         assert state.frames == end.frames == 300
 
 
