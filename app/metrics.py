@@ -44,7 +44,7 @@ class Metrics:
             "first_audio_sent_seconds", "From arrival to the first made audio handed to a stream's socket",
             FIRST_AUDIO_BUCKETS,
         )  # fmt: skip
-        self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a lane", STEP_BUCKETS)
+        self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a decode worker", STEP_BUCKETS)
         self.batch_size = histogram("batch_size", "Rows of a step", ROW_BUCKETS)
         self.real_time_factor = histogram(
             "real_time_factor", "Seconds of audio made in a second of computing", FACTOR_BUCKETS

@@ -33,12 +33,12 @@ ANSWERS = {
 async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
     state = request.app.state
-    async with AsyncExitStack() as place:
-        place.enter_context(state.engine.reserve())
+    async with AsyncExitStack() as permit:
+        permit.enter_context(state.engine.acquire())
         async with forms.read(request, ContinueForm, state.settings, max_files=1) as upload:
             order = await unless_gone(request, ordered(request, upload), "decode")
         if order.form.stream:
-            return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
+            return StreamedResponse(request, await unless_gone(request, opened(request, order, permit), order.stage))
         made = await unless_gone(request, continued(request, order), order.stage)
         answer = await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
-        return WholeResponse(request, answer, place)
+        return WholeResponse(request, answer, permit)

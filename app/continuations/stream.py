@@ -37,19 +37,19 @@ class EventBuffer:
     """Takes a request's events from the engine as they come, so that no reader, however slow, holds the engine up.
 
     What waits here for the reader is bounded by the request: `max_seconds` x n of samples. Its permit is given
-    back when all is made and one of the server's ``unread`` permits is free; these bound how many such answers wait.
+    back when all is generated and there is room among the server's ``unread``, which bound how many such answers wait.
     """
 
     def __init__(
         self,
         events: AsyncGenerator[PrefillDone | AudioChunk | GenerationResult, None],
-        place: AsyncExitStack,
+        permit: AsyncExitStack,
         unread: asyncio.Semaphore,
     ) -> None:
-        self._events, self._place, self._unread = events, place, unread
+        self._events, self._permit, self._unread = events, permit, unread
         self._waiting: asyncio.Queue[PrefillDone | AudioChunk | GenerationResult | Exception] = asyncio.Queue()
         self._ahead: PrefillDone | AudioChunk | GenerationResult | None = None
-        self._permitted = False
+        self._may_wait = False
         self.made = False  # the engine has done its part
         self._task = asyncio.create_task(self._take())
 
@@ -62,8 +62,8 @@ class EventBuffer:
             self._waiting.put_nowait(error)
         self.made = True
         await self._unread.acquire()
-        self._permitted = True
-        await self._place.aclose()
+        self._may_wait = True
+        await self._permit.aclose()
 
     async def next(self) -> PrefillDone | AudioChunk | GenerationResult:
         """The next event. Raises what the engine raised."""
@@ -88,10 +88,10 @@ class EventBuffer:
         await asyncio.wait([self._task])
         await self._events.aclose()
         self._waiting = asyncio.Queue()  # an error in there would hold `_take`'s frame, and so this buffer
-        if self._permitted:
-            self._permitted = False
+        if self._may_wait:
+            self._may_wait = False
             self._unread.release()
-        await self._place.aclose()
+        await self._permit.aclose()
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def blocks(samples: Samples) -> Iterator[Samples]:
         yield samples[start : start + BLOCK_SAMPLES]
 
 
-async def opened(request: Request, order: ContinuationRequest, place: AsyncExitStack) -> Opened:
-    """Starts a stream and waits for what is to be sent first; takes over the ``place``. Raises ServiceError."""
+async def opened(request: Request, order: ContinuationRequest, permit: AsyncExitStack) -> Opened:
+    """Starts a stream and waits for what is to be sent first; takes over the ``permit``. Raises ServiceError."""
     state = request.app.state
-    feed = EventBuffer(state.engine.stream(order.engine_request), place.pop_all(), state.unread)
+    feed = EventBuffer(state.engine.stream(order.engine_request), permit.pop_all(), state.unread)
     try:
         started = await feed.next()
         if not order.form.include_prompt:

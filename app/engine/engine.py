@@ -167,17 +167,6 @@ class Engine:
         """A permit for a request, to be held until its answer is made. Raises Overloaded, Draining or NotReady."""
         return self.admission.acquire()
 
-    # names of before, for `app.main` and the routers until they say the words above
-    reserve = acquire
-
-    @property
-    def taken(self) -> int:
-        return self.in_use
-
-    @property
-    def lanes(self) -> DecodeWorkers:
-        return self.workers
-
     async def submit(self, request: EngineRequest) -> Any:
         """Answers a request: returns its result or raises its error. When the caller is cancelled, so is the request.
 
