@@ -15,7 +15,7 @@ LONGEST_WAIT_SECONDS = 120
 
 
 class Admission:
-    """Permits, one a request, from before its body is read until its answer is made.
+    """Permits, one a request, from before its body is read until its answer is ready.
 
     Permits belong to the event loop alone and need no lock; threads tell which requests they have taken up.
 
