@@ -16,11 +16,14 @@ ENV PATH=/opt/venv/bin:$PATH
 # From TORCH_INDEX alone, so that the default index cannot offer a CUDA build of the same version.
 RUN pip install --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
 WORKDIR /srv
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+# By hash, and nothing else. torch has other wheels for each TORCH_INDEX: of it the version alone is pinned.
+COPY requirements.lock ./
+RUN pip install --require-hashes --no-deps -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY model ./model
 # Editable: the code stays in /srv, beside weights/, as in a checkout.
-RUN pip install -c constraints.txt -e .
+RUN pip install --no-deps -e .
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 LABEL org.opencontainers.image.title="whisper-gpt-server" \

@@ -32,7 +32,7 @@ DECODERS = 2  # uploads decoded at the same time; each holds at most one clip
 CLIP_DECODERS = 1  # of these for /score: an hour takes seconds, and no prompt shall wait for it
 ENCODERS = 2  # answers written at the same time
 END_SECONDS = 5.0  # after `drain_seconds`: for what runs to end with what it has, and to be taken
-UNREAD = 32  # streams that are made, have no place any more and wait for slow readers, each with all its samples
+UNREAD = 32  # streams that are made, hold no permit any more and wait for slow readers, each with all its samples
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
     415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
@@ -56,13 +56,13 @@ async def drain(engine: Engine, seconds: float) -> None:
     Then what runs is ended: what a continuation has made so far is its answer. Called again, it only waits for that.
     """
     engine.draining = True
-    if not engine.lanes.ending.is_set():
+    if not engine.workers.ending.is_set():
         await _emptied(engine, seconds)
-    if engine.taken:
+    if engine.in_use:
         engine.end()
         await _emptied(engine, END_SECONDS)
-    if engine.taken:
-        log.warning("%d requests were cut off by the shutdown", engine.taken)
+    if engine.in_use:
+        log.warning("%d requests were cut off by the shutdown", engine.in_use)
 
 
 async def _emptied(engine: Engine, seconds: float) -> None:
@@ -98,7 +98,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(engine.start)
     watchers = [
         asyncio.create_task(watch_loop(metrics)),
-        asyncio.create_task(keep_small(lambda: (engine.admitted, engine.taken))),
+        asyncio.create_task(keep_small(lambda: (engine.admitted, engine.in_use))),
     ]
     log.info("ready: %s on %s", bundle.name, bundle.device)
     try:

@@ -2,8 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-FRAME_MS = 1 / 75
-STEP_BUCKETS = tuple(FRAME_MS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 4, 8, 16))
+FRAME_SECONDS = 1 / 75
+STEP_BUCKETS = tuple(FRAME_SECONDS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 4, 8, 16))
 FIRST_AUDIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 FACTOR_BUCKETS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 16.0, 32.0, 64.0)
@@ -38,21 +38,21 @@ class Metrics:
         self.audio_decode_seconds = histogram("audio_decode_seconds", "Decoding and resampling an upload", WORK_BUCKETS)
         self.prefill_seconds = histogram("prefill_seconds", "Reading a prompt: codec and language model", WORK_BUCKETS)
         self.first_audio_seconds = histogram(
-            "time_to_first_audio_seconds", "From arrival to the first made frame", FIRST_AUDIO_BUCKETS
+            "time_to_first_audio_seconds", "From arrival to the first generated frame", FIRST_AUDIO_BUCKETS
         )
         self.first_sent_seconds = histogram(
-            "first_audio_sent_seconds", "From arrival to the first made audio handed to a stream's socket",
+            "first_audio_sent_seconds", "From arrival to the first generated audio handed to a stream's socket",
             FIRST_AUDIO_BUCKETS,
         )  # fmt: skip
-        self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a lane", STEP_BUCKETS)
+        self.step_seconds = histogram("step_seconds", "One step: a frame of each row of a decode worker", STEP_BUCKETS)
         self.batch_size = histogram("batch_size", "Rows of a step", ROW_BUCKETS)
         self.real_time_factor = histogram(
-            "real_time_factor", "Seconds of audio made in a second of computing", FACTOR_BUCKETS
+            "real_time_factor", "Seconds of audio generated in a second of computing", FACTOR_BUCKETS
         )
         self.prompt_audio_seconds = counter("prompt_audio_seconds", "Audio read as prompt or scored")
-        self.generated_audio_seconds = counter("generated_audio_seconds", "Audio made")
+        self.generated_audio_seconds = counter("generated_audio_seconds", "Audio generated")
         self.prompt_tokens = counter("prompt_tokens", "Coarse tokens read as prompt or scored")
-        self.generated_tokens = counter("generated_tokens", "Coarse tokens made")
+        self.generated_tokens = counter("generated_tokens", "Coarse tokens generated")
         self.rejected = counter("rejected", "Requests turned away before work", "reason")
         self.disconnects = counter("client_disconnects", "Clients that left before their answer", "stage")
         self.broken = counter("streams_broken", "Streams that ended in an error after their first byte", "reason")
@@ -61,6 +61,6 @@ class Metrics:
         self.token_nll = histogram("token_nll", "Mean negative log-likelihood of a clip, nats a token", NLL_BUCKETS)
         self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop runs", FIRST_AUDIO_BUCKETS)
         self.batch_invariant = gauge(
-            "batch_invariant", "1: a row made the same bits alone and in company, at the start"
+            "batch_invariant", "1: a row gave the same bits alone and in company, at the start"
         )
         self.build = Info("whispergpt_build", "Version and weights", registry=self.registry)

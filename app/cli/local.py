@@ -16,8 +16,8 @@ from app.audio.mixing import join, limit, opening
 from app.cli.config import settings_from
 from app.cli.options import errors, limit_threads, pick_device
 from app.cli.progress import Bar, progress_bar
+from app.continuations.answers import too_short
 from app.continuations.schemas import ContinueForm
-from app.continuations.service import too_short
 from app.errors import ServiceError
 from app.scores.schemas import ScoreForm
 from app.scores.service import clip_error, result, window_of

@@ -61,6 +61,13 @@ def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> "Co
     return corpus
 
 
+def _check(folders: list[Path], *targets: Path) -> None:
+    """Raises UserError for a folder that is not there, or cannot be written to: before anything is computed."""
+    existing(folders)
+    for folder in targets:
+        check_folder(folder)
+
+
 def take(steps: Iterator[int], out: Path) -> None:
     """Takes every step; a run that holds other settings, or is stopped, is told in one line."""
     try:
@@ -74,6 +81,7 @@ def take(steps: Iterator[int], out: Path) -> None:
         raise UserError(str(error)) from error
 
 
+# Each command spells out its options, though many share them: typer reads them from the signature, in this order.
 @train.command("codec", cls=FriendlyCommand)
 @dataclass_options
 def codec_command(
@@ -88,9 +96,7 @@ def codec_command(
     music: Music = False,
 ) -> None:
     """Train a codec: samples to 8 codes a frame, and back."""
-    existing(folders)
-    for folder in (out, corpus):
-        check_folder(folder)
+    _check(folders, out, corpus)
     if config.decoder != "source_filter":
         raise UserError(f"--decoder {config.decoder}: that kind is trained by `whisper-gpt train seanet`")
     with handled(stop_at_once):
@@ -117,9 +123,7 @@ def seanet_command(
     music: Music = False,
 ) -> None:
     """Train a codec of the first two editions' kind."""
-    existing(folders)
-    for folder in (out, corpus):
-        check_folder(folder)
+    _check(folders, out, corpus)
     with handled(stop_at_once):
         from model.training.export import export_codec
         from model.training.train_codec import train_codec
@@ -148,9 +152,7 @@ def decoder_command(
     music: Music = False,
 ) -> None:
     """Train a codec's decoder alone: the tokens stay as they are."""
-    existing(folders)
-    for folder in (out, corpus):
-        check_folder(folder)
+    _check(folders, out, corpus)
     with handled(stop_at_once):
         from model.training.export import export_codec, find_codec, replace_decoder
         from model.training.train_decoder import train_decoder

@@ -1,19 +1,26 @@
-"""POST /continue."""
+"""POST /continue: from the upload to a request for the engine, and from its result to an answer."""
 
 from contextlib import AsyncExitStack
 
+import numpy as np
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.audio.formats import MEDIA_TYPES
+from app.continuations.answers import ContinuationRequest, too_short, whole_answer
 from app.continuations.schemas import ContinueForm, ContinueResponse
-from app.continuations.service import continued, ordered, response
 from app.continuations.stream import StreamedResponse, opened
-from app.server import multipart as forms
+from app.engine.engine import Engine
+from app.engine.requests import ContinueRequest, GenerationResult
+from app.errors import AudioTooLong, InvalidParameter
+from app.server import uploads
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
+from app.settings import Settings
+from model.constants import frames_for_seconds
+from model.inference.scoring import TooShortError
 
 router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
@@ -33,12 +40,38 @@ ANSWERS = {
 async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
     state = request.app.state
-    async with AsyncExitStack() as place:
-        place.enter_context(state.engine.reserve())
-        async with forms.read(request, ContinueForm, state.settings, max_files=1) as upload:
-            order = await unless_gone(request, ordered(request, upload), "decode")
-        if order.form.stream:
-            return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
-        made = await unless_gone(request, continued(request, order), order.stage)
-        answer = await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
-        return WholeResponse(request, answer, place)
+    async with AsyncExitStack() as permit:
+        permit.enter_context(state.engine.acquire())
+        async with uploads.received(request, ContinueForm, max_files=1) as upload:
+            asked = await unless_gone(request, checked(request, upload), "decode")
+        if asked.form.stream:
+            return StreamedResponse(request, await unless_gone(request, opened(request, asked, permit), asked.stage))
+        result = await unless_gone(request, generated(request, asked), asked.stage)
+        answer = await to_thread.run_sync(whole_answer, request, asked, result, limiter=state.encoders)
+        return WholeResponse(request, answer, permit)
+
+
+async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> ContinuationRequest:
+    """Check the form against the settings and decode the prompt. Raises ServiceError."""
+    settings: Settings = request.app.state.settings
+    form, (file,) = upload.form, upload.files
+    if form.seconds > settings.max_seconds:
+        raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
+    if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
+        raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
+    arrived, until = uploads.deadline(request, settings, form.timeout_seconds)
+    heard = await uploads.decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
+    prompt, frames = heard.samples, frames_for_seconds(form.seconds)
+    engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
+    own = prompt if form.include_prompt else np.zeros(0, np.float32)
+    return ContinuationRequest(form, engine_request, own, heard.warnings)
+
+
+async def generated(request: Request, asked: ContinuationRequest) -> GenerationResult:
+    """The whole continuation. Raises ServiceError."""
+    engine: Engine = request.app.state.engine
+    try:
+        result: GenerationResult = await engine.submit(asked.engine_request)
+        return result
+    except TooShortError as error:
+        raise too_short() from error

@@ -80,7 +80,7 @@ class AudioBody(BaseModel):
     data: str = Field(description="base64")
 
 
-class ChoiceFigures(BaseModel):
+class ChoiceSummary(BaseModel):
     """A choice without its audio."""
 
     index: int
@@ -92,7 +92,7 @@ class ChoiceFigures(BaseModel):
     finish_reason: Literal["length", "timeout", "cancelled"]
 
 
-class Choice(ChoiceFigures):
+class Choice(ChoiceSummary):
     audio: AudioBody
 
 
@@ -110,7 +110,7 @@ class Timings(BaseModel):
     real_time_factor: float = Field(description="seconds of audio made in a second of the closed loop")
 
 
-class Figures(BaseModel):
+class ContinuationSummary(BaseModel):
     """An answer without its audio: what `audio.done` ends a stream with."""
 
     id: str
@@ -121,12 +121,12 @@ class Figures(BaseModel):
     sample_rate: int
     frame_rate: int
     prompt: PromptBody
-    choices: Sequence[ChoiceFigures]
+    choices: Sequence[ChoiceSummary]
     timings: Timings
     warnings: list[Notice] | None = WARNINGS
 
 
-class ContinueResponse(Figures):
+class ContinueResponse(ContinuationSummary):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from app.audio.encode import PcmEncoder, encoder
 from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
 from app.audio.mixing import limit, opening
+from app.continuations.answers import ContinuationRequest, headers, summary, too_short
 from app.continuations.schemas import Delta
-from app.continuations.service import ContinuationRequest, figures, headers, too_short
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
 from app.server.disconnect import unless_gone
@@ -37,20 +37,20 @@ class EventBuffer:
     """Takes a request's events from the engine as they come, so that no reader, however slow, holds the engine up.
 
     What waits here for the reader is bounded by the request: `max_seconds` x n of samples. Its permit is given
-    back when all is made and one of the server's ``unread`` permits is free; these bound how many such answers wait.
+    back when all is generated and there is room among the server's ``unread``, which bound how many such answers wait.
     """
 
     def __init__(
         self,
         events: AsyncGenerator[PrefillDone | AudioChunk | GenerationResult, None],
-        place: AsyncExitStack,
+        permit: AsyncExitStack,
         unread: asyncio.Semaphore,
     ) -> None:
-        self._events, self._place, self._unread = events, place, unread
+        self._events, self._permit, self._unread = events, permit, unread
         self._waiting: asyncio.Queue[PrefillDone | AudioChunk | GenerationResult | Exception] = asyncio.Queue()
-        self._ahead: PrefillDone | AudioChunk | GenerationResult | None = None
-        self._permitted = False
-        self.made = False  # the engine has done its part
+        self._peeked: PrefillDone | AudioChunk | GenerationResult | None = None
+        self._may_wait = False
+        self.complete = False  # the engine has done its part
         self._task = asyncio.create_task(self._take())
 
     async def _take(self) -> None:
@@ -60,27 +60,27 @@ class EventBuffer:
                     self._waiting.put_nowait(event)
         except Exception as error:  # the reader's to raise, after what was made before it
             self._waiting.put_nowait(error)
-        self.made = True
+        self.complete = True
         await self._unread.acquire()
-        self._permitted = True
-        await self._place.aclose()
+        self._may_wait = True
+        await self._permit.aclose()
 
     async def next(self) -> PrefillDone | AudioChunk | GenerationResult:
         """The next event. Raises what the engine raised."""
-        event, self._ahead = await self.peek(), None
+        event, self._peeked = await self.peek(), None
         return event
 
     async def peek(self) -> PrefillDone | AudioChunk | GenerationResult:
         """The same; it stays the next one."""
-        if self._ahead is None:
+        if self._peeked is None:
             event = await self._waiting.get()
             if isinstance(event, Exception):
                 try:
                     raise event
                 finally:
                     del event  # the error holds this frame: they would keep each other alive, and all that was made
-            self._ahead = event
-        return self._ahead
+            self._peeked = event
+        return self._peeked
 
     async def close(self) -> None:
         """Cancels the request when it still runs, and gives everything back."""
@@ -88,24 +88,24 @@ class EventBuffer:
         await asyncio.wait([self._task])
         await self._events.aclose()
         self._waiting = asyncio.Queue()  # an error in there would hold `_take`'s frame, and so this buffer
-        if self._permitted:
-            self._permitted = False
+        if self._may_wait:
+            self._may_wait = False
             self._unread.release()
-        await self._place.aclose()
+        await self._permit.aclose()
 
 
 @dataclass(frozen=True)
 class Opened:
     """A stream that has something to send: what can go wrong with a status code of its own has not."""
 
-    order: ContinuationRequest
+    asked: ContinuationRequest
     started: PrefillDone
-    feed: EventBuffer
+    events: EventBuffer
 
     def opening(self) -> Iterator[Samples]:
         """The prompt's own samples in blocks, none when they were not asked for."""
-        if self.order.form.include_prompt:
-            yield from blocks(opening(self.order.own, self.started.tail))
+        if self.asked.form.include_prompt:
+            yield from blocks(opening(self.asked.own, self.started.tail))
 
 
 def blocks(samples: Samples) -> Iterator[Samples]:
@@ -113,23 +113,23 @@ def blocks(samples: Samples) -> Iterator[Samples]:
         yield samples[start : start + BLOCK_SAMPLES]
 
 
-async def opened(request: Request, order: ContinuationRequest, place: AsyncExitStack) -> Opened:
-    """Starts a stream and waits for what is to be sent first; takes over the ``place``. Raises ServiceError."""
+async def opened(request: Request, asked: ContinuationRequest, permit: AsyncExitStack) -> Opened:
+    """Starts a stream and waits for what is to be sent first; takes over the ``permit``. Raises ServiceError."""
     state = request.app.state
-    feed = EventBuffer(state.engine.stream(order.engine_request), place.pop_all(), state.unread)
+    events = EventBuffer(state.engine.stream(asked.engine_request), permit.pop_all(), state.unread)
     try:
-        started = await feed.next()
-        if not order.form.include_prompt:
-            await feed.peek()  # nothing can be sent before, and an error still has a status of its own
+        started = await events.next()
+        if not asked.form.include_prompt:
+            await events.peek()  # nothing can be sent before, and an error still has a status of its own
     except TooShortError as error:
-        await feed.close()
+        await events.close()
         raise too_short() from error
     except BaseException:
-        await feed.close()
+        await events.close()
         raise
     assert isinstance(started, PrefillDone), started
-    order.engine_request.forget()  # the prompt has been read; only what is to be sent of it is kept
-    return Opened(order, started, feed)
+    asked.engine_request.forget()  # the prompt has been read; only what is to be sent of it is kept
+    return Opened(asked, started, events)
 
 
 def delta(index: int, samples: Samples, tokens: list[int], logprobs: list[float]) -> bytes:
@@ -147,12 +147,12 @@ class StreamedResponse(Response):
     """
 
     def __init__(self, request: Request, stream: Opened) -> None:
-        form = stream.order.form.response_format
+        form = stream.asked.form.response_format
         self.status_code, self.background = 200, None
         self.media_type = "text/event-stream" if form == "json" else MEDIA_TYPES[form]
         # no-store: each answer is its own. The other keeps nginx from gathering 4 KiB before it sends anything.
         proxies = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        self.init_headers(headers(request, stream.order, stream.started.prompt_logprobs) | proxies)
+        self.init_headers(headers(request, stream.asked, stream.started.prompt_logprobs) | proxies)
         self._request, self._stream, self._form = request, stream, form
         self._made_audio = False  # what is sent next holds audio that the model made
         self._first_audio_seconds = 0.0
@@ -169,10 +169,10 @@ class StreamedResponse(Response):
             await self._break(send, Draining("the server is shutting down"))
             raise
         finally:
-            await self._stream.feed.close()
+            await self._stream.events.close()
 
     def _stage(self) -> str:
-        return "send" if self._stream.feed.made else self._stream.order.stage()
+        return "send" if self._stream.events.complete else self._stream.asked.stage()
 
     async def _send_all(self, send: Send) -> None:
         try:
@@ -194,7 +194,7 @@ class StreamedResponse(Response):
         seconds = self._request.app.state.settings.send_timeout_seconds
         await handed_over(send, {"type": "http.response.body", "body": chunk, "more_body": more}, seconds)
         if self._made_audio and not self._first_audio_seconds:
-            self._first_audio_seconds = time.monotonic() - self._stream.order.engine_request.arrived
+            self._first_audio_seconds = time.monotonic() - self._stream.asked.engine_request.arrived
             self._request.app.state.metrics.first_sent_seconds.observe(self._first_audio_seconds)
 
     async def _break(self, send: Send, error: ServiceError) -> None:
@@ -216,12 +216,12 @@ class StreamedResponse(Response):
             yield file.head
             for block in self._stream.opening():
                 yield file.feed(block)
-            while isinstance(made := await self._stream.feed.next(), AudioChunk):
+            while isinstance(latest := await self._stream.events.next(), AudioChunk):
                 self._made_audio = True
-                for block in blocks(limit(made.samples)):
+                for block in blocks(limit(latest.samples)):
                     yield file.feed(block)
-            assert isinstance(made, GenerationResult), made
-            if made.finish_reason == "cancelled":
+            assert isinstance(latest, GenerationResult), latest
+            if latest.finish_reason == "cancelled":
                 raise Draining("the server is shutting down")
             yield file.finish()
         finally:
@@ -230,11 +230,11 @@ class StreamedResponse(Response):
     async def _events(self) -> AsyncGenerator[bytes, None]:
         """`audio.delta` for every piece, the prompt's for each choice first, and `audio.done`."""
         for block in self._stream.opening():
-            for index in range(self._stream.order.form.n):
+            for index in range(self._stream.asked.form.n):
                 yield delta(index, block, [], [])
-        while isinstance(made := await self._stream.feed.next(), AudioChunk):
+        while isinstance(latest := await self._stream.events.next(), AudioChunk):
             self._made_audio = True
-            yield delta(made.choice, limit(made.samples), made.tokens.tolist(), made.logprobs.tolist())
-        assert isinstance(made, GenerationResult), made
-        done = figures(self._request, self._stream.order, made, self._first_audio_seconds)
+            yield delta(latest.choice, limit(latest.samples), latest.tokens.tolist(), latest.logprobs.tolist())
+        assert isinstance(latest, GenerationResult), latest
+        done = summary(self._request, self._stream.asked, latest, self._first_audio_seconds)
         yield event("audio.done", done, sparse=True)

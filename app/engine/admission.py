@@ -15,7 +15,7 @@ LONGEST_WAIT_SECONDS = 120
 
 
 class Admission:
-    """Permits, one a request, from before its body is read until its answer is made.
+    """Permits, one a request, from before its body is read until its answer is ready.
 
     Permits belong to the event loop alone and need no lock; threads tell which requests they have taken up.
 
@@ -49,7 +49,7 @@ class Admission:
         if self.in_use >= self.permits:
             self._metrics.rejected.labels("overloaded").inc()
             headers = {"retry-after": str(self.retry_after_seconds)}
-            raise Overloaded(f"all {self.permits} places are taken", headers=headers)
+            raise Overloaded(f"all {self.permits} permits are in use", headers=headers)
         self.in_use += 1
         self.admitted += 1
         self.empty.clear()

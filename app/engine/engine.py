@@ -46,7 +46,7 @@ class Engine:
         waiting: requests that may wait beside those that have slots.
         threads: of each kind: decode workers, threads that read prompts, threads that score.
         slots: rows of all decode workers together; by default what suits the device.
-        codebooks: codes of a made frame; the codec's number by default.
+        codebooks: codes of a generated frame; the codec's number by default.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class Engine:
             metrics,
             self.admission,
             self._heartbeats,
-            self.workers.ending,
-            self.workers.put,
+            self.workers,
             self._died,
         )
 
@@ -164,19 +163,8 @@ class Engine:
         return self.admission.empty
 
     def acquire(self) -> AbstractContextManager[None]:
-        """A permit for a request, to be held until its answer is made. Raises Overloaded, Draining or NotReady."""
+        """A permit for a request, to be held until its answer is ready. Raises Overloaded, Draining or NotReady."""
         return self.admission.acquire()
-
-    # names of before, for `app.main` and the routers until they say the words above
-    reserve = acquire
-
-    @property
-    def taken(self) -> int:
-        return self.in_use
-
-    @property
-    def lanes(self) -> DecodeWorkers:
-        return self.workers
 
     async def submit(self, request: EngineRequest) -> Any:
         """Answers a request: returns its result or raises its error. When the caller is cancelled, so is the request.

@@ -3,6 +3,7 @@
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,13 +26,13 @@ from app.engine.requests import (
     PrefillDone,
     ScoreRequest,
 )
+from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed, Draining
 from app.metrics import Metrics
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.prefill import prefill
 from model.inference.scoring import CHUNK_FRAMES, Score, score
-from model.inference.types import PromptState
 
 Kind = Literal["read", "score"]
 # of the threads that read prompts, so that those who listen already hear no gap; and of those that score clips
@@ -52,13 +53,12 @@ class PrefillPool:
 
     Args:
         bundle: the model.
-        codebooks: codes of a made frame.
+        codebooks: codes of a generated frame.
         threads: of each kind.
         metrics: where to count.
         admission: told which requests are taken up.
         heartbeats: of the threads, among others.
-        ending: set when the server stops: what is read then gets Draining.
-        prefilled: takes over a prompt that has been read.
+        workers: get the prompts that have been read.
         died: called by a thread that cannot go on, with the reason.
     """
 
@@ -70,12 +70,11 @@ class PrefillPool:
         metrics: Metrics,
         admission: Admission,
         heartbeats: health.Heartbeats,
-        ending: threading.Event,
-        prefilled: Callable[[ContinueRequest, PromptState, PrefillDone], None],
+        workers: DecodeWorkers,
         died: Callable[[str], None],
     ) -> None:
         self._bundle, self._codebooks, self._metrics = bundle, codebooks, metrics
-        self._admission, self._heartbeats, self._ending, self._prefilled = admission, heartbeats, ending, prefilled
+        self._admission, self._heartbeats, self._workers = admission, heartbeats, workers
         self.work: dict[type[EngineRequest], Work] = {
             ContinueRequest: Work("read", self.read_prompt, answers=False),
             ScoreRequest: Work("score", self.score_clip),
@@ -117,13 +116,13 @@ class PrefillPool:
         self._heartbeats.beat()
         if request.cancelled.is_set():
             raise Cancelled
-        if self._ending.is_set():
+        if self._workers.ending.is_set():
             raise Draining("the server is shutting down")
         if time.monotonic() > request.deadline:
             raise DeadlinePassed(late)
 
     def read_prompt(self, request: ContinueRequest) -> None:
-        """Reads a prompt and hands it over. Raises what `go_on` raises, TooShortError or NotFinite."""
+        """Reads a prompt and queues it for the workers. Raises what `go_on` raises, TooShortError or NotFinite."""
         samples = request.samples
         if samples is None:
             raise Cancelled
@@ -143,7 +142,7 @@ class PrefillPool:
             raise NotFinite
         self._count(prompt.nll, len(prompt.tokens))
         tail = prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy()
-        self._prefilled(request, prompt, PrefillDone(logprobs, tail, begin - request.submitted, took))
+        self._workers.put(request, prompt, PrefillDone(logprobs, tail, begin - request.submitted, took))
 
     def score_clip(self, request: ScoreRequest) -> Score:
         """Scores a clip. Raises what `go_on` raises, TooShortError, WindowError or NotFinite."""
@@ -176,8 +175,9 @@ class PrefillPool:
 
     def _work(self, kind: Kind) -> None:
         torch.set_num_threads(1)  # a thread a core does it: the matrices are small, and two threads a product wait
-        with suppress(OSError, AttributeError):  # of this thread alone; not everywhere
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[kind])
+        if sys.platform == "linux":  # of this thread alone; elsewhere it would be the process's, or another's
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[kind])
         while True:
             self._heartbeats.beat()
             try:

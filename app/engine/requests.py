@@ -52,7 +52,7 @@ FinishReason = Literal["length", "timeout", "cancelled"]  # cancelled: the serve
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What a `ContinueRequest` made. The lists hold an entry a choice; choices are of one length unless time was up."""
+    """What a `ContinueRequest` generated. The lists hold an entry a choice, of one length unless time was up."""
 
     prompt_logprobs: FloatArray  # (T,)
     tokens: list[IntArray]  # (F,) each
@@ -62,7 +62,7 @@ class GenerationResult:
     finish_reasons: list[FinishReason]
     queue_seconds: float
     prefill_seconds: float
-    first_audio_seconds: float  # from arrival to the first made frame
+    first_audio_seconds: float  # from arrival to the first generated frame
     loop_seconds: float  # from the first choice's joining to the last one's end
 
     @property
@@ -71,8 +71,8 @@ class GenerationResult:
         return next((reason for reason in ("cancelled", "timeout") if reason in self.finish_reasons), "length")
 
     @property
-    def made_seconds(self) -> float:
-        """Audio made, all choices together."""
+    def generated_seconds(self) -> float:
+        """Audio generated, all choices together."""
         return sum(map(len, self.tokens)) * HOP_SAMPLES / SAMPLE_RATE_HZ
 
 

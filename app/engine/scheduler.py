@@ -31,7 +31,7 @@ class Pace:
     streamed: bool
     deadline: float
     frames: int = 0
-    first_frame: float = 0.0  # when it was made: the listener of this row plays from then on
+    first_frame: float = 0.0  # when it was generated: the listener of this row plays from then on
 
     def lead_seconds(self, now: float) -> float:
         """The audio that the listener has in hand."""
@@ -39,7 +39,7 @@ class Pace:
 
 
 class Scheduler:
-    """The rows of one decode worker, and what each has made."""
+    """The rows of one decode worker, and what each has generated."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Pace] = {}
@@ -54,7 +54,7 @@ class Scheduler:
     def clear(self) -> None:
         self._rows.clear()
 
-    def made(self, rows: Iterable[int], now: float) -> None:
+    def generated(self, rows: Iterable[int], now: float) -> None:
         """Each of these rows has one more frame."""
         for row in rows:
             pace = self._rows[row]

@@ -1,4 +1,4 @@
-"""Continuations in slots: the choices of a prompt that has been read, and what they have made so far."""
+"""Continuations in slots: the choices of a prompt that has been read, and what they have generated so far."""
 
 import logging
 import threading
@@ -28,7 +28,7 @@ log = logging.getLogger("whispergpt")
 
 
 class RunningRequest:
-    """A continuation whose prompt has been read, and what its ended choices have made.
+    """A continuation whose prompt has been read, and what its ended choices have generated.
 
     It does not know its running choices: they know it. In a circle of references the prompt's state, 6 MB, would
     outlive its answer until Python's collector comes, hundreds of requests later.
@@ -74,7 +74,7 @@ class RunningRequest:
         return "timeout" if now > self.request.deadline else None
 
     def frame(self, now: float) -> None:
-        """A frame was made."""
+        """A frame was generated."""
         with self._lock:
             if not self.first_frame:
                 self.first_frame = now
@@ -91,10 +91,10 @@ class RunningRequest:
                 log.error("a likelihood or a sample is not finite")
             self.put(Failure(error))
 
-    def close(self, index: int, made: "FinishedSequence", *events: AudioChunk) -> None:
+    def close(self, index: int, finished: "FinishedSequence", *events: AudioChunk) -> None:
         """A choice has ended; when all have, the answer is ready."""
         with self._lock:
-            self._ended[index] = made
+            self._ended[index] = finished
             done = len(self._ended) == self.request.n and not self._failed
         if not done:
             self.put(*events)
@@ -114,7 +114,7 @@ class RunningRequest:
             first_audio_seconds=self.first_frame - self.request.arrived,
             loop_seconds=now - self.joined,
         )
-        self.metrics.real_time_factor.observe(result.made_seconds / max(result.loop_seconds, 1e-9))
+        self.metrics.real_time_factor.observe(result.generated_seconds / max(result.loop_seconds, 1e-9))
         self.put(*events, result)
 
 
@@ -138,21 +138,21 @@ class GeneratedSequence:
         self.logprobs = np.empty(frames, np.float32)
         # a stream needs no more than the chunk in hand
         self._samples = np.empty((LONGEST_CHUNK_FRAMES if self.streamed else frames, HOP_SAMPLES), np.float32)
-        self.made = self._sent = 0
+        self.generated = self._sent = 0
         self._chunk_frames = FIRST_CHUNK_FRAMES
         self.finish: FinishReason = "length"
 
-    def add(self, made: Frames, at: int) -> None:
+    def add(self, frames: Frames, at: int) -> None:
         """Take the frame of row ``at``."""
-        place = self.made - self._sent if self.streamed else self.made
-        self.tokens[self.made] = made.codes[at, 0]
-        self.logprobs[self.made] = made.logprobs[at]
-        self._samples[place] = made.samples[at]
-        self.made += 1
+        position = self.generated - self._sent if self.streamed else self.generated
+        self.tokens[self.generated] = frames.codes[at, 0]
+        self.logprobs[self.generated] = frames.logprobs[at]
+        self._samples[position] = frames.samples[at]
+        self.generated += 1
 
     def over(self, now: float) -> bool:
         """Is it complete, or must it end as it is?"""
-        if self.made == self.running.request.frames:
+        if self.generated == self.running.request.frames:
             return True
         if reason := self.running.cut(now):
             self.finish = reason
@@ -160,18 +160,20 @@ class GeneratedSequence:
 
     def chunk(self, last: bool) -> list[AudioChunk]:
         """What is to be sent now: nothing, or one chunk."""
-        ready = self.made - self._sent
+        ready = self.generated - self._sent
         if not self.streamed or ready == 0 or not (last or ready >= self._chunk_frames):
             return []
-        span = slice(self._sent, self.made)
+        span = slice(self._sent, self.generated)
         samples = self._samples[:ready].reshape(-1).copy()
         chunk = AudioChunk(self.index, self._sent, self.tokens[span].copy(), self.logprobs[span].copy(), samples)
-        self._sent = self.made
+        self._sent = self.generated
         self._chunk_frames = min(2 * self._chunk_frames, LONGEST_CHUNK_FRAMES)
         return [chunk]
 
     def close(self, *events: AudioChunk) -> None:
         """It has ended."""
-        samples = self._samples[: 0 if self.streamed else self.made].reshape(-1)
-        made = FinishedSequence(self.tokens[: self.made], self.logprobs[: self.made], samples, self.finish)
-        self.running.close(self.index, made, *events)
+        samples = self._samples[: 0 if self.streamed else self.generated].reshape(-1)
+        finished = FinishedSequence(
+            self.tokens[: self.generated], self.logprobs[: self.generated], samples, self.finish
+        )
+        self.running.close(self.index, finished, *events)

@@ -108,7 +108,7 @@ class DecodeWorkers:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Choices in slots end at their next step; continuations that have made nothing yet get Draining."""
+        """Choices in slots end at their next step; continuations that have generated nothing yet get Draining."""
         with self._changed:
             self.ending.set()
             too_late = [sequence.running for sequence in self._waiting if not sequence.running.joined]
@@ -141,17 +141,17 @@ class DecodeWorkers:
                 return None
             if not self._loads[index] and not self._waiting:
                 self._changed.wait(pause)
-            taken = []
+            joining = []
             least = min(load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
             while self._waiting and self._loads[index] < self._rows and self._loads[index] <= least:
                 sequence = self._waiting.popleft()
                 if not sequence.running.request.cancelled.is_set():
-                    taken.append(sequence)
+                    joining.append(sequence)
                     self._loads[index] += 1
-            if self._waiting and taken:
+            if self._waiting and joining:
                 self._changed.notify_all()  # another worker has fewer rows now
             self._metrics.slots_used.set(sum(self._loads))
-            return taken
+            return joining
 
     def _left(self, index: int, count: int) -> None:
         with self._changed:
@@ -186,19 +186,19 @@ class DecodeWorkers:
         """Steps until the workers are stopped, True, or a step has failed, False: then its rows have, too."""
         while True:
             self._heartbeat()
-            taken = self._next_sequences(state.index, IDLE_SECONDS)
-            if taken is None:
+            joining = self._next_sequences(state.index, IDLE_SECONDS)
+            if joining is None:
                 return True
             try:
-                self._join(state, taken)
+                self._join(state, joining)
                 self._step(state)
             except BaseException as error:  # the rows' to answer for; the thread lives on, with slots that are new
                 log.exception("a step has failed")
                 clear_frames(error.__traceback__)  # they hold the slots, and the answers to come hold the error
                 self._set_serving(state.index, False)
-                self._fail([*state.rows.values(), *taken], error)
+                self._fail([*state.rows.values(), *joining], error)
                 self._left(state.index, self._loads[state.index])
-                del state, taken  # the error holds this frame until its last client has it
+                del state, joining  # the error holds this frame until its last client has it
                 return False
 
     def _renewed(self, index: int) -> WorkerState | None:
@@ -230,9 +230,9 @@ class DecodeWorkers:
         for sequence in sequences:
             sequence.running.fail(error)
 
-    def _join(self, state: WorkerState, taken: list[GeneratedSequence]) -> None:
+    def _join(self, state: WorkerState, joining: list[GeneratedSequence]) -> None:
         free = (row for row in range(self._rows) if row not in state.rows)
-        for sequence in taken:
+        for sequence in joining:
             running, row = sequence.running, next(free)
             state.rows[row] = sequence
             state.scheduler.join(row, streamed=sequence.streamed, deadline=running.request.deadline)
@@ -257,19 +257,19 @@ class DecodeWorkers:
                 with self._changed:
                     self._changed.wait(turn.pause_seconds)
             return
-        made = state.slots.step(turn.rows)
+        frames = state.slots.step(turn.rows)
         now = time.monotonic()
-        state.scheduler.made(turn.rows, now)
+        state.scheduler.generated(turn.rows, now)
         self._metrics.step_seconds.observe(now - begin)
         self._metrics.batch_size.observe(len(turn.rows))
         self._metrics.generated_tokens.inc(len(turn.rows))
         self._metrics.generated_audio_seconds.inc(len(turn.rows) / FRAME_RATE_HZ)
-        self._leave(state, self._distribute(made, turn.rows, rows, now))
+        self._leave(state, self._distribute(frames, turn.rows, rows, now))
 
     @staticmethod
-    def _distribute(made: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
+    def _distribute(frames: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
         """Give each sequence its frame; returns the rows that are done."""
-        finite = np.isfinite(made.logprobs) & np.isfinite(made.samples).all(1)
+        finite = np.isfinite(frames.logprobs) & np.isfinite(frames.samples).all(1)
         done = []
         for at, row in enumerate(active):
             sequence = rows[row]
@@ -277,7 +277,7 @@ class DecodeWorkers:
                 sequence.running.fail(NotFinite())
                 done.append(row)
                 continue
-            sequence.add(made, at)
+            sequence.add(frames, at)
             sequence.running.frame(now)
             over = sequence.over(now)
             chunks = sequence.chunk(over)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.scores.schemas import ScoreForm, ScoreResponse
 from app.scores.service import response, score_audio
-from app.server import multipart as forms
+from app.server import uploads
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
 from app.server.responses import WholeResponse
@@ -25,9 +25,9 @@ async def post_score(request: Request) -> Response:
     ``normalise_by`` tells how much of its likelihood is owed to that past.
     """
     state = request.app.state
-    async with AsyncExitStack() as place:
-        place.enter_context(state.engine.reserve())
-        async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
+    async with AsyncExitStack() as permit:
+        permit.enter_context(state.engine.acquire())
+        async with uploads.received(request, ScoreForm, state.settings.max_files) as upload:
             scored = await unless_gone(request, score_audio(request, upload), "score")
         answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
-        return WholeResponse(request, answer, place)
+        return WholeResponse(request, answer, permit)

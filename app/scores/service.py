@@ -15,8 +15,7 @@ from app.engine.engine import Engine
 from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.schemas import ScoreForm, ScoreResponse
-from app.server.multipart import Upload
-from app.server.uploads import deadline, decoded, turn
+from app.server.uploads import Upload, deadline, decoded, turn
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
 from model.inference.scoring import Baseline, Score, TooShortError, Window, WindowError, WindowScore

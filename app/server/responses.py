@@ -32,10 +32,10 @@ async def handed_over(send: Send, message: Message, seconds: float) -> None:
 
 
 @asynccontextmanager
-async def made(place: AsyncExitStack, unread: asyncio.Semaphore) -> AsyncIterator[None]:
-    """While an answer that is made is sent: its place is given back as soon as one of the ``unread`` permits is free.
+async def while_sent(permit: AsyncExitStack, unread: asyncio.Semaphore) -> AsyncIterator[None]:
+    """While an answer is sent: its permit is given back as soon as there is room among those ``unread``.
 
-    At once, as a rule: whoever has the answer finds the place free.
+    At once, as a rule: whoever has the answer finds the permit free.
     """
     permitted = False
 
@@ -43,7 +43,7 @@ async def made(place: AsyncExitStack, unread: asyncio.Semaphore) -> AsyncIterato
         nonlocal permitted
         await unread.acquire()
         permitted = True
-        await place.aclose()
+        await permit.aclose()
 
     waiting = None
     if unread.locked():
@@ -58,20 +58,20 @@ async def made(place: AsyncExitStack, unread: asyncio.Semaphore) -> AsyncIterato
             await asyncio.wait([waiting])
         if permitted:
             unread.release()
-        await place.aclose()
+        await permit.aclose()
 
 
 class WholeResponse(Response):
-    """Sends an answer that is made; takes over the request's place. Ends when the client leaves or stalls."""
+    """Sends an answer that is made; takes over the request's permit. Ends when the client leaves or stalls."""
 
-    def __init__(self, request: Request, answer: Response, place: AsyncExitStack) -> None:
+    def __init__(self, request: Request, answer: Response, permit: AsyncExitStack) -> None:
         self.status_code, self.body, self.background = answer.status_code, bytes(answer.body), None
         self.raw_headers = answer.raw_headers
-        self._request, self._place = request, place.pop_all()
+        self._request, self._permit = request, permit.pop_all()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = self._request.app.state
-        async with made(self._place, state.unread):
+        async with while_sent(self._permit, state.unread):
             try:
                 await unless_gone(self._request, self._send_all(send), "send")
             except ClientGone as gone:

@@ -1,10 +1,15 @@
-"""Between a route and the engine: waiting for work while watching the client."""
+"""Uploads, all that a route need know of them: `received` gives a form and its files, `decoded` a file's samples.
+
+How a body is parsed (`app.server.multipart`) and which process decodes a file (`app.server.decoders`) is behind these.
+"""
 
 import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import anyio
 from fastapi import Request
@@ -12,8 +17,54 @@ from starlette.datastructures import UploadFile
 
 from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
-from app.errors import DeadlinePassed, FileTooLarge
+from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter
+from app.server.bodies import Bodies
+from app.server.multipart import parsed, too_many
+from app.server.schemas import Form, checked
 from app.settings import Settings
+
+F = TypeVar("F", bound=Form)
+
+
+@dataclass(frozen=True)
+class Upload(Generic[F]):
+    """The fields and the files of a request."""
+
+    form: F
+    files: list[UploadFile]
+
+
+@asynccontextmanager
+async def received(request: Request, form: type[F], max_files: int) -> AsyncIterator[Upload[F]]:
+    """The request's form, checked, and its files; these are closed, and gone, at the end.
+
+    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
+    ClientGone.
+    """
+    bodies: Bodies = request.app.state.bodies
+    with bodies.one() as held:
+        data = await parsed(request, request.app.state.settings, max_files, held)
+        try:
+            files: list[UploadFile] = []
+            fields: dict[str, str] = {}
+            for name, value in data.multi_items():
+                if isinstance(value, UploadFile):
+                    if name != "file":
+                        raise InvalidParameter(f"{name}: files go into the field file"[:300], name[:64])
+                    files.append(value)
+                elif name == "file":
+                    raise InvalidParameter("file: must be a file part, with a filename", "file")
+                elif name in fields:
+                    raise InvalidParameter(f"{name}: given twice"[:300], name[:64])
+                else:
+                    fields[name] = value
+            if not files:
+                raise InvalidParameter("file: is missing", "file")
+            if len(files) > max_files:
+                raise too_many(max_files)
+            yield Upload(checked(form, fields), files)
+        finally:
+            await data.close()
 
 
 def deadline(request: Request, settings: Settings, wanted: float | None) -> tuple[float, float]:
@@ -24,7 +75,7 @@ def deadline(request: Request, settings: Settings, wanted: float | None) -> tupl
 
 @asynccontextmanager
 async def turn(limiter: anyio.CapacityLimiter, until: float) -> AsyncIterator[None]:
-    """One of the limiter's places for an upload. Raises DeadlinePassed when none is free by ``until``."""
+    """A token of the limiter for an upload. Raises DeadlinePassed when none is free by ``until``."""
     try:
         async with asyncio.timeout(max(until - time.monotonic(), 0.0)):
             await limiter.acquire()

@@ -78,10 +78,10 @@ def closed_loop_rows(report: Report) -> list[tuple[str, str, str]]:
 
 def stream_rows(report: Report) -> list[tuple[str, str, str]]:
     live = report["live_streams"]
-    most = [one for one in report["lanes"] if one["streams"] == live["lanes"]]
+    most = [one for one in report["workers"] if one["streams"] == live["workers"]]
     rows = []
     if most:
-        text = f"{live['lanes']} ({most[0]['times_real_time']:.2f} x real time, 99 % of steps below "
+        text = f"{live['workers']} ({most[0]['times_real_time']:.2f} x real time, 99 % of steps below "
         text += f"{most[0]['step_ms']['p99']:.1f} ms)"
         rows = [("live streams without a gap, decode workers alone", text, "32")]
     within = f"{report['conditions']['buffer_seconds']:g} s"

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.streams                     # about 4 minutes, both cores
     python -m benchmarks.speed.streams --levels 1 2 --seconds 2 --out /tmp/streams.json
 
-Twice: the lanes alone, as the engine runs them (one thread a lane), and a server over HTTP with the client on the
+Twice: decode workers alone, as the engine runs them (one thread each), and a server over HTTP with the client on the
 same machine. A listener plays from the first 3 frames on. "Buffer needed" is what a player would have had to hold
 back for no piece to come too late; a level holds when no stream needs more than ``BUFFER_SECONDS``, which is less
 than players hold. Streams last long enough for their caches to be full (512 positions), so it holds for endless ones.
@@ -49,10 +49,10 @@ def heard(times: list[float]) -> Player:
     return player
 
 
-def lane(
+def work(
     bundle: Bundle, prompt: PromptState, rows: int, frames: int, start: threading.Barrier, times: list[float]
 ) -> None:
-    """One lane: its rows join, all lanes begin together, and each step's end is written down."""
+    """One decode worker: its rows join, all workers begin together, and each step's end is written down."""
     torch.set_num_threads(1)
     slots = backend_for(bundle, rows)
     for row in range(rows):
@@ -64,13 +64,13 @@ def lane(
         times.append(time.perf_counter())
 
 
-def in_lanes(bundle: Bundle, prompt: PromptState, streams: int, threads: int, frames: int) -> dict[str, Any]:
-    """So many streams, shared out among the lanes."""
+def in_workers(bundle: Bundle, prompt: PromptState, streams: int, threads: int, frames: int) -> dict[str, Any]:
+    """So many streams, shared out among the workers."""
     shares = [share for share in (len(part) for part in np.array_split(range(streams), threads)) if share]
     start = threading.Barrier(len(shares))
     times: list[list[float]] = [[] for _ in shares]
     workers = [
-        threading.Thread(target=lane, args=(bundle, prompt, share, frames, start, own))
+        threading.Thread(target=work, args=(bundle, prompt, share, frames, start, own))
         for share, own in zip(shares, times, strict=True)
     ]
     for worker in workers:
@@ -82,7 +82,7 @@ def in_lanes(bundle: Bundle, prompt: PromptState, streams: int, threads: int, fr
     short = max(heard(own).short for own in times)
     return {
         "streams": streams,
-        "lanes": len(shares),
+        "workers": len(shares),
         "step_ms": {"p50": float(np.percentile(steps, 50)), "p99": float(np.percentile(steps, 99))},
         "times_real_time": (frames - 1) / FRAME_RATE_HZ / slowest,
         "buffer_needed_seconds": short,
@@ -135,7 +135,7 @@ def main() -> None:
     bundle = load_bundle(arguments.bundle)
     threads = workers_for(bundle, default_threads())
     made_on = conditions() | {
-        "bundle": bundle.name, "lanes": threads, "codebooks": bundle.codec.config.codebooks,
+        "bundle": bundle.name, "workers": threads, "codebooks": bundle.codec.config.codebooks,
         "prompt_seconds": PROMPT_SECONDS, "stream_seconds": arguments.seconds, "buffer_seconds": BUFFER_SECONDS,
         "arrive_seconds": ARRIVE_SECONDS,
     }  # fmt: skip
@@ -145,10 +145,10 @@ def main() -> None:
     backend_for(bundle, 1)  # compiled before anything is timed
     alone: list[dict[str, Any]] = []
     for streams in arguments.levels:
-        alone.append(in_lanes(bundle, prompt, streams, threads, frames))
+        alone.append(in_workers(bundle, prompt, streams, threads, frames))
         one = alone[-1]
         print(
-            f"lanes {streams:3} streams: step {one['step_ms']['p50']:.2f} ms (p99 {one['step_ms']['p99']:.2f}), "
+            f"workers {streams:3} streams: step {one['step_ms']['p50']:.2f} ms (p99 {one['step_ms']['p99']:.2f}), "
             f"{one['times_real_time']:.2f} x real time, buffer needed {one['buffer_needed_seconds'] * 1e3:.0f} ms"
         )
     served: list[dict[str, Any]] = []
@@ -164,7 +164,7 @@ def main() -> None:
                     f"HTTP {streams:3} streams: buffer needed {buffer['p50'] * 1e3:.0f} ms, worst "
                     f"{buffer['worst'] * 1e3:.0f}; {one['underruns']} underruns, errors {one['errors']}"
                 )
-    body = {"lanes": alone, "http": served, "live_streams": {"lanes": most(alone), "http": most(served)}}
+    body = {"workers": alone, "http": served, "live_streams": {"workers": most(alone), "http": most(served)}}
     print(body["live_streams"])
     write(arguments.out, made_on, body)
 

@@ -48,7 +48,7 @@ def test_request_id_is_made(service: Any, given: str | None) -> None:
 
 
 def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
-    service = serve(threads=1)  # one lane: both choices are rows of the same steps
+    service = serve(threads=1)  # one worker: both choices are rows of the same steps
     service.post("/continue", clip, data={"seconds": "0.4", "n": "2"})
     service.post("/score", clip, b"")
     service.post("/continue", b"text, and no audio at all", headers={"x-request-id": "x"})
@@ -66,7 +66,7 @@ def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
     assert value("prompt_tokens_total") == 200
     assert value("prompt_audio_seconds_total") == pytest.approx(200 / 75)
     steps = value("step_seconds_count")
-    assert 30 <= steps == value("batch_size_count") <= 60  # the two choices may be in two lanes
+    assert 30 <= steps == value("batch_size_count") <= 60  # the two choices may be in two workers
     for name in ("prefill_seconds", "time_to_first_audio_seconds", "real_time_factor"):
         assert value(f"{name}_count") == 1
     assert value("queue_seconds_count") == value("token_nll_count") == 2

@@ -70,6 +70,21 @@ def test_constraints_lie_in_the_declared_ranges() -> None:
         assert requirement.specifier.contains(pinned[requirement.name.split("[")[0]]), requirement
 
 
+def test_the_lock_holds_the_tested_versions_by_hash() -> None:
+    """And every package that the server declares but torch; from no index of anybody's machine."""
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}", text, re.MULTILINE))
+    assert len(locked) == text.count("==") > 40, "each has a hash"
+    assert "://" not in text and " @ " not in text and "--index" not in text and "--find-links" not in text
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert {name: version for name, version in pinned.items() if name in locked}.items() <= locked.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {Requirement(text).name for text in project["dependencies"]}
+    assert names - set(locked) == {"torch"}
+
+
 @pytest.fixture(scope="module")
 def dockerfile() -> list[dict[str, Any]]:
     instructions: list[dict[str, Any]] = DockerfileParser(path=str(ROOT / "Dockerfile")).structure

@@ -94,7 +94,7 @@ class Reader:
 
 
 def free(service: Any, clip: bytes) -> None:
-    """No place is held, nothing runs, and the next request is served."""
+    """No permit is held, nothing runs, and the next request is served."""
     assert service.app.state.engine.in_use == 0
     until(lambda: service.value("requests_running") == 0)
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
@@ -332,7 +332,7 @@ def test_a_whole_answer_is_sent_as_it_is_taken(serve: Any, clip: bytes) -> None:
 
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_slow_readers_without_a_place_are_counted(serve: Any, clip: bytes, stream: str) -> None:
-    """Beyond the permitted number, an answer that waits for its reader keeps its place: memory stays bounded."""
+    """Beyond the permitted number, an answer that waits for its reader keeps its permit: memory stays bounded."""
     service = serve()
     service.app.state.unread = asyncio.Semaphore(1)
     engine = service.app.state.engine
@@ -468,7 +468,7 @@ def test_leaving_before_the_last_chunk(serve: Any, clip: bytes) -> None:
 
 
 def test_leaving_at_any_moment(serve: Any, clip: bytes) -> None:
-    """Twenty moments, none of which may hold a place or hurt the next request."""
+    """Twenty moments, none of which may hold a permit or hurt the next request."""
     service = serve(max_seconds=1000)
     for step in range(20):
         reader = Reader(service, clip, response_format=(*RAW, "json")[step % 5], **LONG)

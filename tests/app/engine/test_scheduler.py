@@ -12,7 +12,7 @@ def scheduler(*, streamed: str, frames: dict[int, int], now: float = 10.0, deadl
     for row, count in frames.items():
         made.join(row, streamed=str(row) in streamed, deadline=deadline)
         for _ in range(count):
-            made.made([row], now)
+            made.generated([row], now)
     return made
 
 
@@ -54,13 +54,13 @@ def test_each_row_is_paced_by_its_own_first_frame() -> None:
     made = scheduler(streamed="01", frames={0: 10 * MUCH}, now=0.0)
     made.join(1, streamed=True, deadline=100.0)
     for _ in range(MUCH):
-        made.made([1], 10.0)
+        made.generated([1], 10.0)
     assert rows(made, 10.1, prompts_wait=True) == [0], "the first listener is at the end, the second has begun"
 
 
 def test_nobody_waits_when_time_is_up() -> None:
     made = scheduler(streamed="0", frames={0: MUCH}, deadline=12.0)
-    made.made([0] * 1_000, 10.0)
+    made.generated([0] * 1_000, 10.0)
     assert rows(made, 11.9, prompts_wait=True) == []
     assert rows(made, 12.1, prompts_wait=True) == [0], "it must end"
     assert rows(made, 11.9, prompts_wait=True, ending=True) == [0], "and so must all at a shutdown"
@@ -88,7 +88,7 @@ def test_no_listener_hears_a_gap() -> None:
             made.join(to_come.pop(0), streamed=True, deadline=1e9)
         turn = made.turn(now, prompts_wait=int(now) % 2 == 0, ending=False)
         now += (0.1 * len(turn.rows) / FRAME_RATE_HZ) if turn.rows else turn.pause_seconds
-        made.made(turn.rows, now)
+        made.generated(turn.rows, now)
         for row in turn.rows:
             first[row] = first[row] or now
             frames[row] += 1

@@ -248,7 +248,7 @@ def test_a_body_that_is_no_http(running: Running) -> None:
         )
         refused(taken(client), 400, "malformed_request")
     running.works()
-    assert running.app.state.engine.taken == 0
+    assert running.app.state.engine.in_use == 0
 
 
 def test_half_heads_keep_nobody_waiting(running: Running) -> None:

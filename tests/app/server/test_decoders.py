@@ -249,7 +249,7 @@ def test_the_server_goes_on(serve: Any, hour: bytes, clip: bytes) -> None:
     assert (lost.status_code, lost.json()["error"]["code"]) == (500, "internal_error")
     assert "send it again" in lost.json()["error"]["message"]
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
     until(lambda: full(processes))
 
 

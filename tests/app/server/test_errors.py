@@ -95,7 +95,7 @@ def refused(answer: Any, status: int, code: str, param: str | None = None) -> No
 def works(service: Any, clip: bytes) -> None:
     """The next good request is answered, and nothing is held."""
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
 
 
 @pytest.mark.parametrize("name", BAD_AUDIO)
@@ -160,7 +160,7 @@ BAD_FIELDS = [
 @pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
 def test_bad_field_of_continue(service: Any, clip: bytes, field: str, value: str) -> None:
     refused(service.post("/continue", clip, data={field: value}), 422, "invalid_parameter", field)
-    assert service.app.state.engine.taken == 0
+    assert service.app.state.engine.in_use == 0
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def test_the_most_streams_are_those_below_the_first_that_fails() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_lanes_share_the_streams(bundle: Bundle, speech_like, count: int) -> None:  # type: ignore[no-untyped-def]
-    found = streams.in_lanes(bundle, prefill(bundle, speech_like[:24000]), count, 2, frames=75)
-    assert found["lanes"] == min(count, 2) and found["streams"] == count
+def test_workers_share_the_streams(bundle: Bundle, speech_like, count: int) -> None:  # type: ignore[no-untyped-def]
+    found = streams.in_workers(bundle, prefill(bundle, speech_like[:24000]), count, 2, frames=75)
+    assert found["workers"] == min(count, 2) and found["streams"] == count
     assert found["times_real_time"] > 1 and found["holds"], "the tiny model is far faster than this"
     assert 0 < found["step_ms"]["p50"] <= found["step_ms"]["p99"]
 
@@ -73,7 +73,7 @@ def test_streams_over_http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fold
     assert found["http"][0]["errors"] == {} and found["http"][0]["first_audio_seconds"]["p50"] > 0
     late = found["http"][0]["event_loop_late"]
     assert 0 < late["at_most_10_ms"] <= late["at_most_100_ms"] <= 1
-    assert found["live_streams"]["lanes"] in (0, 1) and found["live_streams"]["http"] in (0, 2)
+    assert found["live_streams"]["workers"] in (0, 1) and found["live_streams"]["http"] in (0, 2)
 
 
 @pytest.mark.slow
