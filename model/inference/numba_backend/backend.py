@@ -15,6 +15,7 @@ from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDe
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.inference.numba_backend.attention import Rings
+from model.inference.numba_backend.cache import told
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
 from model.inference.numba_backend.harmonics import Voices
@@ -104,7 +105,8 @@ class NumbaBackend:
         )  # fmt: skip
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
-        self.step([])
+        with told(step, "step"):
+            self.step([])
         if can_encode(bundle.codec):
             CompiledEncoder(bundle.codec)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingError, StreamState
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, VOCABULARY
+from model.inference.numba_backend.cache import told
 from model.inference.numba_backend.encoder_kernels import (
     ENTRY_KERNEL,
     FEW,
@@ -133,7 +134,8 @@ class CompiledEncoder:
             _packed[codec] = edition, *_weights(codec)
         _, self._weights, self._history = _packed[codec]
         if known is None:
-            self._encode(np.empty((1, 0), np.float32), np.empty((1, self._history), np.float32))  # compiles, or loads
+            with told(encode, "encoder"):
+                self._encode(np.empty((1, 0), np.float32), np.empty((1, self._history), np.float32))
 
     def start(self, rows: int) -> StreamState:
         """The state at the start of ``rows`` clips."""

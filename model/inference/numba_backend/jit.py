@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from numba import njit
 
+from model.inference.numba_backend.cache import KernelCache
+
 F = TypeVar("F", bound=Callable[..., Any])
 # without numpy's error model each division is checked for 0, and no loop that divides becomes vectors
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -30,17 +32,13 @@ EDITION = edition([*_here.glob("*.py"), *_constants])
 
 
 def compiled(function: F) -> F:
-    """Machine code for a function, kept on disk from one start to the next where a folder can be written.
-
-    (`__pycache__`, or a folder of the user's, or what NUMBA_CACHE_DIR names.) It runs without the GIL.
-    """
+    """Machine code for a function, kept on disk from one start to the next (`cache`). It runs without the GIL."""
     # numba looks at the function's own file only, and would keep what it inlined from others before they changed
     function.__qualname__ += f"_{EDITION}"
-    try:
-        made: F = njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder can be written: compiled anew at each start
-        made = njit(**OPTIONS)(function)
-    return made
+    made: Any = njit(**OPTIONS)(function)
+    made._cache = KernelCache(function)  # what `cache=True` does, with a cache that need not be writable
+    kernel: F = made
+    return kernel
 
 
 def inlined(function: F) -> F:
