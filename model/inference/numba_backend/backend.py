@@ -14,6 +14,7 @@ from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder
 from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
+from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import Rings
 from model.inference.numba_backend.cache import told
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
@@ -39,9 +40,16 @@ def can_compile(bundle: Bundle) -> bool:
     )
 
 
-def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a cache of torch's holds, in the form of a ring: exact, since it has been rounded (`kv_cache.kept`)."""
+def _in_cache_dtype(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a cache of torch's holds, in the form of a ring: exact, since torch has rounded it (`model.lm.kv_cache`)."""
     return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
+
+
+def _fill(place: npt.NDArray[Any], values: Tensor) -> None:
+    """Copies what fits exactly: an assignment alone would repeat a single value."""
+    given = values.detach().cpu().numpy()
+    assert given.shape == place.shape and given.dtype == place.dtype, f"{given.dtype} {given.shape} for {place.shape}"
+    place[...] = given
 
 
 class NumbaBackend:
@@ -62,7 +70,7 @@ class NumbaBackend:
         tiles = -(-window // TILE)
 
         def rings(layers: int, heads: int, width: int) -> Rings:
-            held = np.uint16 if WIDENS_HALVES else np.float32
+            held: Any = np.uint16 if WIDENS_HALVES else np.float32
             return Rings(
                 np.zeros((layers, rows, heads, tiles, width, TILE), held),
                 np.zeros((layers, rows, heads, 1, window, TILE), held),
@@ -103,6 +111,9 @@ class NumbaBackend:
             chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
             windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
+        check(self._state, rows=rows)
+        check(self._options, rows=rows)
+        check(self._buffers, rows=rows)
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
         with told(step, "step"):
@@ -115,47 +126,53 @@ class NumbaBackend:
         if prompt.codebooks != self.codebooks or prompt.masked:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         state = self._state
-        state.codes[row] = prompt.codes[0].cpu().numpy()
-        state.slices[row] = array(prompt.slices[0, -1])
+        codes = prompt.codes[0].cpu().numpy()
+        # where compiled code begins to count: no bound is looked at after this
+        assert 0 <= row < self.rows and prompt.cache.length >= 0
+        assert codes.shape == (self.codebooks,) and codes.min() >= 0 and codes.max() < VOCABULARY
+        state.codes[row] = codes
+        _fill(state.slices[row], prompt.slices[0, -1])
         state.positions[row] = prompt.cache.length
-        self._fill(state.rings, row, prompt.cache.stack)
+        self._fill_rings(state.rings, row, prompt.cache.stack)
         if self.mel:
             assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
-            self._fill(state.mel_rings, row, prompt.cache.mel)
+            self._fill_rings(state.mel_rings, row, prompt.cache.mel)
         self._fill_decoder(row, prompt.codec.tensors)
-        state.tails[row] = array(prompt.tail[0])
+        _fill(state.tails[row], prompt.tail[0])
         for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
             getattr(self._options, name)[row] = value
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
 
-    def _fill(self, rings: Rings, row: int, cache: KVCache) -> None:
+    def _fill_rings(self, rings: Rings, row: int, cache: KVCache) -> None:
         held = min(cache.length, self._window)
+        assert cache.window == self._window, f"a cache of {cache.window} positions for rings of {self._window}"
         for ring in rings:
             ring[:, row] = 0  # slots that hold nothing are computed with, and must not be NaN
         layers, heads, tiles, width, _ = rings.keys[:, row].shape
         keys = np.zeros((layers, heads, tiles * TILE, width), rings.keys.dtype)
-        keys[:, :, :held] = _as_kept(cache.keys[:, 0, :, :held], rings.keys)
+        keys[:, :, :held] = _in_cache_dtype(cache.keys[:, 0, :, :held], rings.keys)
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
-        rings.values[:, row, :, 0, :held, :width] = _as_kept(cache.values[:, 0, :, :held], rings.values)
+        rings.values[:, row, :, 0, :held, :width] = _in_cache_dtype(cache.values[:, 0, :, :held], rings.values)
 
     def _fill_decoder(self, row: int, tensors: Sequence[Tensor | None]) -> None:
         """From `model.codec.streaming`: entry and histories of the frames, and then the same of the reader, voice."""
         state, blocks = self._state, len(self._state.histories)
         assert all(tensor is not None for tensor in tensors) and tensors, "a prompt has been decoded"
         held = [tensor[0] for tensor in tensors if tensor is not None]
-        state.entries[row] = array(held[0].t())
+        _fill(state.entries[row], held[0].t())
         for block, history in enumerate(held[1 : 1 + blocks]):
-            state.histories[block, row] = array(history.t())
+            _fill(state.histories[block, row], history.t())
         if self._weights.decoder.plays:
-            for place, tensor in zip(state.tones, held[1 + blocks :], strict=True):
-                place[row] = tensor.cpu().numpy()
+            places: Sequence[npt.NDArray[Any]] = list(state.tones)
+            for place, tensor in zip(places, held[1 + blocks :], strict=True):
+                _fill(place[row : row + 1], tensor[None])
         elif self._weights.decoder.sings:
             *histories, phase, hertz, amplitudes = held[2 + blocks :]  # the reader's entry sees the same latents
             for block, history in enumerate(histories):
-                state.reader_histories[block, row] = array(history.t())
+                _fill(state.reader_histories[block, row], history.t())
             state.voices.phases[row] = float(phase)
             state.voices.hertz[row] = float(hertz)
-            state.voices.amplitudes[row] = array(amplitudes)
+            _fill(state.voices.amplitudes[row], amplitudes)
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""

@@ -72,7 +72,7 @@ class KernelCache(_Cache):  # type: ignore[misc]
         return name
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The function for these types and this processor; None where no folder has it, and then ``missed`` says why."""
+        """The function for these types and this processor; None where no folder has it: ``missed`` says why."""
         reasons = []
         for folder in self.folders:
             try:
