@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
+from numba.core import config
 
 from model.inference.numba_backend.cache import KernelCache
 
@@ -28,7 +29,8 @@ _model = _here.parents[1]
 _sources = ("constants.py", "lm/mel.py", "lm/rotary.py", "codec/decoders/harmonic.py",
             "codec/decoders/source_filter.py", "codec/encoders/spectral.py")  # fmt: skip
 _constants = [_model / name for name in _sources]
-EDITION = edition([*_here.glob("*.py"), *_constants])
+# a debug run (NUMBA_BOUNDSCHECK) neither reads code without checks nor leaves its own to others
+EDITION = edition([*_here.glob("*.py"), *_constants]) + ("checked" if config.BOUNDSCHECK else "")
 
 
 def compiled(function: F) -> F:
