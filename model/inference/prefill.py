@@ -8,6 +8,7 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.codec.streaming import StreamingDecoder
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
+from model.inference import cuda
 from model.inference.scoring import MIN_FRAMES, PromptEncoder, TooShortError, chunks
 from model.inference.types import PromptState
 
@@ -50,4 +51,5 @@ def prefill(
         real_tail=reader.real_tail,
         codebooks=reader.codebooks,
         masked=masked,
+        ready=cuda.mark(bundle.device),
     )
