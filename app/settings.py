@@ -18,7 +18,8 @@ from pydantic_settings import (
 
 PREFIX = "WHISPERGPT_"
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
-NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE"}  # variables of the prefix that are read elsewhere
+# variables of the prefix that are read elsewhere
+NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE", "CUDA_GRAPH"}
 log = logging.getLogger("whispergpt")
 
 
@@ -37,7 +38,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     bundle: Path = Field(DEFAULT_BUNDLE, description="folder of weights")
     codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
-    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N (experimental: never run by us)")
     threads: int = Field(
         default_factory=default_threads,
         ge=1,

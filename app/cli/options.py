@@ -232,9 +232,11 @@ def pick_device(device: str) -> str:
 
     available = torch.cuda.is_available()
     if device == "auto":
-        return "cuda" if available else "cpu"
+        device = "cuda" if available else "cpu"
     if device.startswith("cuda") and not available:
         raise UserError("no CUDA device is visible to torch; use --device cpu")
+    if device.startswith("cuda"):
+        errors.print(f"{device} is experimental: never run by us (docs/gpu.md)", style="yellow", highlight=False)
     return device
 
 

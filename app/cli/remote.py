@@ -15,7 +15,12 @@ Url = Annotated[str | None, typer.Option("--url", help="ask this server instead 
 ApiKey = Annotated[
     str | None, typer.Option(envvar="WHISPERGPT_API_KEY", show_envvar=False, help="key for --url [WHISPERGPT_API_KEY]")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: as `config show` says; not with --url")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda or cuda:N (experimental: never run by us); default: as `config show` says; not with --url"
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="cores to compute with; default: 1; not with --url")]
 
 

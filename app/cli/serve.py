@@ -130,11 +130,12 @@ def serve(settings: Settings) -> None:
             held.enter_context(listener)
         bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
         logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-        logs["loggers"]["whispergpt"] = {
-            "handlers": ["default"],
-            "level": settings.log_level.upper(),
-            "propagate": False,
-        }
+        for name in ("whispergpt", "model"):
+            logs["loggers"][name] = {
+                "handlers": ["default"],
+                "level": settings.log_level.upper(),
+                "propagate": False,
+            }
         logging.getLogger("uvicorn.error").addFilter(no_fault)
         if settings.port:  # else it is not known yet
             console.print(

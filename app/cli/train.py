@@ -40,7 +40,7 @@ train = typer.Typer(
 Folders = Annotated[list[Path], typer.Argument(help="folders of audio (what libsndfile reads) and MIDI, at any depth")]
 CorpusFolder = Annotated[Path, typer.Option("--corpus", help="where the decoded audio is kept between runs")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="folder of the run: checkpoint.pt, log.jsonl, loss.png")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda (experimental: never run by us)")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 = torch's choice")]
 Workers = Annotated[int, typer.Option(min=1, help="threads that decode audio")]
 Music = Annotated[bool, typer.Option("--music", help="the audio files are music, not speech (MIDI always is)")]

@@ -31,6 +31,7 @@ from app.errors import DeadlinePassed, Draining
 from app.metrics import Metrics
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
+from model.inference import cuda
 from model.inference.prefill import prefill
 from model.inference.scoring import CHUNK_FRAMES, Score, score
 
@@ -186,7 +187,8 @@ class PrefillPool:
                 continue
             if request is None:
                 return
-            self._run(request)
+            with cuda.on(self._bundle.device):
+                self._run(request)
             del request  # or it would hold its audio until the next one comes
 
     @contextmanager

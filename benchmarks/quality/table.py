@@ -29,7 +29,7 @@ from model.training.corpus import DataError, build_corpus
 from model.training.export import find_codec
 from model.training.loop import Run, machine
 from model.training.token_set import Document, TokenSet, TokenSettings
-from model.training.train_lm import LMTraining, document_batch, train_lm
+from model.training.train_lm import EARLIER, LMTraining, document_batch, train_lm
 
 KINDS = ("speech", "music")
 SMALL_RATES = (2e-3, 4e-3)
@@ -141,7 +141,9 @@ class Table:
         out = self.work / "runs" / name
         result = out / "result.json"
         settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
-        log = Run(out, json.loads(json.dumps(settings)))  # refuses what was made with other settings, finished or not
+        log = Run(
+            out, json.loads(json.dumps(settings)), EARLIER
+        )  # refuses what was made with other settings, finished or not
         found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {}
         if found and (found["test"] or not test):
             return found

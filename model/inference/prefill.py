@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
+from model.inference import cuda
 from model.inference.scoring import MIN_FRAMES, PromptEncoder, TooShortError, chunks
 from model.inference.types import PromptState
 
@@ -49,4 +50,5 @@ def prefill(
         real_tail=encoder.real_tail,
         codebooks=encoder.codebooks,
         masked=masked,
+        ready=cuda.mark(bundle.device),
     )

@@ -5,7 +5,9 @@ neighbours hold and however many are active: its result is the same to the bit. 
 row counts that are a multiple of 4 [`padded`]; a change of shape is what changes bits.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import getLogger
 
 import torch
 from torch import Tensor
@@ -13,11 +15,13 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.codec.streaming import StreamingDecoder
 from model.constants import MEL_BANDS, MEL_LEFT_SAMPLES
+from model.inference import cuda
 from model.inference.closed_loop import LoopState, closed_loop_step
 from model.inference.rng import Numbers
 from model.inference.sampling import RowOptions, SamplingOptions
 from model.inference.types import Frames, PromptState
 
+log = getLogger(__name__)
 ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
 ATTENDED_MULTIPLE = 64  # of slots that attention looks at on a CPU
 
@@ -45,7 +49,8 @@ class TorchBackend:
         self.codebooks = codebooks or bundle.codec.config.codebooks
         self.width = padded(rows, bundle.device)
         device = bundle.device
-        with torch.inference_mode():
+        self._stream = cuda.new_stream(device, urgent=True)  # whichever thread steps
+        with cuda.on(device, self._stream), torch.inference_mode():
             self._decoder = StreamingDecoder(bundle.codec)
             self._lm = bundle.lm.new_slots(self.width)
             self._state = LoopState(
@@ -61,32 +66,44 @@ class TorchBackend:
         self._host_going = torch.zeros(self.width, dtype=torch.bool, pin_memory=pinned)
         self._fixed = fixed or device.type == "cuda"
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager = not cuda.graphs_wanted()
         self._made: tuple[Tensor, ...] = ()  # what a graph fills
         self._host_made: tuple[Tensor, ...] = ()
         self._numbers: list[Numbers | None] = [None] * self.width
         self._options = [SamplingOptions()] * self.width
-        self._drawing = RowOptions(self._options, device, skip=not self._fixed)
+        with cuda.on(device, self._stream):
+            self._drawing = RowOptions(self._options, device, skip=not self._fixed)
         self._lengths = [0] * self.width  # positions seen, on the host: the CPU attends to no more slots than needed
 
     def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
         """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
         if prompt.codebooks != self.codebooks or prompt.masked:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
-        with torch.inference_mode():
+        with self._computing():
+            if prompt.ready is not None:  # another thread has read it, on a stream of its own
+                torch.cuda.current_stream().wait_event(prompt.ready)
             self._lm.join(row, prompt.cache)
             state = self._state = self._state._replace(codec=self._state.codec.joined(row, prompt.codec, self.width))
             state.codes[row] = prompt.codes[0]
             state.mel[row] = prompt.mel[0, -1:]
             state.tail[row] = prompt.tail[0]
+            if self._stream is not None:  # the prompt's memory may be given to others from now on
+                self._stream.synchronize()
         self._lengths[row] = prompt.cache.length
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
         self._ask(row, options)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with cuda.on(self.bundle.device, self._stream), torch.inference_mode():
+            yield
 
     def _ask(self, row: int, options: SamplingOptions) -> None:
         self._options[row] = options
         asked = RowOptions(self._options, None if self._fixed else self.bundle.device, skip=not self._fixed)
         if self._fixed:
-            self._drawing.copy_(asked)
+            with cuda.on(self.bundle.device, self._stream):
+                self._drawing.copy_(asked)
         else:
             self._drawing = asked
 
@@ -107,7 +124,7 @@ class TorchBackend:
         if self.bundle.device.type == "cpu" and active:
             longest = 1 + max(self._lengths[row] for row in active)
             self._lm.attend_to(-(-longest // ATTENDED_MULTIPLE) * ATTENDED_MULTIPLE)
-        with torch.inference_mode():
+        with self._computing():
             self._uniform.copy_(self._host_uniform, non_blocking=True)
             self._going.copy_(self._host_going, non_blocking=True)
             made = self._step() if self.bundle.device.type != "cuda" else self._launch()
@@ -118,25 +135,36 @@ class TorchBackend:
 
     def _launch(self) -> tuple[Tensor, ...]:
         """`_step` on a GPU, as a graph that is recorded at the first step; its results on the host."""
+        if self._graph is None and not self._eager:
+            self._record()
         if self._graph is None:
-            warm = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            warm.wait_stream(torch.cuda.current_stream())
-            going = self._going.clone()
-            with torch.cuda.stream(warm):  # libraries allocate at their first use, which no graph may record
-                self._going.zero_()  # no row moves on
-                for _ in range(3):
-                    self._step()
-                self._going.copy_(going)
-            torch.cuda.current_stream().wait_stream(warm)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):  # others read prompts meanwhile
-                self._made = self._step()
+            self._made = self._step()
+        else:
+            self._graph.replay()
+        if not self._host_made:
             self._host_made = tuple(torch.empty_like(part, device="cpu", pin_memory=True) for part in self._made)
-        self._graph.replay()
         for host, part in zip(self._host_made, self._made, strict=True):
             host.copy_(part, non_blocking=True)
         torch.cuda.current_stream().synchronize()  # once a step, for all rows
         return self._host_made
+
+    def _record(self) -> None:
+        """The graph, and whether it makes what the plain step makes: where it does not, steps are plain from now on."""
+        going = self._going.clone()
+        self._going.zero_()  # no row moves on
+        for _ in range(3):  # libraries allocate at their first use, which no graph may record
+            plain = tuple(part.clone() for part in self._step())
+        self._graph = torch.cuda.CUDAGraph()
+        # On a stream of this device: torch's own for captures is on the device that captured first. The mode: others
+        # read prompts meanwhile.
+        stream = cuda.new_stream(self.bundle.device)
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            self._made = self._step()
+        self._graph.replay()
+        if not cuda.agree(self._made, plain):
+            log.warning("the CUDA graph of a step makes other results than its operations, and is not used")
+            self._graph, self._eager = None, True
+        self._going.copy_(going)
 
     def _step(self) -> tuple[Tensor, ...]:
         """One step in place: what `LoopFrame` has, of every row"""

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from model.codec.streaming import DecoderState
@@ -42,6 +43,7 @@ class PromptState:
     real_tail: Tensor  # (1, 704): the last samples of the prompt itself
     codebooks: int
     masked: bool
+    ready: "torch.cuda.Event | None" = None  # on a GPU: behind all of the above, for streams other than the reader's
 
     @property
     def nll(self) -> float:

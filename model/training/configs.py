@@ -3,10 +3,24 @@
 The text beside a field's type is its line of help on the command line. Imports no torch, so that help comes at once.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+import json
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
 
 AdversaryKind = Literal["package", "light"]
+Shares = tuple[tuple[int, float], ...]  # numbers, and how often each is drawn
+
+
+# Of a field that came later: what was made before it, and does not name it, was made with its default. A field
+# whose default is not what was done before goes without: runs from before it are not the same.
+ADDED = {"added": True}
+
+
+def before(settings: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass of settings that were `ADDED`, with their defaults, as JSON gives them back."""
+    known = {one.name: one.default for one in fields(settings) if "added" in one.metadata}
+    plain: dict[str, Any] = json.loads(json.dumps(known))
+    return plain
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class CodecTraining:
     feature_weight: Annotated[float, "of the features' distance, beside the hinge loss"] = 3.0
     adversary: Annotated[AdversaryKind, "package: encodec's discriminator; light: a smaller one, for a CPU"] = "package"
     bf16: Annotated[bool, "encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32"] = False
+    depths: Shares = field(default=((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50)), metadata=ADDED)  # codebooks of a step
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class SourceFilterTraining:
     kmeans_at: Annotated[
         tuple[int, ...], "steps that fit the codebooks, separated by commas; before the first, nothing is quantised"
     ] = (60, 300, 900)
-    depths: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.15), (4, 0.20), (8, 0.40))  # codebooks of a row: shares
+    depths: Shares = ((1, 0.25), (2, 0.15), (4, 0.20), (8, 0.40))  # codebooks of a row
     unquantized: Annotated[float, "share of the rows whose decoder hears the latents themselves"] = 0.1
     redrawn: Annotated[float, "share of the frames whose codebooks 3 to 8 are drawn anew, in rows of 8"] = 0.0
     decay: Annotated[float, "of the running means of the codebooks"] = 0.98
@@ -82,7 +97,11 @@ class SourceFilterTraining:
     voicing_weight: Annotated[float, "of reading voicing off the tokens"] = 0.2
     commitment: Annotated[float, "weight of the latents' distance to their codes"] = 0.1
     idle_weight: Annotated[float, "of what pulses would add to music and sines to speech, nats of their level"] = 0.02
+    idle_nats: Annotated[float, "below full scale, where pulses may stay in music, and sines in speech"] = field(
+        default=9.0, metadata=ADDED
+    )
     predict_weight: Annotated[float, "of the next frames' first codebook, told from the ones before"] = 0.05
+    predict_frames: Annotated[int, "that are told so, one after the other"] = field(default=2, metadata=ADDED)
     average: Annotated[float, "how much of the weights' moving average, which is exported, stays in a step"] = 0.999
     freeze_tokens_from: Annotated[int, "step from which only the decoder learns; -1 = never"] = -1
     start_from: Annotated[str, "checkpoint of another run, whose weights this one begins with"] = ""
@@ -127,6 +146,7 @@ class DecoderTraining:
     speech_hours: Annotated[float, "of training clips of speech whose codes are made"] = 2.5
     music_hours: Annotated[float, "of training clips of music whose codes are made"] = 0.8
     bf16: Annotated[bool, "decoder under bfloat16 autocast; losses stay in float32"] = False
+    depths: Shares = field(default=((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50)), metadata=ADDED)  # codebooks of a row
 
 
 @dataclass(frozen=True)
@@ -153,6 +173,9 @@ class LMTraining:
     start_from: Annotated[
         str, "checkpoint of another run on the same codec's tokens, whose weights this one begins with"
     ] = ""
+    recalled: Shares = field(
+        default=((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05)), metadata=ADDED
+    )  # codes of the frame before that are known
     bf16: Annotated[bool, "under bfloat16 autocast; the losses stay in float32"] = False
 
 
@@ -169,9 +192,18 @@ class TokenSettings:
     longest_pause: Annotated[
         float, "seconds of silence that training speech keeps at a stretch; 0 leaves it as it is"
     ] = 0.5
+    quiet_share: Annotated[float, "of a clip's loud frames, below which a frame is silent: -34 dB"] = field(
+        default=0.02, metadata=ADDED
+    )
     end_pause: Annotated[float, "and at its beginning and its end, where nothing follows that would end it"] = 0.2
     pause_every: Annotated[
         float, "seconds, on average, to the next pause put into training audio: digital silence or hiss; 0 = none"
     ] = 8.0
     pause_seconds: Annotated[tuple[float, float], "the shortest and the longest of those pauses"] = (0.05, 0.6)
-    hiss_share: Annotated[float, "of those pauses that hold hiss, -80 to -45 dB of full scale"] = 0.5
+    hiss_share: Annotated[float, "of those pauses that hold hiss"] = 0.5
+    hiss_db: Annotated[tuple[float, float], "the softest and the loudest hiss, of full scale"] = field(
+        default=(-80.0, -45.0), metadata=ADDED
+    )
+    served: Shares = field(
+        default=((8, 0.7), (4, 0.2), (2, 0.1)), metadata=ADDED
+    )  # codebooks that the decoded mel is made with

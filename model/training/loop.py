@@ -48,16 +48,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def filled(settings: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Settings with what they lack of ``earlier``, in the dictionaries within them, too; those they lack stay away."""
+    made = dict(settings)
+    for name, value in earlier.items():
+        if isinstance(value, dict):
+            if isinstance(made.get(name), dict):
+                made[name] = filled(made[name], value)
+        else:
+            made.setdefault(name, value)
+    return made
+
+
 class Run:
     """A training run in a folder: ``checkpoint.pt``, ``log.jsonl``, ``loss.png``."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Opens or starts a run. Raises ValueError when the folder holds a run with other settings."""
+    def __init__(self, folder: Path, settings: dict[str, Any], earlier: dict[str, Any] | None = None) -> None:
+        """Opens or starts a run. Raises ValueError when the folder holds a run with other settings.
+
+        earlier: for settings that came later, what a run was made with that does not name them (`configs.before`).
+        """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         known = folder / "settings.json"
         if known.exists():
-            before = json.loads(known.read_text())["settings"]
+            before = filled(json.loads(known.read_text())["settings"], earlier or {})
             changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
             if changed:
                 raise ValueError(f"{folder} holds a run with other settings ({', '.join(changed)}); choose another")

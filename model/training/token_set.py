@@ -28,13 +28,14 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS
 from model.inference.scoring import MIN_FRAMES
 from model.lm.mel import LogMel
 from model.training.configs import TokenSettings as TokenSettings
+from model.training.configs import before
 from model.training.corpus import Clip, Corpus, DataError, Split
+from model.training.loop import filled
 
 BATCH_SECONDS = 60.0  # of audio in one batch of documents
 CHUNK_SECONDS = (
     8.0  # of audio in one pass of the encoder: more does not fit a processor's cache (9 against 52 x real time)
 )
-SERVED_CODEBOOKS = ((8, 0.7), (4, 0.2), (2, 0.1))  # the qualities that the decoded mel is made at
 
 
 Spans = tuple[tuple[int, int], ...]  # first and last (excluded) frame of each
@@ -120,7 +121,7 @@ def _take(job: _Job, settings: TokenSettings) -> _Take:
     if settings.augment and job.split == "train":
         speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
         gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
-    counts, weights = zip(*SERVED_CODEBOOKS, strict=True)
+    counts, weights = zip(*settings.served, strict=True)
     codebooks = int(rng.choice(counts, p=weights))
     pauses: list[tuple[int, int, float]] = []
     if settings.pause_every > 0 and job.split == "train":
@@ -128,24 +129,25 @@ def _take(job: _Job, settings: TokenSettings) -> _Take:
         while left > 0:  # at least half a second of sound between two
             gap = round((0.5 + rng.exponential(max(settings.pause_every - 0.5, 0.0))) * SAMPLE_RATE_HZ)
             length = round(rng.uniform(*settings.pause_seconds) * SAMPLE_RATE_HZ)
-            hiss = 10 ** (rng.uniform(-80.0, -45.0) / 20) if rng.random() < settings.hiss_share else 0.0
+            hiss = 10 ** (rng.uniform(*settings.hiss_db) / 20) if rng.random() < settings.hiss_share else 0.0
             pauses.append((gap, length, hiss))
             left -= gap
     return _Take(speed, gain, codebooks, tuple(pauses))
 
 
-QUIET_SHARE = 0.02  # of a clip's loud frames, below which a frame is silent: -34 dB
-
-
-def shorten_pauses(samples: npt.NDArray[np.float32], longest: float, at_ends: float) -> npt.NDArray[np.float32]:
+def shorten_pauses(
+    samples: npt.NDArray[np.float32], longest: float, at_ends: float, quiet_share: float = TokenSettings.quiet_share
+) -> npt.NDArray[np.float32]:
     """Samples (N,) with no silence longer than ``longest`` seconds, nor than ``at_ends`` at the beginning and the end.
+
+    ``quiet_share``: of the loud frames' level, below which a frame is silent.
 
     A recording that ends in silence teaches that silence is followed by silence, and a continuation has no end: a model
     that has heard many such ends stays silent once it is. What is cut is the middle of a pause.
     """
     frames = len(samples) // HOP_SAMPLES
     levels = np.sqrt(np.square(samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)).mean(1))
-    quiet = levels < max(QUIET_SHARE * float(np.quantile(levels, 0.9)), 1e-5)
+    quiet = levels < max(quiet_share * float(np.quantile(levels, 0.9)), 1e-5)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
     kept = np.ones(frames, dtype=bool)
     for first, last in zip(edges[::2], edges[1::2], strict=True):  # a pause of frames first to last - 1
@@ -181,7 +183,7 @@ def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> tuple[npt.ND
     """The samples of a document, and the frames of the pauses that were put in."""
     samples = corpus.read(job.clip, job.offset, job.length)
     if settings.longest_pause > 0 and job.clip.kind == "speech" and job.split == "train":
-        samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause)
+        samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause, settings.quiet_share)
     if settings.augment and job.split == "train":
         take = _take(job, settings)
         if take.speed != 1.0:
@@ -347,10 +349,11 @@ def build_tokens(
     made_from = {"corpus": corpus.folder.name, "codec_sha256": codec_sha256, "settings": asdict(settings)}
     made_from = json.loads(json.dumps(made_from))  # as it is read back: lists for tuples
     heard = {"decoder_sha256": decoder_sha256(codec)}  # no part of `made_from`: a run may go on with a better decoder
+    earlier = {"settings": before(TokenSettings)}
     index = out / "index.json"
     if index.exists():
         known = json.loads(index.read_text())
-        if known["made_from"] != made_from:
+        if filled(known["made_from"], earlier) != made_from:
             raise DataError(f"{out} holds the tokens of another corpus, codec or other settings; choose another folder")
         if known.get("decoder_sha256") != heard["decoder_sha256"]:
             _redecode(corpus, codec.to(device).eval(), settings, TokenSet(out), device)
@@ -360,7 +363,10 @@ def build_tokens(
     progress = out / "progress.json"
     documents: list[Document] = []
     done = 0
-    if progress.exists() and (kept := json.loads(progress.read_text()))["made_from"] == made_from | heard:
+    if (
+        progress.exists()
+        and filled((kept := json.loads(progress.read_text()))["made_from"], earlier) == made_from | heard
+    ):
         documents, done = [Document.read(document) for document in kept["documents"]], kept["batches"]
 
     def encoded(batch: list[_Job]) -> list[tuple[Arrays, Spans]]:

@@ -25,12 +25,11 @@ from model.codec.decoders.harmonic import HarmonicDecoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.lm.mel import LogMel
 from model.training.configs import CodecTraining as CodecTraining
+from model.training.configs import Shares, before
 from model.training.corpus import Clip, Corpus, DataError
 from model.training.discriminator import Adversary, make_discriminator
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss
-
-DRAWN_CODEBOOKS = ((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50))  # quantiser dropout
 
 
 def crops(
@@ -161,9 +160,9 @@ def effective_dimensions(latents: Tensor) -> Tensor:
     return ratio
 
 
-def draw_codebooks(rng: np.random.Generator, codebooks: int) -> int:
-    """How many codebooks this step's decoder hears."""
-    counts, weights = zip(*DRAWN_CODEBOOKS, strict=True)
+def draw_codebooks(rng: np.random.Generator, codebooks: int, depths: Shares) -> int:
+    """How many codebooks this step's decoder hears (quantiser dropout)."""
+    counts, weights = zip(*depths, strict=True)
     return min(int(rng.choice(counts, p=weights)), codebooks)
 
 
@@ -233,7 +232,7 @@ class CodecTrainer:
     def _reconstruct(self, samples: Tensor, rng: np.random.Generator, step: int) -> tuple[Tensor, Tensor]:
         """Samples (B, N) -> reconstruction (B, N), and the weighted auxiliary losses."""
         training = self.training
-        codebooks = draw_codebooks(rng, self.codec.config.codebooks)
+        codebooks = draw_codebooks(rng, self.codec.config.codebooks, self.training.depths)
         low = torch.autocast(samples.device.type, torch.bfloat16, enabled=training.bf16)
         if 0 <= training.freeze_encoder_from <= step:
             with torch.no_grad(), low:
@@ -343,12 +342,13 @@ def train_codec(
             "training": json.loads(json.dumps(asdict(training))),
             "corpus": corpus.folder.name,
         },
+        {"training": before(CodecTraining)},
     )
     trainer = CodecTrainer(config, training, corpus, device)
     state = run.load()
     if state is None and training.start_from:
-        before = torch.load(training.start_from, map_location="cpu", weights_only=True)
-        trainer.codec.load_state_dict(before["codec"])
+        weights = torch.load(training.start_from, map_location="cpu", weights_only=True)
+        trainer.codec.load_state_dict(weights["codec"])
     elif state is None:
         trainer.initialise()
     else:

@@ -22,6 +22,7 @@ from model.codec.decoders.harmonic import HarmonicDecoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.training.code_set import CodedClip, CodeSet, build_codes
 from model.training.configs import DecoderTraining as DecoderTraining
+from model.training.configs import before
 from model.training.corpus import Corpus
 from model.training.discriminator import Adversary, make_discriminator
 from model.training.evaluate import intelligibility
@@ -121,7 +122,7 @@ class DecoderTrainer:
             coded_crops(self.codes, clips, frames, training.context, count, rng) for clips, count in parts if count
         ]
         tokens = torch.cat([codes for codes, _ in drawn]).to(self.device)
-        counts = torch.tensor([draw_codebooks(rng, tokens.shape[-1]) for _ in range(rows)])
+        counts = torch.tensor([draw_codebooks(rng, tokens.shape[-1], self.training.depths) for _ in range(rows)])
         latents = torch.zeros(*tokens.shape[:2], self.books.shape[-1], device=self.device)
         for book in range(tokens.shape[-1]):
             heard = (counts > book).to(self.device)[:, None, None]
@@ -268,7 +269,7 @@ def train_decoder(
         "corpus": corpus.folder.name,
     }
     reading = training.reader_steps if isinstance(codec.decoder, HarmonicDecoder) else 0
-    run = Run(out, settings)
+    run = Run(out, settings, {"training": before(DecoderTraining)})
     hours = {"speech": training.speech_hours, "music": training.music_hours}
     codes = build_codes(corpus, codec, hours, out / "codes", device)
     trainer = DecoderTrainer(codec, training, codes, device)

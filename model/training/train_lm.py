@@ -22,12 +22,13 @@ from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import NO_CODE, frames_before
 from model.lm.hybrid_lm import HybridLM
 from model.training.configs import LMTraining as LMTraining
+from model.training.configs import TokenSettings, before
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.token_set import Document, TokenSet
 
 BOS = VOCABULARY
 UNJUDGED = -1  # a target that the loss leaves out
-RECALLED = ((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05))  # how many codes of the frame before are known, and how often
+EARLIER = {"training": before(LMTraining), "tokens": {"settings": before(TokenSettings)}}  # for `Run`
 
 
 class Stream:
@@ -246,7 +247,7 @@ class LMTrainer:
             group["lr"] = rate
         self.model.train()
         self.model.set_round_cache(False)
-        counts, shares = zip(*RECALLED, strict=True)
+        counts, shares = zip(*training.recalled, strict=True)
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
         (coarse + training.fine_weight * fine).backward()  # type: ignore[no-untyped-call]
@@ -306,7 +307,7 @@ def train_lm(
     Every ``validate_every`` steps it is measured on ``validate_frames`` frames of each kind.
     """
     settings = {"config": asdict(config), "training": asdict(training), "tokens": tokens.made_from}
-    run = Run(out, json.loads(json.dumps(settings)))
+    run = Run(out, json.loads(json.dumps(settings)), EARLIER)
     trainer = LMTrainer(config, training, tokens, device, codebooks)
     state = run.load()
     if state is not None:

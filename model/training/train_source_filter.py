@@ -22,7 +22,7 @@ from model.codec.decoders.frame import CausalConv
 from model.codec.decoders.source_filter import SourceFilterDecoder, Sources
 from model.codec.encoders.spectral import LOW_BINS, MELS, NOTES, Analysis, SpectralEncoder
 from model.constants import HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ, VOCABULARY
-from model.training.configs import SourceFilterTraining
+from model.training.configs import SourceFilterTraining, before
 from model.training.corpus import Corpus
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
@@ -35,22 +35,22 @@ from model.training.tuning import in_tune, same_notes
 class Heads(nn.Module):
     """What is read off the decoder's features while training, beside the pitch, and what predicts the next tokens."""
 
-    AHEAD = 2  # frames that are predicted
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, ahead: int = SourceFilterTraining.predict_frames) -> None:
+        """ahead: frames that are predicted"""
         super().__init__()
+        self.ahead = ahead
         self.mel, self.low, self.notes = nn.Linear(dim, MELS), nn.Linear(dim, LOW_BINS), nn.Linear(dim, NOTES)
         self.voicing = nn.Linear(dim, 1)
         self.predictor = nn.Sequential(
             CausalConv(LATENT_DIM, 192, 5), nn.GELU(), CausalConv(192, 192, 5), nn.GELU(),
-            CausalConv(192, self.AHEAD * LATENT_DIM, 1),
+            CausalConv(192, ahead * LATENT_DIM, 1),
         )  # fmt: skip
 
     def surprise(self, coarse: Tensor) -> Tensor:
         """Vectors of the first codebook (B, 128, T) -> squared error of predicting the next, over their variance"""
-        told = self.predictor(coarse).view(len(coarse), self.AHEAD, LATENT_DIM, -1)
+        told = self.predictor(coarse).view(len(coarse), self.ahead, LATENT_DIM, -1)
         errors = [
-            (told[:, ahead, :, : -ahead - 1] - coarse[:, :, ahead + 1 :]).square().mean() for ahead in range(self.AHEAD)
+            (told[:, ahead, :, : -ahead - 1] - coarse[:, :, ahead + 1 :]).square().mean() for ahead in range(self.ahead)
         ]
         variance = coarse.detach().var((0, 2)).mean() + 1e-6
         return torch.stack(errors).mean() / variance
@@ -131,9 +131,6 @@ def pitch_amid(samples: Tensor) -> tuple[Tensor, Tensor]:
     return pitch(F.pad(samples, (0, HOP_SAMPLES // 2))[:, HOP_SAMPLES // 2 :])
 
 
-IDLE_NATS = 9.0  # below full scale, where a source that is not wanted may stay
-
-
 class SourceFilterTrainer:
     """Codec, heads, optimiser and one step; the state is everything that a resumed run needs."""
 
@@ -145,7 +142,7 @@ class SourceFilterTrainer:
         self.codec = Codec(config).to(device)
         assert isinstance(self.codec.decoder, SourceFilterDecoder), "a decoder that makes tones"
         self.decoder = self.codec.decoder
-        self.heads = Heads(config.frame_dim).to(device)
+        self.heads = Heads(config.frame_dim, training.predict_frames).to(device)
         self.encoder_analysis = (
             self.codec.encoder.analysis if isinstance(self.codec.encoder, SpectralEncoder) else Analysis().to(device)
         )
@@ -212,8 +209,8 @@ class SourceFilterTrainer:
     def _idle(self, read: Tensor, speech: Tensor) -> Tensor:
         """Level of the pulses in rows of music and of the sines in rows of speech, nats above the quietest."""
         levels, _, amplitudes = self.decoder.controls(read)
-        pulses = F.relu(torch.log(levels[..., 0]) + IDLE_NATS).mean(1)  # (B,)
-        sines = F.relu(torch.log(amplitudes) + IDLE_NATS).mean((1, 2))
+        pulses = F.relu(torch.log(levels[..., 0]) + self.training.idle_nats).mean(1)  # (B,)
+        sines = F.relu(torch.log(amplitudes) + self.training.idle_nats).mean((1, 2))
         return torch.where(speech, sines, pulses).mean()
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -367,7 +364,11 @@ def train_source_filter(
     validate_every: int = 500,
 ) -> Iterator[int]:
     """Start or resume a run; yields each step. Raises ValueError when the folder holds a run with other settings."""
-    run = Run(folder, {"config": config.to_dict(), "training": _plain(asdict(training))})
+    run = Run(
+        folder,
+        {"config": config.to_dict(), "training": _plain(asdict(training))},
+        {"training": before(SourceFilterTraining)},
+    )
     trainer = SourceFilterTrainer(config, training, corpus, device)
     state = run.load()
     if state is not None:

@@ -1,23 +1,39 @@
 """One position of a stack of blocks, for rows that each stand at a position of their own."""
 
 import math
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from model.inference.numba_backend.arrays import Floats, Matrices, Shape
 from model.inference.numba_backend.gemm import TILE, add_product, add_row
 from model.inference.numba_backend.jit import compiled
-from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32, gelu, kept, rms_norm
+from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32, gelu, rms_norm, round_to_cache_dtype
 from model.lm.rotary import ROPE_BASE
 
-# of all layers: norms (L, D), matrices packed (L, tiles, K, 64)
-StackWeights = namedtuple("StackWeights", "attention_norm qkv out feed_norm expand contract")
-# rings, in tiles that a product reads from end to end: keys (L, R, H, window / 64, D, 64), slots last; values
-# (L, R, H, 1, window, 64), the head's width last and filled up with zeros. Windows are filled up to 64 slots. They hold
-# float16 as uint16 where the processor widens it (`model.lm.kv_cache.kept`): with many rows, a step's time is the
-# reading of its rings.
-Rings = namedtuple("Rings", "keys values")
+
+class StackWeights(NamedTuple):
+    """A stack of blocks (`model.lm.transformer.Stack`): all layers behind each other, matrices packed (`gemm.pack`)."""
+
+    attention_norm: Annotated[Floats, Shape("layers", "dim")]
+    qkv: Annotated[Matrices, Shape("layers", "qkv tiles", "dim", TILE)]  # queries, keys, values: 3 dim outputs
+    out: Annotated[Matrices, Shape("layers", "tiles", "dim", TILE)]
+    feed_norm: Annotated[Floats, Shape("layers", "dim")]
+    expand: Annotated[Matrices, Shape("layers", "wide tiles", "dim", TILE)]
+    contract: Annotated[Matrices, Shape("layers", "tiles", "wide", TILE)]  # wide: 4 dim
+
+
+class Rings(NamedTuple):
+    """Keys and values of a stack, in tiles that a product reads from end to end.
+
+    Slots are filled up to whole tiles. Rings hold float16 as uint16 where the processor widens it: with many rows, a
+    step's time is the reading of its rings.
+    """
+
+    keys: Annotated[Matrices, Shape("layers", "rows", "heads", "slot tiles", "width", TILE)]  # slots last
+    values: Annotated[Matrices, Shape("layers", "rows", "heads", 1, "window", TILE)]  # a head's width, and zeros, last
+
+
 LANES = 16
 MINUS_INFINITY = f32(-np.inf)
 
@@ -105,10 +121,12 @@ def stack_step(
                     c, s = cos[a, i], sin[a, i]
                     query[0, i] = (wide[a, q + i] * c - wide[a, q + half + i] * s) * scale
                     query[0, half + i] = (wide[a, q + i] * s + wide[a, q + half + i] * c) * scale
-                    keys[tile, i, lane] = kept(keys, wide[a, k + i] * c - wide[a, k + half + i] * s)
-                    keys[tile, half + i, lane] = kept(keys, wide[a, k + i] * s + wide[a, k + half + i] * c)
+                    keys[tile, i, lane] = round_to_cache_dtype(keys, wide[a, k + i] * c - wide[a, k + half + i] * s)
+                    keys[tile, half + i, lane] = round_to_cache_dtype(
+                        keys, wide[a, k + i] * s + wide[a, k + half + i] * c
+                    )
                 for i in range(width):
-                    values[0, slot, i] = kept(values, wide[a, v + i])
+                    values[0, slot, i] = round_to_cache_dtype(values, wide[a, v + i])
                 _attend(query, keys, values, held, scores, out)
                 copy(out[0], mixed[a, head * width :], width)
         add_product(mixed, weights.out[layer], x, count)

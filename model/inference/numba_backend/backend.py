@@ -14,7 +14,9 @@ from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder, HarmonicDe
 from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder, SourceFilterState
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
+from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import Rings
+from model.inference.numba_backend.cache import told
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
 from model.inference.numba_backend.harmonics import Voices
@@ -38,9 +40,16 @@ def can_compile(bundle: Bundle) -> bool:
     )
 
 
-def _as_kept(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What a cache of torch's holds, in the form of a ring: exact, since it is rounded (`round_to_cache_dtype`)."""
+def _in_cache_dtype(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """What a cache of torch's holds, in the form of a ring: exact, since torch has rounded it (`model.lm.kv_cache`)."""
     return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
+
+
+def _fill(place: npt.NDArray[Any], values: Tensor) -> None:
+    """Copies what fits exactly: an assignment alone would repeat a single value."""
+    given = values.detach().cpu().numpy()
+    assert given.shape == place.shape and given.dtype == place.dtype, f"{given.dtype} {given.shape} for {place.shape}"
+    place[...] = given
 
 
 class NumbaBackend:
@@ -61,7 +70,7 @@ class NumbaBackend:
         tiles = -(-window // TILE)
 
         def rings(layers: int, heads: int, width: int) -> Rings:
-            held = np.uint16 if WIDENS_HALVES else np.float32
+            held: Any = np.uint16 if WIDENS_HALVES else np.float32
             return Rings(
                 np.zeros((layers, rows, heads, tiles, width, TILE), held),
                 np.zeros((layers, rows, heads, 1, window, TILE), held),
@@ -102,9 +111,13 @@ class NumbaBackend:
             chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
             windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
+        check(self._state, rows=rows)
+        check(self._options, rows=rows)
+        check(self._buffers, rows=rows)
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
-        self.step([])
+        with told(step, "step"):
+            self.step([])
         if can_encode(bundle.codec):
             CompiledEncoder(bundle.codec)
 
@@ -113,52 +126,58 @@ class NumbaBackend:
         if prompt.codebooks != self.codebooks or prompt.masked:
             raise ValueError("the prompt was read for another mel source or number of codebooks")
         state = self._state
-        state.codes[row] = prompt.codes[0].cpu().numpy()
-        state.slices[row] = array(prompt.mel[0, -1])
+        codes = prompt.codes[0].cpu().numpy()
+        # where compiled code begins to count: no bound is looked at after this
+        assert 0 <= row < self.rows and prompt.cache.length >= 0
+        assert codes.shape == (self.codebooks,) and codes.min() >= 0 and codes.max() < VOCABULARY
+        state.codes[row] = codes
+        _fill(state.slices[row], prompt.mel[0, -1])
         state.positions[row] = prompt.cache.length
-        self._fill(state.rings, row, prompt.cache.stack)
+        self._fill_rings(state.rings, row, prompt.cache.stack)
         if self.mel:
             assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
-            self._fill(state.mel_rings, row, prompt.cache.mel)
+            self._fill_rings(state.mel_rings, row, prompt.cache.mel)
         self._fill_decoder(row, prompt.codec.layers)
-        state.tails[row] = array(prompt.tail[0])
+        _fill(state.tails[row], prompt.tail[0])
         for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
             getattr(self._options, name)[row] = value
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
 
-    def _fill(self, rings: Rings, row: int, cache: KVCache) -> None:
+    def _fill_rings(self, rings: Rings, row: int, cache: KVCache) -> None:
         held = min(cache.length, self._window)
+        assert cache.window == self._window, f"a cache of {cache.window} positions for rings of {self._window}"
         for ring in rings:
             ring[:, row] = 0  # slots that hold nothing are computed with, and must not be NaN
         layers, heads, tiles, width, _ = rings.keys[:, row].shape
         keys = np.zeros((layers, heads, tiles * TILE, width), rings.keys.dtype)
-        keys[:, :, :held] = _as_kept(cache.keys[:, 0, :, :held], rings.keys)
+        keys[:, :, :held] = _in_cache_dtype(cache.keys[:, 0, :, :held], rings.keys)
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
-        rings.values[:, row, :, 0, :held, :width] = _as_kept(cache.values[:, 0, :, :held], rings.values)
+        rings.values[:, row, :, 0, :held, :width] = _in_cache_dtype(cache.values[:, 0, :, :held], rings.values)
 
     def _fill_decoder(self, row: int, layers: Any) -> None:
         """From the state that the decoder of torch's has after the prompt."""
         state = self._state
         if isinstance(layers, SourceFilterState):
             trunk = layers.trunk
-            for place, tensor in zip(state.tones, layers.sources, strict=True):
-                place[row] = tensor[0].cpu().numpy()
+            places: Sequence[npt.NDArray[Any]] = list(state.tones)
+            for place, tensor in zip(places, layers.sources, strict=True):
+                _fill(place[row : row + 1], tensor)
         elif isinstance(layers, HarmonicDecoderState):
             trunk = layers.frame
             self._fill_histories(state.reader_histories, row, layers.reader)  # whose entry sees the same latents
             state.voices.phases[row] = float(layers.harmonics.phase[0])
             state.voices.hertz[row] = float(layers.harmonics.hertz[0])
-            state.voices.amplitudes[row] = array(layers.harmonics.amplitudes[0])
+            _fill(state.voices.amplitudes[row], layers.harmonics.amplitudes[0])
         else:
             assert isinstance(layers, TrunkState), "a prompt has been decoded, by a decoder that `can_compile` accepts"
             trunk = layers
-        state.entries[row] = array(trunk.entry[0].t())
+        _fill(state.entries[row], trunk.entry[0].t())
         self._fill_histories(state.histories, row, trunk)
 
     @staticmethod
     def _fill_histories(histories: npt.NDArray[np.float32], row: int, trunk: TrunkState) -> None:
         for history, tensor in zip(histories, trunk.blocks, strict=True):
-            history[row] = array(tensor[0].t())
+            _fill(history[row], tensor[0].t())
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""

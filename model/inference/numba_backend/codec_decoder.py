@@ -1,26 +1,52 @@
 """Codes to samples, a frame of each row at a time."""
 
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from model.constants import HOP_SAMPLES
-from model.inference.numba_backend.gemm import add_product
-from model.inference.numba_backend.harmonics import voice
+import numpy as np
+
+from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
+from model.inference.numba_backend.arrays import Floats, Matrices, Shape
+from model.inference.numba_backend.gemm import TILE, add_product
+from model.inference.numba_backend.harmonics import VoiceWeights, voice
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import copy, exp, f32, gelu, layer_norm
-from model.inference.numba_backend.source_filter import play
+from model.inference.numba_backend.source_filter import ToneWeights, play
 
-# entry packed (tiles, kernel 128, 64), frames then channels; the rest of all blocks
-TrunkWeights = namedtuple(
-    "TrunkWeights",
-    "entry entry_bias depthwise depthwise_bias norm norm_bias expand expand_bias contract contract_bias scale "
-    "last_norm last_norm_bias",
-)
-# books (K, 1024, 128); reader and voice: of a `harmonic` decoder, never read unless it sings; tones: of a
-# `source_filter` one, never read unless it plays, which has none of the rest but the trunk
-DecoderWeights = namedtuple(
-    "DecoderWeights", "books trunk head head_bias gain gain_bias sings reader voice plays tones"
-)
+
+class TrunkWeights(NamedTuple):
+    """`model.codec.decoders.frame.FrameTrunk`: the first convolution, and all blocks behind each other."""
+
+    entry: Annotated[Matrices, Shape("tiles", "latents seen", TILE)]  # inputs: frames, then channels
+    entry_bias: Annotated[Floats, Shape("dim")]
+    depthwise: Annotated[Floats, Shape("blocks", "kernel", "dim")]
+    depthwise_bias: Annotated[Floats, Shape("blocks", "dim")]
+    norm: Annotated[Floats, Shape("blocks", "dim")]
+    norm_bias: Annotated[Floats, Shape("blocks", "dim")]
+    expand: Annotated[Matrices, Shape("blocks", "wide tiles", "dim", TILE)]
+    expand_bias: Annotated[Floats, Shape("blocks", "wide")]
+    contract: Annotated[Matrices, Shape("blocks", "tiles", "wide", TILE)]
+    contract_bias: Annotated[Floats, Shape("blocks", "dim")]
+    scale: Annotated[Floats, Shape("blocks", "dim")]
+    last_norm: Annotated[Floats, Shape("dim")]
+    last_norm_bias: Annotated[Floats, Shape("dim")]
+
+
+class DecoderWeights(NamedTuple):
+    """Any decoder at 75 Hz. What its kind does not have is a small stand-in that is never read."""
+
+    books: Annotated[Floats, Shape("books", VOCABULARY, LATENT_DIM)]
+    trunk: TrunkWeights
+    head: Annotated[Matrices, Shape("tiles", "dim", TILE)]
+    head_bias: Annotated[Floats, Shape(HOP_SAMPLES)]
+    gain: Annotated[Floats, Shape("dim")]
+    gain_bias: np.float32
+    sings: bool  # a `harmonic` decoder, which alone has a reader and a voice
+    reader: TrunkWeights
+    voice: VoiceWeights
+    plays: bool  # a `source_filter` decoder, which has tones and, of the rest, only books and trunk
+    tones: ToneWeights
+
+
 GAIN_MIN, GAIN_MAX = f32(-12.0), f32(2.0)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingError, StreamState
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, VOCABULARY
+from model.inference.numba_backend.arrays import check
+from model.inference.numba_backend.cache import told
 from model.inference.numba_backend.encoder_kernels import (
     ENTRY_KERNEL,
     FEW,
@@ -107,7 +109,9 @@ def _weights(codec: Codec) -> tuple[EncoderWeights, int]:
         stacked(biases, np.zeros(4 * top, np.float32)), lstm_at, last, last_bias, last_at,
         np.stack([packer.wide(book) for book in books]), -0.5 * (books.astype(np.float64) ** 2).sum(-1), books,
     )  # fmt: skip
-    return weights._replace(norms=weights.norms.astype(np.float32)), last_at + (LAST_KERNEL - 1) * top
+    weights = weights._replace(norms=weights.norms.astype(np.float32))
+    check(weights)
+    return weights, last_at + (LAST_KERNEL - 1) * top
 
 
 # with the state that the weights were in
@@ -133,7 +137,8 @@ class CompiledEncoder:
             _packed[codec] = edition, *_weights(codec)
         _, self._weights, self._history = _packed[codec]
         if known is None:
-            self._encode(np.empty((1, 0), np.float32), np.empty((1, self._history), np.float32))  # compiles, or loads
+            with told(encode, "encoder"):
+                self._encode(np.empty((1, 0), np.float32), np.empty((1, self._history), np.float32))
 
     def start(self, rows: int) -> StreamState:
         """The state at the start of ``rows`` clips."""
@@ -164,6 +169,9 @@ class CompiledEncoder:
 
     def _encode(self, samples: Array, history: Array) -> npt.NDArray[np.int64]:
         """Samples (B, 320 n) and histories (B, H), which move on, -> codes (B, K, n)"""
+        rows, count = samples.shape
+        assert count % HOP_SAMPLES == 0 and history.shape == (rows, self._history)
+        assert all(a.dtype == np.float32 and a.flags.c_contiguous for a in (samples, history))
         rooms = self._rooms()
         top = rooms[-1].x.shape[1]
         codes = np.empty((len(samples), len(self._weights.books), samples.shape[1] // HOP_SAMPLES), np.int64)

@@ -5,11 +5,11 @@ t begins s C values after row t - 1 and is k C long. Each convolution has the la
 clip's history. Sums have a fixed order, so the size of the chunks is no part of the result, to the bit.
 """
 
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from model.constants import HOP_SAMPLES, VOCABULARY
-from model.inference.numba_backend.gemm import NARROW, add_narrow, add_product
+from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
+from model.inference.numba_backend.arrays import Floats, Matrices, Shape
+from model.inference.numba_backend.gemm import NARROW, TILE, add_narrow, add_product
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32
 from model.inference.numba_backend.sampler import largest
@@ -19,17 +19,47 @@ ENTRY_KERNEL, RESIDUAL_KERNEL, LAST_KERNEL = 7, 3, 7
 FEW, MANY = 2, 16  # frames at a time at the high rates and at the low ones: what fits the second-level cache
 HIGH_LEVELS = 2  # levels that work on FEW frames
 
-# One level: a residual block of `channels`, then a convolution that divides the rate by `ratio`. `at` is where its
-# history begins. Biases are filled up to whole tiles; `bias` is that of both branches.
-Level = namedtuple("Level", "channels ratio at squeeze squeeze_bias widen shortcut bias down down_bias")
-# LSTM: (layers, tiles, C, 64) each; books: packed (K, tiles, 128, 64), with -|entry|^2 / 2, and as they are
-# (`last_at`: where the history of the last convolution begins; `lstm_at`: that of h and c, layer by layer)
-EncoderWeights = namedtuple(
-    "EncoderWeights", "entry entry_bias levels lstm_in lstm_own lstm_bias lstm_at last last_bias last_at "
-    "packed_books norms books",
-)  # fmt: skip
-# A level's input x and its buffers; the last one is that of the LSTM and what follows
-Room = namedtuple("Room", "x line hidden y")
+
+class Level(NamedTuple):
+    """A residual block, then a convolution that divides the rate. Biases are filled up to whole tiles."""
+
+    channels: int
+    ratio: int
+    at: int  # where its history begins
+    squeeze: Annotated[Matrices, Shape("half tiles", "seen", "half tile")]
+    squeeze_bias: Annotated[Floats, Shape("half")]
+    widen: Annotated[Matrices, Shape("tiles", "half channels", "tile")]
+    shortcut: Annotated[Matrices, Shape("tiles", "channels", "tile")]
+    bias: Annotated[Floats, Shape("whole")]  # of both branches
+    down: Annotated[Matrices, Shape("next tiles", "next seen", "next tile")]
+    down_bias: Annotated[Floats, Shape("next")]
+
+
+class EncoderWeights(NamedTuple):
+    """SEANet's encoder and the quantiser."""
+
+    entry: Annotated[Matrices, Shape("entry tiles", ENTRY_KERNEL, "entry tile")]
+    entry_bias: Annotated[Floats, Shape("entry")]
+    levels: tuple[Level, ...]
+    lstm_in: Annotated[Matrices, Shape("layers", "gate tiles", "top", TILE)]
+    lstm_own: Annotated[Matrices, Shape("layers", "gate tiles", "top", TILE)]
+    lstm_bias: Annotated[Floats, Shape("layers", "gates")]
+    lstm_at: int  # where the history of h and c begins, layer by layer
+    last: Annotated[Matrices, Shape("last tiles", "last seen", "last tile")]
+    last_bias: Annotated[Floats, Shape("last")]
+    last_at: int  # where the history of the last convolution begins
+    packed_books: Annotated[Matrices, Shape("books", "book tiles", LATENT_DIM, TILE)]
+    norms: Annotated[Floats, Shape("books", VOCABULARY)]  # -|entry|^2 / 2
+    books: Annotated[Floats, Shape("books", VOCABULARY, LATENT_DIM)]
+
+
+class Room(NamedTuple):
+    """The input of a level and its buffers; the last one is that of the LSTM and what follows."""
+
+    x: Annotated[Floats, Shape("steps", "filled")]
+    line: Annotated[Floats, Shape("values")]
+    hidden: Annotated[Floats, Shape("steps", "half filled")]
+    y: Annotated[Floats, Shape("steps", "filled")]
 
 
 @compiled

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
@@ -132,10 +132,24 @@ def _block(rows: int, width: int, held: tuple[int, int]) -> Any:
 _one, _two, _three, _four = (_block(rows, TILE, HELD[rows - 1]) for rows in range(1, ROWS + 1))
 _narrow_one, _narrow_eight = (_block(rows, NARROW, NARROW_HELD) for rows in (1, NARROW_ROWS))
 
+CHECKED = bool(config.BOUNDSCHECK)  # a debug run: the kernels are beyond what numba itself checks then
+
+
+@compiled
+def _check(x: Any, w: Any, y: Any, rows: int) -> None:
+    """Raises IndexError when a product would write beyond an array, or read rows that are not there.
+
+    (How long a row of x is cannot be told here: those of the encoder's convolutions overlap, on purpose.)
+    """
+    if rows > x.shape[0] or rows > y.shape[0] or w.shape[0] * w.shape[2] > y.shape[1]:
+        raise IndexError("a product reaches beyond its arrays")
+
 
 @compiled
 def add_row(x: Any, w: Any, y: Any) -> None:
     """`add_product` of one row, for what is no matrix of weights: x (1, K), w (tiles, K, 64), y (1, 64 tiles)."""
+    if CHECKED:
+        _check(x, w, y, 1)
     for tile in range(w.shape[0]):
         _one(x, w, y, 0, tile)
 
@@ -143,6 +157,8 @@ def add_row(x: Any, w: Any, y: Any) -> None:
 @compiled
 def add_product(x: Any, w: Any, y: Any, rows: int) -> None:
     """y += x @ W^T for the first ``rows`` rows: x (R, K), w packed, y (R, 64 tiles or more), float32."""
+    if CHECKED:
+        _check(x, w, y, rows)
     for tile in range(w.shape[0]):
         row = 0
         while row + 4 <= rows:
@@ -159,6 +175,8 @@ def add_product(x: Any, w: Any, y: Any, rows: int) -> None:
 @compiled
 def add_narrow(x: Any, w: Any, y: Any, rows: int) -> None:
     """`add_product` for tiles of 16 outputs."""
+    if CHECKED:
+        _check(x, w, y, rows)
     for tile in range(w.shape[0]):
         row = 0
         while row + NARROW_ROWS <= rows:

@@ -1,8 +1,7 @@
 """What a `harmonic` decoder does with a frame, `model.codec.decoders.harmonic`: a share of its lines goes to sines."""
 
 import math
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -18,15 +17,30 @@ from model.codec.decoders.harmonic import (
     SHARE_MAX,
 )
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.inference.numba_backend.gemm import add_product
+from model.inference.numba_backend.arrays import Doubles, Floats, Matrices, Shape
+from model.inference.numba_backend.gemm import TILE, add_product
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32, sine_cosine
 
-# heads packed: of the bins of pitch, then of the bands' shares; log_hertz (PITCH_BINS,) float64, shapes (BANDS, LINES);
-# waves: samples to the cosines and then the sines of the lines, 2 LINES x 320, and back, 320 x 2 LINES, packed float32
-VoiceWeights = namedtuple("VoiceWeights", "heads heads_bias log_hertz shapes waves back")
-# of rows: phases (R,) and hertz (R,) float64, amplitudes (R, HARMONICS)
-Voices = namedtuple("Voices", "phases hertz amplitudes")
+
+class VoiceWeights(NamedTuple):
+    """What makes harmonics of a frame: heads of the reader, and the transform between samples and lines."""
+
+    heads: Annotated[Matrices, Shape("tiles", "dim", TILE)]  # of the bins of pitch, then of the bands' shares
+    heads_bias: Annotated[Floats, Shape("outputs")]
+    log_hertz: Annotated[Doubles, Shape(PITCH_BINS)]
+    shapes: Annotated[Floats, Shape("bands", LINES)]
+    waves: Annotated[Floats, Shape("line tiles", HOP_SAMPLES, TILE)]  # samples to cosines, then sines, of the lines
+    back: Annotated[Floats, Shape("sample tiles", 2 * LINES, TILE)]
+
+
+class Voices(NamedTuple):
+    """Of each row: where its oscillators stand."""
+
+    phases: Annotated[Doubles, Shape("rows")]  # cycles
+    hertz: Annotated[Doubles, Shape("rows")]
+    amplitudes: Annotated[Floats, Shape("rows", HARMONICS)]
+
 
 _NARROW = f32(LINE_HZ)
 _SCALE = f32(2 / HOP_SAMPLES)

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
+from numba.core import config
+
+from model.inference.numba_backend.cache import KernelCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 # without numpy's error model each division is checked for 0, and no loop that divides becomes vectors
@@ -26,21 +29,18 @@ _model = _here.parents[1]
 _sources = ("constants.py", "lm/mel.py", "lm/rotary.py", "codec/decoders/harmonic.py",
             "codec/decoders/source_filter.py", "codec/encoders/spectral.py")  # fmt: skip
 _constants = [_model / name for name in _sources]
-EDITION = edition([*_here.glob("*.py"), *_constants])
+# a debug run (NUMBA_BOUNDSCHECK) neither reads code without checks nor leaves its own to others
+EDITION = edition([*_here.glob("*.py"), *_constants]) + ("checked" if config.BOUNDSCHECK else "")
 
 
 def compiled(function: F) -> F:
-    """Machine code for a function, kept on disk from one start to the next where a folder can be written.
-
-    (`__pycache__`, or a folder of the user's, or what NUMBA_CACHE_DIR names.) It runs without the GIL.
-    """
+    """Machine code for a function, kept on disk from one start to the next (`cache`). It runs without the GIL."""
     # numba looks at the function's own file only, and would keep what it inlined from others before they changed
     function.__qualname__ += f"_{EDITION}"
-    try:
-        made: F = njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no folder can be written: compiled anew at each start
-        made = njit(**OPTIONS)(function)
-    return made
+    made: Any = njit(**OPTIONS)(function)
+    made._cache = KernelCache(function)  # what `cache=True` does, with a cache that need not be writable
+    kernel: F = made
+    return kernel
 
 
 def inlined(function: F) -> F:

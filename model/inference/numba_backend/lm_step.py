@@ -1,30 +1,97 @@
 """One step of the closed loop: token and slice in, codes, samples and the next slice out."""
 
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from model.constants import MEL_BANDS, VOCABULARY
-from model.inference.numba_backend.attention import stack_step
+from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
+from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matrices, Shape
+from model.inference.numba_backend.attention import Rings, StackWeights, stack_step
 from model.inference.numba_backend.codec_decoder import decode
-from model.inference.numba_backend.gemm import add_product
+from model.inference.numba_backend.gemm import TILE, add_product
+from model.inference.numba_backend.harmonics import Voices
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.log_mel import log_mel_frame
 from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
 from model.inference.numba_backend.sampler import draw
+from model.inference.numba_backend.source_filter import Tones
 
-# of the mel blocks: (mel - mean) / std -> entry -> stack -> norm -> out
-MelWeights = namedtuple("MelWeights", "mean deviation entry entry_bias stack norm out")
-ModelWeights = namedtuple("ModelWeights", "uses_mel window mel embedding stack norm head")
-# of the depth decoder, all books: recall (K or 0, 1025, F), embeddings (K - 1, 1024, F), matrices packed
-# (K - 1, tiles, K, 64)
-FineWeights = namedtuple("FineWeights", "entry recall embeddings norms expands contracts head_norms heads")
-State = namedtuple(
-    "State", "codes slices positions mel_rings rings entries histories reader_histories voices tones tails"
-)
-Options = namedtuple("Options", "temperature top_k top_p")
-Buffers = namedtuple("Buffers", "x normed wide mixed logits small scores chances work windows samples")
+
+class MelWeights(NamedTuple):
+    """The mel blocks: (mel - mean) / deviation -> entry -> stack -> norm -> out. Of one band where a model has none."""
+
+    mean: Annotated[Floats, Shape("bands")]
+    deviation: Annotated[Floats, Shape("bands")]
+    entry: Annotated[Matrices, Shape("tiles", "bands", TILE)]
+    entry_bias: Annotated[Floats, Shape("dim")]
+    stack: StackWeights
+    norm: Annotated[Floats, Shape("dim")]
+    out: Annotated[Matrices, Shape("out tiles", "dim", TILE)]
+
+
+class ModelWeights(NamedTuple):
+    """The transformer over coarse tokens; what the mel blocks put out stands behind the token's embedding."""
+
+    uses_mel: bool
+    window: int  # positions that a row attends to
+    mel: MelWeights
+    embedding: Annotated[Floats, Shape("tokens", "token dim")]  # one more than codes: what a clip begins with
+    stack: StackWeights
+    norm: Annotated[Floats, Shape("dim")]
+    head: Annotated[Matrices, Shape("tiles", "dim", TILE)]
+
+
+class FineWeights(NamedTuple):
+    """The depth decoder: one part for each of the codebooks after the first, behind each other."""
+
+    entry: Annotated[Matrices, Shape("tiles", "model dim", TILE)]
+    recall: Annotated[Floats, Shape("recalled", "codes before", "recalled dim")]  # (0, 1, 1) where a model has none
+    embeddings: Annotated[Floats, Shape("books", VOCABULARY, "dim")]
+    norms: Annotated[Floats, Shape("books", "dim")]
+    expands: Annotated[Matrices, Shape("books", "wide tiles", "dim", TILE)]
+    contracts: Annotated[Matrices, Shape("books", "tiles", "wide", TILE)]  # wide: 2 dim
+    head_norms: Annotated[Floats, Shape("books", "dim")]
+    heads: Annotated[Matrices, Shape("books", "head tiles", "dim", TILE)]
+
+
+class State(NamedTuple):
+    """What a row goes on from, all rows of a backend; a step moves it on, in place."""
+
+    codes: Annotated[Integers, Shape("rows", "codebooks")]  # of the last frame
+    slices: Annotated[Floats, Shape("rows", MEL_BANDS)]  # the log-mel frame that is heard next
+    positions: Annotated[Integers, Shape("rows")]
+    mel_rings: Rings
+    rings: Rings
+    entries: Annotated[Floats, Shape("rows", "past", LATENT_DIM)]  # latents that the decoder's first convolution sees
+    histories: Annotated[Floats, Shape("blocks", "rows", "past", "frame dim")]  # of the trunk's convolutions
+    reader_histories: Annotated[Floats, Shape("reader blocks", "rows", "past", "pitch dim")]  # of a harmonic decoder
+    voices: Voices  # of a harmonic decoder
+    tones: Tones  # of a source_filter decoder
+    tails: Annotated[Floats, Shape("rows", MEL_LEFT_SAMPLES)]  # samples that the next mel window begins with
+
+
+class Options(NamedTuple):
+    """How each row draws its tokens (`model.inference.sampling.SamplingOptions`)."""
+
+    temperature: Annotated[Doubles, Shape("rows")]
+    top_k: Annotated[Integers, Shape("rows")]
+    top_p: Annotated[Doubles, Shape("rows")]
+
+
+class Buffers(NamedTuple):
+    """Room for what comes and goes within a step; widths are filled up to whole tiles."""
+
+    x: Annotated[Floats, Shape("rows", "narrow")]
+    normed: Annotated[Floats, Shape("rows", "narrow")]
+    wide: Annotated[Floats, Shape("rows", "wide")]
+    mixed: Annotated[Floats, Shape("rows", "narrow")]
+    logits: Annotated[Floats, Shape("rows", VOCABULARY)]
+    small: Annotated[Floats, Shape("rows", "mel")]
+    scores: Annotated[Floats, Shape(1, "slots")]  # of one head of one row
+    chances: Annotated[Floats, Shape(VOCABULARY)]  # of one row
+    work: Annotated[Floats, Shape(VOCABULARY)]
+    windows: Annotated[Floats, Shape("rows", "latents seen")]
+    samples: Annotated[Floats, Shape("rows", HOP_SAMPLES)]
 
 
 @compiled

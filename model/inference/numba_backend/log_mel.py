@@ -1,20 +1,32 @@
 """Samples to the next log-mel frame."""
 
 import math
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from model.constants import HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, MEL_WINDOW_SAMPLES
+from model.inference.numba_backend.arrays import Floats, Integers, Shape
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ZERO, copy, f32
 from model.lm.mel import LOG_FLOOR
 
-# window (1024,), bank (64, 513) with the range of bins that each band uses, and the transform's tables
-MelTables = namedtuple("MelTables", "window bank first last reversed cos sin real_cos real_sin")
 HALF_WINDOW = MEL_WINDOW_SAMPLES // 2
 FLOOR = f32(LOG_FLOOR)
+
+
+class MelTables(NamedTuple):
+    """The window, the filter bank with the range of bins that each band uses, and the transform's tables."""
+
+    window: Annotated[Floats, Shape(MEL_WINDOW_SAMPLES)]
+    bank: Annotated[Floats, Shape(MEL_BANDS, HALF_WINDOW + 1)]
+    first: Annotated[Integers, Shape(MEL_BANDS)]
+    last: Annotated[Integers, Shape(MEL_BANDS)]
+    reversed: Annotated[Integers, Shape(HALF_WINDOW)]
+    cos: Annotated[Floats, Shape(HALF_WINDOW)]
+    sin: Annotated[Floats, Shape(HALF_WINDOW)]
+    real_cos: Annotated[Floats, Shape(HALF_WINDOW + 1)]
+    real_sin: Annotated[Floats, Shape(HALF_WINDOW + 1)]
 
 
 @compiled

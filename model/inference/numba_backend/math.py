@@ -42,17 +42,17 @@ def _as_half(typing_context: Any, value: Any) -> Any:
 SPLIT = f32(8193.0)  # 2^13 + 1: Dekker's splitting leaves the 11 bits that a float16 has
 
 
-def kept(ring: Any, value: Any) -> Any:
-    """A float32 as a ring holds it, `model.lm.kv_cache.kept`: uint16 that is a float16, or float32 rounded alike.
+def round_to_cache_dtype(ring: Any, value: Any) -> Any:
+    """A float32 as a ring holds it: uint16 that is a float16, or float32 rounded alike.
 
-    This is how Python does it; compiled code has `_kept`.
+    This is how Python does it; compiled code has `_round_to_cache_dtype`.
     """
     half = np.float16(value)
     return half.view(np.uint16) if ring.dtype == np.uint16 else f32(half)
 
 
-@overload(kept)  # type: ignore[untyped-decorator]
-def _kept(ring: Any, value: Any) -> Any:
+@overload(round_to_cache_dtype)  # type: ignore[untyped-decorator]
+def _round_to_cache_dtype(ring: Any, value: Any) -> Any:
     def half(ring: Any, value: Any) -> Any:
         return _as_half(value)
 

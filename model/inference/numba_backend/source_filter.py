@@ -1,8 +1,7 @@
 """What `model.codec.decoders.source_filter` does with a frame: pulses, noise, sines, and filters."""
 
 import math
-from collections import namedtuple
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -25,16 +24,36 @@ from model.codec.decoders.source_filter import (
 )
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matrices, Shape
 from model.inference.numba_backend.gemm import TILE, add_product
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ZERO, copy, exp, f32, sine_cosine
 
-# heads packed: of the bins of pitch, then of the controls; log_hertz (PITCH_BINS,) float64; responses packed: log gain
-# of each bin, then its phase in turns, of the bands' gains; waves packed: a subframe of each sine's cosine part and
-# sine part; note_turns (NOTES,) float64, cycles a sample; and the tables of the transform
-ToneWeights = namedtuple("ToneWeights", "heads heads_bias log_hertz responses waves note_turns reversed cos sin")
-# of rows: `model.codec.decoders.source_filter.Sources`, rows first
-Tones = namedtuple("Tones", "frames phases hertz levels amplitudes ringing")
+
+class ToneWeights(NamedTuple):
+    """What makes tones of a frame: the decoder's heads, and tables."""
+
+    heads: Annotated[Matrices, Shape("tiles", "dim", TILE)]  # of the bins of pitch, then of the controls
+    heads_bias: Annotated[Floats, Shape("outputs")]
+    log_hertz: Annotated[Doubles, Shape(PITCH_BINS)]
+    responses: Annotated[Floats, Shape("bin tiles", BANDS, TILE)]  # bands' gains to log gains of bins, then phases
+    waves: Annotated[Floats, Shape("wave tiles", 2 * NOTES, TILE)]  # a subframe of each sine's cosine and sine part
+    note_turns: Annotated[Doubles, Shape(NOTES)]  # cycles a sample
+    reversed: Annotated[Integers, Shape(FFT)]
+    cos: Annotated[Floats, Shape(FFT // 2)]
+    sin: Annotated[Floats, Shape(FFT // 2)]
+
+
+class Tones(NamedTuple):
+    """Of each row: `model.codec.decoders.source_filter.Sources`, rows first."""
+
+    frames: Annotated[Integers, Shape("rows")]
+    phases: Annotated[Doubles, Shape("rows")]
+    hertz: Annotated[Doubles, Shape("rows")]
+    levels: Annotated[Floats, Shape("rows", SOURCES)]
+    amplitudes: Annotated[Floats, Shape("rows", NOTES)]
+    ringing: Annotated[Floats, Shape("rows", RESPONSE)]
+
 
 CONTROLS = HEADS // SUBFRAMES  # of a subframe
 FILTERS = SUBFRAMES * SOURCES  # of a frame

@@ -18,6 +18,7 @@ from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchEstimator
 from model.codec.decoders.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
 from model.codec.encoders.spectral import NOTES
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ
+from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import StackWeights
 from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES, is_half, pack
@@ -251,5 +252,7 @@ def packed(bundle: Bundle) -> Packed:
         max(4 * decoder.dim, 4 * decoder.mel_dim, 2 * decoder.fine_dim, codec.frame_expansion * codec.frame_dim,
             codec.frame_expansion * codec.pitch_dim, 2 * LINES, MEL_BANDS),
     )  # fmt: skip
+    for record in (made.model, made.fine, made.decoder, made.tables):
+        check(record)
     _packed[bundle.lm] = (bundle.codec, made)
     return made

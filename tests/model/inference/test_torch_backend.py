@@ -3,6 +3,7 @@
 Every law is asked of torch's slots and of the compiled ones, with a `frame` decoder and with a `harmonic` one.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle, random_bundle
 from model.constants import HOP_SAMPLES
+from model.inference import cuda
 from model.inference.backend import Backend, backend_for
 from model.inference.generate import generate
 from model.inference.numba_backend.backend import NumbaBackend, can_compile
@@ -223,6 +225,22 @@ def test_what_a_graph_computes_is_the_same(bundle: Bundle, prompts: list[PromptS
         one, other = plain.step(active), fixed.step(active)
         for at in range(len(active)):
             assert_same(one, at, other, at)
+
+
+@pytest.mark.cuda
+def test_a_graph_and_its_operations_one_by_one(speech_like: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch turns graphs off; a thread that has set no device hands its prompt over by an event."""
+    bundle = random_bundle("tiny")
+    enliven(bundle.codec, speech_like)
+    bundle.to("cuda")
+    with ThreadPoolExecutor(1) as pool:
+        prompt = pool.submit(prefill, bundle, speech_like[: 30 * HOP_SAMPLES]).result()
+    assert prompt.ready is not None
+    recorded = run_alone(TorchBackend, bundle, prompt, OPTIONS[4], 20, 8)
+    monkeypatch.setenv(cuda.SWITCH, "0")
+    plain = run_alone(TorchBackend, bundle, prompt, OPTIONS[4], 20, 8)
+    for frame, expected in zip(recorded, plain, strict=True):
+        assert_same(frame, 0, expected)
 
 
 @pytest.mark.cuda

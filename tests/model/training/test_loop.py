@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from model.training.configs import (
+    ADDED,
+    CodecTraining,
+    DecoderTraining,
+    LMTraining,
+    SourceFilterTraining,
+    TokenSettings,
+    before,
+)  # fmt: skip
 from model.training.loop import Run, cosine_rate, machine, step_rng
 
 
@@ -105,6 +115,52 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
             Run(tmp_path, other)
     kept = json.loads((tmp_path / "settings.json").read_text())
     assert kept["settings"] == {"rate": 1, "steps": 2} and kept["machine"]["torch"] == torch.__version__
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The second field came later, and its default is what was done before; that of the third is not."""
+
+    rate: float = 1.0
+    shares: tuple[tuple[int, float], ...] = field(default=((8, 0.5), (4, 0.5)), metadata=ADDED)
+    pauses: float = 8.0
+
+
+def settings_of(**values: Any) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(json.dumps({"training": asdict(Settings(**values)), "tokens": {"hours": 1}}))
+    return made
+
+
+def test_a_run_of_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
+    earlier = {"training": before(Settings), "tokens": {"settings": {"seed": 0}}}
+    old = settings_of()
+    del old["training"]["shares"]
+    Run(tmp_path, old)
+    kept = (tmp_path / "settings.json").read_text()
+    Run(tmp_path, settings_of(), earlier)
+    assert (tmp_path / "settings.json").read_text() == kept
+    for other in (settings_of(shares=((8, 1.0),)), settings_of(rate=2.0)):
+        with pytest.raises(ValueError, match=r"other settings \(training\)"):
+            Run(tmp_path, other, earlier)
+
+
+def test_a_default_that_was_not_so_before_is_another_setting(tmp_path: Path) -> None:
+    old = settings_of()
+    del old["training"]["pauses"]
+    Run(tmp_path, old)
+    with pytest.raises(ValueError, match="other settings"):
+        Run(tmp_path, settings_of(), {"training": before(Settings)})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [CodecTraining, SourceFilterTraining, DecoderTraining, LMTraining, TokenSettings],
+    ids=lambda kind: kind.__name__,
+)
+def test_what_was_added_names_its_default(kind: Any) -> None:
+    """`before` is what a run that does not name the fields is taken for: at the defaults, the same run."""
+    known = json.loads(json.dumps(asdict(kind())))
+    assert before(kind) and known == known | before(kind)
 
 
 def test_plot_of_nothing(tmp_path: Path) -> None:

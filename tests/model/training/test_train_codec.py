@@ -303,10 +303,10 @@ class TestQuantizer:
         assert restart_dead_codes(codec, latents, 1.0, 0.2, torch.Generator()) == 0
 
     def test_codebooks_are_dropped_as_the_recipe_says(self) -> None:
-        draws = [draw_codebooks(step_rng(0, step), 8) for step in range(4000)]
+        draws = [draw_codebooks(step_rng(0, step), 8, CodecTraining.depths) for step in range(4000)]
         for count, share in ((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50)):
             assert draws.count(count) / 4000 == pytest.approx(share, abs=0.03)
-        assert {draw_codebooks(step_rng(0, step), 2) for step in range(100)} == {1, 2}
+        assert {draw_codebooks(step_rng(0, step), 2, CodecTraining.depths) for step in range(100)} == {1, 2}
 
     def test_effective_dimensions(self) -> None:
         torch.manual_seed(4)

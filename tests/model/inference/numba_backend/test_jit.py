@@ -20,4 +20,4 @@ def test_editions(tmp_path: Path) -> None:
 
 def test_the_edition_is_part_of_what_numba_looks_for() -> None:
     dispatcher: object = step
-    assert EDITION in dispatcher._cache._impl.filename_base  # type: ignore[attr-defined]
+    assert EDITION in dispatcher._cache.filename_base  # type: ignore[attr-defined]
