@@ -19,6 +19,7 @@ from app.scores import router as scores
 from app.server.auth import Keys
 from app.server.bodies import Bodies
 from app.server.errors import install as install_errors
+from app.server.limits import Limits
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import ErrorResponse
@@ -35,9 +36,9 @@ END_SECONDS = 5.0  # after `drain_seconds`: for what runs to end with what it ha
 UNREAD = 32  # streams that are made, have no place any more and wait for slow readers, each with all its samples
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
-    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
-    431: "head_too_large", 500: "internal_error", 503: "not_ready, draining", 504: "timeout",
-    507: "storage_full",
+    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid",
+    429: "overloaded, rate_limited", 431: "head_too_large", 500: "internal_error", 503: "not_ready, draining",
+    504: "timeout", 507: "storage_full",
 }  # fmt: skip
 log = logging.getLogger("whispergpt")
 
@@ -130,6 +131,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
     app.state.bodies = Bodies(settings, metrics)
+    app.state.limits = Limits(settings, metrics)
     install_errors(app)
     for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)

@@ -12,10 +12,11 @@ from app.continuations.stream import StreamedResponse, opened
 from app.server import multipart as forms
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
+from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
 
-router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
+router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
 EVENTS = {
     "schema": {"type": "string", "description": "stream=true: audio.delta, ..., audio.done; or audio.error"},
@@ -34,6 +35,7 @@ async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
     state = request.app.state
     async with AsyncExitStack() as place:
+        place.enter_context(state.limits.one(client_of(request)))
         place.enter_context(state.engine.reserve())
         async with forms.read(request, ContinueForm, state.settings, max_files=1) as upload:
             order = await unless_gone(request, ordered(request, upload), "decode")

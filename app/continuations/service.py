@@ -26,6 +26,7 @@ from app.continuations.schemas import (
 from app.engine.engine import Engine
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
+from app.server.limits import client_of
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded
 from app.settings import Settings
@@ -63,6 +64,8 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
     arrived, until = deadline(request, settings, form.timeout_seconds)
     heard = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     prompt, frames = heard.samples, frames_for_seconds(form.seconds)
+    audio_seconds = len(prompt) / SAMPLE_RATE_HZ + form.n * frames / FRAME_RATE_HZ
+    await request.app.state.limits.audio(client_of(request), audio_seconds)
     engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
     return ContinuationRequest(form, engine_request, own, heard.warnings)

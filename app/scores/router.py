@@ -10,10 +10,11 @@ from app.scores.service import response, score_audio
 from app.server import multipart as forms
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
+from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
 
-router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
+router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["score"])
 
 
 @router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
@@ -26,6 +27,7 @@ async def post_score(request: Request) -> Response:
     """
     state = request.app.state
     async with AsyncExitStack() as place:
+        place.enter_context(state.limits.one(client_of(request)))
         place.enter_context(state.engine.reserve())
         async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
             scored = await unless_gone(request, score_audio(request, upload), "score")

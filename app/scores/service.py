@@ -15,10 +15,11 @@ from app.engine.engine import Engine
 from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.schemas import ScoreForm, ScoreResponse
+from app.server.limits import client_of
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded, turn
 from app.settings import Settings
-from model.constants import FRAME_RATE_HZ, frames_for_seconds
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.scoring import Baseline, Score, TooShortError, Window, WindowError, WindowScore
 
 
@@ -90,6 +91,7 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> tup
     try:
         async with turn(request.app.state.clip_decoders, until):
             heard = await decoded(request, file, until, settings.max_score_seconds)
+        await request.app.state.limits.audio(client_of(request), len(heard.samples) / SAMPLE_RATE_HZ)
         context, warnings = frames_for_seconds(form.prompt_seconds), heard.warnings
         # the request alone holds the clip, so that the engine can let go of it
         work = ScoreRequest(arrived, until, heard.samples, context, window_of(form))
