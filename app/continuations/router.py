@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.audio.formats import MEDIA_TYPES
 from app.continuations.schemas import ContinueForm, ContinueResponse
-from app.continuations.service import continued, ordered, response
+from app.continuations.service import continued, log_result, ordered, response
 from app.continuations.stream import StreamedResponse, opened
 from app.server import multipart as forms
 from app.server.auth import require_key
@@ -42,5 +42,6 @@ async def post_continue(request: Request) -> Response:
         if order.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
         made = await unless_gone(request, continued(request, order), order.stage)
+        log_result(request, order, made, made.first_audio_seconds)
         answer = await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
         return WholeResponse(request, answer, place)

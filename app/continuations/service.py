@@ -27,6 +27,7 @@ from app.engine.engine import Engine
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceError
 from app.server.limits import client_of
+from app.server.logs import note
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded
 from app.settings import Settings
@@ -65,6 +66,7 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
     heard = await decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     prompt, frames = heard.samples, frames_for_seconds(form.seconds)
     audio_seconds = len(prompt) / SAMPLE_RATE_HZ + form.n * frames / FRAME_RATE_HZ
+    note(request, n=form.n, streamed=form.stream, format=form.response_format)
     await request.app.state.limits.audio(client_of(request), audio_seconds)
     engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
@@ -108,6 +110,14 @@ def timings(order: ContinuationRequest, made: GenerationResult, first_audio_seco
         total_seconds=time.monotonic() - order.engine_request.arrived,
         real_time_factor=made.made_seconds / max(made.loop_seconds, 1e-9),
     )
+
+
+def log_result(
+    request: Request, order: ContinuationRequest, made: GenerationResult, first_audio_seconds: float
+) -> None:
+    """What the request's line in the log tells of its answer."""
+    spent = timings(order, made, first_audio_seconds).model_dump(exclude={"total_seconds"})
+    note(request, made_audio_seconds=made.made_seconds, finish_reason=made.finish_reason, **spent)
 
 
 def server_timing(spent: Timings) -> dict[str, str]:

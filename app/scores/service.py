@@ -16,6 +16,7 @@ from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.schemas import ScoreForm, ScoreResponse
 from app.server.limits import client_of
+from app.server.logs import note
 from app.server.multipart import Upload
 from app.server.uploads import deadline, decoded, turn
 from app.settings import Settings
@@ -109,6 +110,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
 
     Raises the first clip's error when all have one, and what is no clip's fault (504, 503) at once.
     """
+    note(request, clips=len(upload.files))
     results: list[dict[str, Any]] = []
     errors: list[ClientError] = []
     for file in upload.files:

@@ -13,7 +13,9 @@ from starlette.datastructures import UploadFile
 from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
 from app.errors import DeadlinePassed, FileTooLarge
+from app.server.logs import add
 from app.settings import Settings
+from model.constants import SAMPLE_RATE_HZ
 
 
 def deadline(request: Request, settings: Settings, wanted: float | None) -> tuple[float, float]:
@@ -71,9 +73,13 @@ async def decoded(
 
     async with turn(state.decoders, until):
         thread = asyncio.get_running_loop().run_in_executor(None, run)
+        began = time.monotonic()
         try:
-            return await asyncio.shield(thread)
+            heard = await asyncio.shield(thread)
+            add(request, audio_seconds=len(heard.samples) / SAMPLE_RATE_HZ)
+            return heard
         finally:
+            add(request, decode_seconds=time.monotonic() - began)
             cancelled.set()
             while not thread.done():
                 with suppress(asyncio.CancelledError):
