@@ -72,13 +72,15 @@ async def _emptied(engine: Engine, seconds: float) -> None:
             await engine.empty.wait()
 
 
-def decoder_processes(settings: Settings) -> Any:
+def decoder_processes(settings: Settings, metrics: Metrics) -> Any:
     """The `Decoders`; None where they are not wanted, or the system can not hand over a descriptor."""
     if not settings.decoder_processes or not hasattr(socket, "send_fds"):
         return None
     from app.server.decoders import Decoders  # not to be imported on Windows
 
-    return Decoders(DECODERS)
+    decoders = Decoders(DECODERS, lost=lambda when: metrics.decoders_lost.labels(when).inc())
+    metrics.decoders.set_function(lambda: len(decoders.pids()))
+    return decoders
 
 
 @asynccontextmanager
@@ -86,7 +88,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the weights, run the engine, and end both."""
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    processes = app.state.processes = decoder_processes(settings)  # they start while the weights are loaded
+    processes = app.state.processes = decoder_processes(settings, metrics)  # they start while the weights are loaded
     bundle: Bundle = app.state.bundle or await asyncio.to_thread(
         load_bundle, settings.bundle, settings.device, settings.codec
     )
