@@ -23,6 +23,7 @@ from app.server.limits import Limits
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import ErrorResponse
+from app.server.tracing import tracing_for
 from app.settings import Settings, load_settings
 from app.system import docs, health, models, page
 from model.checkpoint import Bundle, load_bundle
@@ -114,6 +115,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(engine.stop)
         if processes is not None:
             await asyncio.to_thread(processes.close)
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
 
 
 def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:
@@ -126,6 +129,8 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         docs_url=None,  # system/docs.py has them, so that they want a key as all routes do
         redoc_url=None,
         openapi_url=None,
+        # its spans would tell queries, in which people put keys; ours are in `app.server.tracing`
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
     )
     app.state.settings = settings = settings or load_settings()
@@ -134,6 +139,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.keys = Keys(settings)
     app.state.bodies = Bodies(settings, metrics)
     app.state.limits = Limits(settings, metrics)
+    app.state.tracing = tracing_for(settings)
     install_errors(app)
     for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)

@@ -115,6 +115,9 @@ class Settings(BaseSettings):
     limit_concurrent_requests: int | None = Field(
         None, ge=1, description="requests of one client that may be inside at the same time; none = any"
     )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (http://HOST:4318) that gets a trace of each request; extra: tracing"
+    )
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines: a line each")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 

@@ -1,5 +1,6 @@
 """POST /continue."""
 
+import time
 from contextlib import AsyncExitStack
 
 from anyio import to_thread
@@ -15,6 +16,7 @@ from app.server.disconnect import unless_gone
 from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
+from app.server.tracing import mark
 
 router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
@@ -43,5 +45,7 @@ async def post_continue(request: Request) -> Response:
             return StreamedResponse(request, await unless_gone(request, opened(request, order, place), order.stage))
         made = await unless_gone(request, continued(request, order), order.stage)
         log_result(request, order, made, made.first_audio_seconds)
+        began = time.monotonic()
         answer = await to_thread.run_sync(response, request, order, made, limiter=state.encoders)
+        mark(request, "encode", began)
         return WholeResponse(request, answer, place)

@@ -29,6 +29,7 @@ from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, ServiceErr
 from app.server.limits import client_of
 from app.server.logs import note
 from app.server.multipart import Upload
+from app.server.tracing import follow
 from app.server.uploads import deadline, decoded
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
@@ -69,6 +70,7 @@ async def ordered(request: Request, upload: Upload[ContinueForm]) -> Continuatio
     note(request, n=form.n, streamed=form.stream, format=form.response_format)
     await request.app.state.limits.audio(client_of(request), audio_seconds)
     engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
+    follow(request, engine_request)
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
     return ContinuationRequest(form, engine_request, own, heard.warnings)
 

@@ -1,5 +1,6 @@
 """POST /score."""
 
+import time
 from contextlib import AsyncExitStack
 
 from anyio import to_thread
@@ -13,6 +14,7 @@ from app.server.disconnect import unless_gone
 from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
+from app.server.tracing import mark
 
 router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["score"])
 
@@ -31,5 +33,7 @@ async def post_score(request: Request) -> Response:
         place.enter_context(state.engine.reserve())
         async with forms.read(request, ScoreForm, state.settings, state.settings.max_files) as upload:
             scored = await unless_gone(request, score_audio(request, upload), "score")
+        began = time.monotonic()
         answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
+        mark(request, "encode", began)
         return WholeResponse(request, answer, place)

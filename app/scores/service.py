@@ -18,6 +18,7 @@ from app.scores.schemas import ScoreForm, ScoreResponse
 from app.server.limits import client_of
 from app.server.logs import note
 from app.server.multipart import Upload
+from app.server.tracing import follow
 from app.server.uploads import deadline, decoded, turn
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
@@ -97,6 +98,7 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> tup
         # the request alone holds the clip, so that the engine can let go of it
         work = ScoreRequest(arrived, until, heard.samples, context, window_of(form))
         del heard
+        follow(request, work)
         scored: Score = await engine.submit(work)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Draining
 from app.metrics import Metrics
 from app.server.errors import answer, unexpected
-from app.server.logs import answered
+from app.server.logs import PROBES, answered
+from app.server.tracing import Tracing
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
@@ -65,6 +66,11 @@ class RequestMiddleware:
 
         route = scope["path"] if scope["path"] in ROUTES else "other"
         method = scope["method"] if scope["method"] in METHODS else "other"
+        tracing: Tracing | None = scope["app"].state.tracing if route not in PROBES else None
+        if tracing is not None:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            trace = state["trace"] = tracing.begin(method, route, headers)
+            state["facts"] = {"trace_id": trace.trace_id}
         try:
             await self.app(scope, receive, send_named)
         except asyncio.CancelledError:  # the server stops, and its patience is at an end
@@ -81,3 +87,6 @@ class RequestMiddleware:
             self.metrics.request_seconds.labels(route).observe(seconds)
             client = scope["client"][0] if scope.get("client") else None
             answered(state, client, method, route, status, outcome, seconds)
+            if tracing is not None:
+                known = {"request_id": request_id, "key": state.get("key")}
+                tracing.end(state["trace"], status, outcome, known | state["facts"])

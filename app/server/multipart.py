@@ -21,6 +21,7 @@ from starlette.types import Message
 from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
 from app.server.bodies import Bodies
 from app.server.schemas import Form, checked
+from app.server.tracing import mark
 from app.settings import Settings
 
 F = TypeVar("F", bound=Form)
@@ -136,6 +137,7 @@ async def _read(
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
+    began = time.monotonic()
     try:
         data = await _parsed(_guard(request, settings, held), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
@@ -144,6 +146,8 @@ async def _read(
         if error.message.startswith("Too many files"):
             raise too_many(max_files) from error
         raise MalformedForm(error.message) from error
+    finally:
+        mark(request, "upload", began)
     try:
         files: list[UploadFile] = []
         fields: dict[str, str] = {}

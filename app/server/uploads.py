@@ -14,6 +14,7 @@ from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
 from app.errors import DeadlinePassed, FileTooLarge
 from app.server.logs import add
+from app.server.tracing import mark
 from app.settings import Settings
 from model.constants import SAMPLE_RATE_HZ
 
@@ -80,6 +81,7 @@ async def decoded(
             return heard
         finally:
             add(request, decode_seconds=time.monotonic() - began)
+            mark(request, "decode", began)
             cancelled.set()
             while not thread.done():
                 with suppress(asyncio.CancelledError):
