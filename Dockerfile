@@ -37,6 +37,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     WHISPERGPT_HOST=0.0.0.0 \
+    WHISPERGPT_LOG_FORMAT=json \
     WHISPERGPT_PORT=8000
 WORKDIR /srv
 # The step is compiled for the processor that builds; on another one the first start compiles anew, into the same folder.

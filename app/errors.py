@@ -79,6 +79,12 @@ class Overloaded(ServiceError):
     status, code, type = 429, "overloaded", "overloaded_error"
 
 
+class RateLimited(ServiceError):
+    """One client asks for more than its share; the server may have room."""
+
+    status, code, type = 429, "rate_limited", "rate_limit_error"
+
+
 class NotReady(ServiceError):
     status, code = 503, "not_ready"
 

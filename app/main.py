@@ -19,9 +19,11 @@ from app.scores import router as scores
 from app.server.auth import Keys
 from app.server.bodies import Bodies
 from app.server.errors import install as install_errors
+from app.server.limits import Limits
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import ErrorResponse
+from app.server.tracing import tracing_for
 from app.settings import Settings, load_settings
 from app.system import docs, health, models, page
 from model.checkpoint import Bundle, load_bundle
@@ -35,9 +37,9 @@ END_SECONDS = 5.0  # after `drain_seconds`: for what runs to end with what it ha
 UNREAD = 32  # streams that are made, hold no permit any more and wait for slow readers, each with all its samples
 FAILURES = {
     400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
-    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded",
-    431: "head_too_large", 500: "internal_error", 503: "not_ready, draining", 504: "timeout",
-    507: "storage_full",
+    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid",
+    429: "overloaded, rate_limited", 431: "head_too_large", 500: "internal_error", 503: "not_ready, draining",
+    504: "timeout", 507: "storage_full",
 }  # fmt: skip
 log = logging.getLogger("whispergpt")
 
@@ -71,13 +73,15 @@ async def _emptied(engine: Engine, seconds: float) -> None:
             await engine.empty.wait()
 
 
-def decoder_processes(settings: Settings) -> Any:
+def decoder_processes(settings: Settings, metrics: Metrics) -> Any:
     """The `Decoders`; None where they are not wanted, or the system can not hand over a descriptor."""
     if not settings.decoder_processes or not hasattr(socket, "send_fds"):
         return None
     from app.server.decoders import Decoders  # not to be imported on Windows
 
-    return Decoders(DECODERS)
+    decoders = Decoders(DECODERS, lost=lambda when: metrics.decoders_lost.labels(when).inc())
+    metrics.decoders.set_function(lambda: len(decoders.pids()))
+    return decoders
 
 
 @asynccontextmanager
@@ -85,7 +89,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the weights, run the engine, and end both."""
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
-    processes = app.state.processes = decoder_processes(settings)  # they start while the weights are loaded
+    processes = app.state.processes = decoder_processes(settings, metrics)  # they start while the weights are loaded
     bundle: Bundle = app.state.bundle or await asyncio.to_thread(
         load_bundle, settings.bundle, settings.device, settings.codec
     )
@@ -111,6 +115,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(engine.stop)
         if processes is not None:
             await asyncio.to_thread(processes.close)
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)
 
 
 def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:
@@ -123,6 +129,8 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         docs_url=None,  # system/docs.py has them, so that they want a key as all routes do
         redoc_url=None,
         openapi_url=None,
+        # its spans would tell queries, in which people put keys; ours are in `app.server.tracing`
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
     )
     app.state.settings = settings = settings or load_settings()
@@ -130,6 +138,8 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.bundle = bundle
     app.state.keys = Keys(settings)
     app.state.bodies = Bodies(settings, metrics)
+    app.state.limits = Limits(settings, metrics)
+    app.state.tracing = tracing_for(settings)
     install_errors(app)
     for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
         app.include_router(router)

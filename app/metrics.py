@@ -1,6 +1,6 @@
-"""Prometheus metrics, and the small ASGI middleware that counts, times and names requests."""
+"""Prometheus metrics."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
 FRAME_SECONDS = 1 / 75
 STEP_BUCKETS = tuple(FRAME_SECONDS * factor for factor in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.5, 2, 4, 8, 16))
@@ -16,6 +16,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, processor time, descriptors; Linux alone has them
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"whispergpt_{name}", text, labels, registry=self.registry)
@@ -57,6 +58,10 @@ class Metrics:
         self.disconnects = counter("client_disconnects", "Clients that left before their answer", "stage")
         self.broken = counter("streams_broken", "Streams that ended in an error after their first byte", "reason")
         self.input_errors = counter("input_errors", "Inputs that could not be used", "reason")
+        self.decoders_lost = counter("decoders_lost", "Decoder processes that ended unexpectedly", "when")
+        for when in ("file", "rest", "start"):
+            self.decoders_lost.labels(when)  # 0 before the first one, or its loss would be no increase
+        self.decoders = gauge("decoders", "Decoder processes that are there")
         self.nonfinite = counter("nonfinite_logits", "Answers withheld because a likelihood was not finite")
         self.token_nll = histogram("token_nll", "Mean negative log-likelihood of a clip, nats a token", NLL_BUCKETS)
         self.loop_lag = histogram("event_loop_lag_seconds", "How late the event loop runs", FIRST_AUDIO_BUCKETS)

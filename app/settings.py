@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidatorFunctionWrapHandler, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,6 +21,7 @@ PREFIX = "WHISPERGPT_"
 DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
 # variables of the prefix that are read elsewhere
 NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE", "CUDA_GRAPH"}
+KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whispergpt")
 
 
@@ -27,6 +29,27 @@ def default_threads() -> int:
     """The cores that this process may use, two at most: requests share them by being stepped together."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, 2))
+
+
+class NamedKey(SecretStr):
+    """A key, and what it is called in logs."""
+
+    def __init__(self, secret_value: str, name: str) -> None:
+        super().__init__(secret_value)
+        self.name = name
+
+
+def _split_keys(given: Any) -> Any:
+    """Text, as the environment and flags have it, becomes a list by its commas, or what it says as JSON."""
+    if not isinstance(given, str):
+        return given
+    if not given.lstrip().startswith(("[", "{")):
+        return [key.strip() for key in given.split(",")]
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        kind = "list" if given.lstrip().startswith("[") else "object"
+        raise ValueError(f"no JSON {kind}: {error.msg} at character {error.pos + 1}") from None
 
 
 class Settings(BaseSettings):
@@ -79,30 +102,44 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(30.0, ge=0, description="for running requests to end after SIGTERM")
     api_keys: Annotated[list[SecretStr], NoDecode] = Field(
-        [], description="keys that clients may use, separated by commas, or a JSON list; none = open to all"
+        [],
+        description="keys that clients may use: separated by commas, a JSON list, or names and keys as a JSON "
+        "object; none = open to all",
     )
     open_metrics: bool = Field(True, description="/metrics needs no key")
+    limit_requests_per_minute: int | None = Field(
+        None, ge=1, description="requests of one client (a key; without keys, an address) in a minute; none = any"
+    )
+    limit_audio_seconds_per_minute: int | None = Field(
+        None, ge=1, description="seconds of audio that one client may send and ask for in a minute; none = any"
+    )
+    limit_concurrent_requests: int | None = Field(
+        None, ge=1, description="requests of one client that may be inside at the same time; none = any"
+    )
+    otlp_endpoint: str | None = Field(
+        None, description="OpenTelemetry collector (http://HOST:4318) that gets a trace of each request; extra: tracing"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines: a line each")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", mode="wrap")
     @classmethod
-    def _split_keys(cls, given: Any) -> Any:
-        """Text, as the environment and flags have it, becomes a list: by its commas, or as JSON."""
-        if not isinstance(given, str):
-            return given
-        if not given.lstrip().startswith("["):
-            return [key.strip() for key in given.split(",")]
-        try:
-            return json.loads(given)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"no JSON list: {error.msg} at character {error.pos + 1}") from None
-
-    @field_validator("api_keys")
-    @classmethod
-    def _no_empty_key(cls, keys: list[SecretStr]) -> list[SecretStr]:
-        if any(not key.get_secret_value().strip() for key in keys):
+    def _named_keys(cls, given: Any, handler: ValidatorFunctionWrapHandler) -> list[SecretStr]:
+        """Names stay with their keys; a key that has none is called by its place in the list."""
+        given = _split_keys(given)
+        if isinstance(given, dict):
+            names, keys = list(given), handler(list(given.values()))
+        else:
+            keys = handler(given)
+            names = [getattr(key, "name", f"key-{place}") for place, key in enumerate(given, 1)]
+        secrets = [key.get_secret_value() for key in keys]
+        if any(not secret.strip() for secret in secrets):
             raise ValueError("an empty key would let everyone in")
-        return keys
+        if not all(isinstance(name, str) and KEY_NAME.fullmatch(name) for name in names):
+            raise ValueError("the name of a key is made of letters, digits, dots, - and _: 64 at most")
+        if set(names) & set(secrets):
+            raise ValueError("the name of a key is shown in logs: it must not be a key")
+        return [NamedKey(secret, name) for secret, name in zip(secrets, names, strict=True)]
 
     @classmethod
     def settings_customise_sources(

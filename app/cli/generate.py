@@ -3,14 +3,14 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from app.cli.interrupt import handled, stop_at_once
-from app.cli.options import console, errors, existing_files, form_options
+from app.cli.options import console, errors, existing_files, form_options, show_warnings
 from app.cli.output import check_output, whole_file
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.continuations.schemas import ContinueForm
@@ -106,15 +106,21 @@ def continue_command(
     if stream:
         from app.audio.encode import parts
         from app.cli.stream import stream_format, write_stream
-        from app.client.client import post_stream
+        from app.client.client import header_warnings, post_stream
 
         wanted = stream_format(out)
         if url is None:
-            write_stream(parts(wanted, here().stream()), out)
+            continuing = here()
+            show_warnings(clip, continuing.warnings)
+            write_stream(parts(wanted, continuing.stream()), out)
         else:
             fields = form.model_dump() | {"stream": True, "response_format": wanted}
             with progress_bar(f"from {url}", None, "kB/s") as bar:
-                write_stream(_told(post_stream(url, "/continue", [clip], fields, api_key), bar), out)
+
+                def heads(told: Mapping[str, str]) -> None:
+                    show_warnings(clip, header_warnings(told))
+
+                write_stream(_told(post_stream(url, "/continue", [clip], fields, api_key, heads), bar), out)
         errors.print(f"{out}: written while it was made, seed {form.seed}", markup=False, soft_wrap=True)
         return
     if url is None:
@@ -124,6 +130,7 @@ def continue_command(
 
         with progress_bar(f"waiting for {url}", None, ""):
             body = post(url, "/continue", [clip], form.model_dump(), api_key).json()
+    show_warnings(clip, body.get("warnings"))
     _write(body, out)
     choice = body["choices"][0]
     seconds = len(choice["tokens"]) / body["frame_rate"]

@@ -3,13 +3,14 @@
 import base64
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from app.audio.decode import hear
+from app.audio.decode import Heard, hear
 from app.audio.encode import encode
 from app.audio.formats import Samples
 from app.audio.mixing import join, limit, opening
@@ -44,13 +45,10 @@ def load(
         return load_bundle(settings.bundle, pick_device(settings.device), settings.codec), settings.codebooks
 
 
-def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
-    """A file, or a part of it, as the server would read it: (N,) at 24 kHz. Raises ServiceError."""
+def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Heard:
+    """A file, or a part of it, as the server would read it. Raises ServiceError."""
     with path.open("rb") as file:
-        heard = hear(file, MAX_SECONDS, start_seconds, end_seconds)
-    for warning in heard.warnings:
-        errors.print(f"{path}: {warning.message}", style="yellow", markup=False, soft_wrap=True)
-    return heard.samples
+        return hear(file, MAX_SECONDS, start_seconds, end_seconds)
 
 
 class Continuing:
@@ -60,7 +58,9 @@ class Continuing:
         self.bundle, self.form, self.mel = bundle, form, mel
         self.options: SamplingOptions = form.sampling()
         self.frames = frames_for_seconds(form.seconds)
-        prompt = torch.from_numpy(read(clip, form.prompt_start, form.prompt_end))
+        heard = read(clip, form.prompt_start, form.prompt_end)
+        self.warnings = [asdict(warning) for warning in heard.warnings]
+        prompt = torch.from_numpy(heard.samples)
         self.own: Samples = prompt.numpy()
         chunk_seconds = CHUNK_FRAMES / FRAME_RATE_HZ
         try:
@@ -107,7 +107,7 @@ class Continuing:
         samples = join(self.own, tail, samples) if self.form.include_prompt else limit(samples)
         nll = -sum(logprobs) / len(logprobs)
         tokens = len(self.state.tokens)
-        return {
+        body: dict[str, Any] = {
             "object": "audio.continuation",
             "model": self.bundle.name,
             "seed": self.options.seed,
@@ -127,6 +127,7 @@ class Continuing:
                 }
             ],
         }
+        return body | ({"warnings": self.warnings} if self.warnings else {})
 
 
 def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSource) -> list[dict[str, Any]]:
@@ -135,7 +136,8 @@ def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSour
     context, window = frames_for_seconds(form.prompt_seconds), window_of(form)
     for index, clip in enumerate(clips, 1):
         try:
-            samples = torch.from_numpy(read(clip))
+            heard = read(clip)
+            samples = torch.from_numpy(heard.samples)
             of_all = f" ({index} of {len(clips)})" if len(clips) > 1 else ""
             with progress_bar(f"{clip.name}{of_all}", len(samples) / SAMPLE_RATE_HZ, "x real time") as bar:
                 blocks = _told(samples, bar)
@@ -147,7 +149,7 @@ def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSour
         except OSError as error:
             results.append({"filename": clip.name, "error": {"message": error.strerror or str(error)}})
         else:
-            results.append(result(clip.name, scored, form))
+            results.append(result(clip.name, scored, form, heard.warnings))
     return results
 
 

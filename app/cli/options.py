@@ -226,6 +226,12 @@ def dataclass_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_options(command, {name: _fields(kind) for name, kind in hints.items() if is_dataclass(kind)})
 
 
+def show_warnings(what: object, warnings: "list[dict[str, str]] | None") -> None:
+    """What an answer tells of its file beside the numbers, a line each, on standard error."""
+    for warning in warnings or []:
+        errors.print(f"{what}: {warning['message']}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 def pick_device(device: str) -> str:
     """`auto` becomes `cuda` where there is one, else `cpu`. Raises UserError when CUDA is asked for and absent."""
     import torch

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from app.cli.interrupt import handled, stop_at_once
-from app.cli.options import console, errors, existing_files, form_options
+from app.cli.options import console, errors, existing_files, form_options, show_warnings
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.scores.schemas import ScoreForm
 
@@ -72,6 +72,8 @@ def score_command(
         typer.echo(json.dumps(body))
     else:
         _show_scores(body["results"])
+    for one in body["results"]:
+        show_warnings(one["filename"], one.get("warnings"))
     bad = [one for one in body["results"] if "error" in one]
     for one in bad:
         errors.print(f"{one['filename']}: {one['error']['message']}", style="red", markup=False, soft_wrap=True)

@@ -1,9 +1,8 @@
 """What `whisper-gpt serve` runs."""
 
 import asyncio
-import copy
 import errno
-import logging
+import logging.config
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from app.cli.options import console, errors, pick_device
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
+from app.server.logs import configuration, take_prints
 from app.settings import PREFIX, Settings
 from model.checkpoint import load_bundle
 
@@ -118,6 +118,10 @@ def serve(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    if not settings.decoder_processes:
+        take_prints()
+    logging.config.dictConfig(configuration(settings))
+    logging.captureWarnings(settings.log_format == "json")
     try:
         listeners = bound(settings.host, settings.port)  # before the weights are read, which takes a while
     except OSError as error:
@@ -129,29 +133,21 @@ def serve(settings: Settings) -> None:
         for listener in listeners:
             held.enter_context(listener)
         bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
-        logs = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
-        for name in ("whispergpt", "model"):
-            logs["loggers"][name] = {
-                "handlers": ["default"],
-                "level": settings.log_level.upper(),
-                "propagate": False,
-            }
         logging.getLogger("uvicorn.error").addFilter(no_fault)
         if settings.port:  # else it is not known yet
-            console.print(
-                f"the page, as soon as the server is ready: {page_address(settings)}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            told = f"the page, as soon as the server is ready: {page_address(settings)}"
+            if settings.log_format == "json":
+                log.info(told)
+            else:
+                console.print(told, markup=False, highlight=False, soft_wrap=True)
         app = create_app(settings, bundle)
         how = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
             http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
-            log_config=logs,
-            log_level=settings.log_level.lower(),
+            log_config=None,
+            access_log=False,  # it tells queries; ours are the middleware's
             server_header=False,
         )
         server = Server(how)

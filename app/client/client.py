@@ -1,7 +1,7 @@
 """`continue` and `score` against a running server (`--url`)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,12 @@ def _answer(
                 answer.close()
 
 
+def header_warnings(headers: Mapping[str, str]) -> list[dict[str, str]]:
+    """The ``warnings`` of an answer that is bare audio."""
+    told = [one.partition(": ") for one in headers.get("x-whispergpt-warning", "").split("; ") if one]
+    return [{"code": code, "message": message} for code, _, message in told]
+
+
 def post(url: str, path: str, files: list[Path], fields: dict[str, Any], key: str | None = None) -> httpx.Response:
     """Posts a form with files; fields that are None are left out. Raises UserError when the answer is not a 200."""
     with _answer(url, path, files, fields, key) as answer:
@@ -68,8 +74,17 @@ def post(url: str, path: str, files: list[Path], fields: dict[str, Any], key: st
 
 
 def post_stream(
-    url: str, path: str, files: list[Path], fields: dict[str, Any], key: str | None = None
+    url: str,
+    path: str,
+    files: list[Path],
+    fields: dict[str, Any],
+    key: str | None = None,
+    begun: Callable[[Mapping[str, str]], None] = lambda headers: None,
 ) -> Iterator[bytes]:
-    """The same, part by part as the answer comes. Raises UserError, also when it ends before its end."""
+    """The same, part by part as the answer comes; ``begun`` gets its headers before the first part.
+
+    Raises UserError, also when it ends before its end.
+    """
     with _answer(url, path, files, fields, key) as answer:
+        begun(answer.headers)
         yield from answer.iter_raw()

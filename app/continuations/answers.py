@@ -25,6 +25,7 @@ from app.continuations.schemas import (
 )  # fmt: skip
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.errors import AudioTooShort, ServiceError
+from app.server.logs import note
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.inference.scoring import MIN_FRAMES
 
@@ -75,6 +76,14 @@ def timings(asked: ContinuationRequest, result: GenerationResult, first_audio_se
         total_seconds=time.monotonic() - asked.engine_request.arrived,
         real_time_factor=result.generated_seconds / max(result.loop_seconds, 1e-9),
     )
+
+
+def log_result(
+    request: Request, asked: ContinuationRequest, result: GenerationResult, first_audio_seconds: float
+) -> None:
+    """What the request's line in the log tells of its answer."""
+    spent = timings(asked, result, first_audio_seconds).model_dump(exclude={"total_seconds"})
+    note(request, made_audio_seconds=result.generated_seconds, finish_reason=result.finish_reason, **spent)
 
 
 def server_timing(spent: Timings) -> dict[str, str]:

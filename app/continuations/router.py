@@ -1,5 +1,6 @@
 """POST /continue: from the upload to a request for the engine, and from its result to an answer."""
 
+import time
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -7,7 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.audio.formats import MEDIA_TYPES
-from app.continuations.answers import ContinuationRequest, too_short, whole_answer
+from app.continuations.answers import ContinuationRequest, log_result, too_short, whole_answer
 from app.continuations.schemas import ContinueForm, ContinueResponse
 from app.continuations.stream import StreamedResponse, opened
 from app.engine.engine import Engine
@@ -16,13 +17,16 @@ from app.errors import AudioTooLong, InvalidParameter
 from app.server import uploads
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
+from app.server.limits import client_of, limited
+from app.server.logs import note
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
+from app.server.tracing import follow, mark
 from app.settings import Settings
-from model.constants import frames_for_seconds
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.scoring import TooShortError
 
-router = APIRouter(dependencies=[Depends(require_key)], tags=["continue"])
+router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
 EVENTS = {
     "schema": {"type": "string", "description": "stream=true: audio.delta, ..., audio.done; or audio.error"},
@@ -41,13 +45,17 @@ async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
     state = request.app.state
     async with AsyncExitStack() as permit:
+        permit.enter_context(state.limits.one(client_of(request)))
         permit.enter_context(state.engine.acquire())
         async with uploads.received(request, ContinueForm, max_files=1) as upload:
             asked = await unless_gone(request, checked(request, upload), "decode")
         if asked.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, asked, permit), asked.stage))
         result = await unless_gone(request, generated(request, asked), asked.stage)
+        log_result(request, asked, result, result.first_audio_seconds)
+        began = time.monotonic()
         answer = await to_thread.run_sync(whole_answer, request, asked, result, limiter=state.encoders)
+        mark(request, "encode", began)
         return WholeResponse(request, answer, permit)
 
 
@@ -62,7 +70,11 @@ async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> Con
     arrived, until = uploads.deadline(request, settings, form.timeout_seconds)
     heard = await uploads.decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
     prompt, frames = heard.samples, frames_for_seconds(form.seconds)
+    note(request, n=form.n, streamed=form.stream, format=form.response_format)
+    audio_seconds = len(prompt) / SAMPLE_RATE_HZ + form.n * frames / FRAME_RATE_HZ
+    await request.app.state.limits.audio(client_of(request), audio_seconds)
     engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
+    follow(request, engine_request)
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
     return ContinuationRequest(form, engine_request, own, heard.warnings)
 

@@ -16,12 +16,13 @@ from starlette.types import Receive, Scope, Send
 from app.audio.encode import PcmEncoder, encoder
 from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
 from app.audio.mixing import limit, opening
-from app.continuations.answers import ContinuationRequest, headers, summary, too_short
+from app.continuations.answers import ContinuationRequest, headers, log_result, summary, too_short
 from app.continuations.schemas import Delta
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
 from app.server.disconnect import unless_gone
 from app.server.errors import told
+from app.server.logs import note
 from app.server.responses import Stalled, handed_over
 from app.server.schemas import ErrorBody, ErrorResponse
 from app.server.sse import event
@@ -165,6 +166,7 @@ class StreamedResponse(Response):
         except ClientGone as gone:
             metrics.disconnects.labels(gone.stage).inc()
             self._request.state.outcome = "disconnected"
+            note(self._request, left_at=gone.stage)
         except asyncio.CancelledError:  # the server stops, and its patience is at an end
             await self._break(send, Draining("the server is shutting down"))
             raise
@@ -202,6 +204,7 @@ class StreamedResponse(Response):
         log.error("the stream of request %s broke: %s", state.request_id, error.code)
         self._request.app.state.metrics.broken.labels(error.code).inc()
         state.outcome = "server_error"
+        note(self._request, error=error.code)
         if self._form != "json" or not self._begun:
             return
         words = event("audio.error", ErrorResponse(error=ErrorBody(**error.body(state.request_id))))
@@ -221,6 +224,7 @@ class StreamedResponse(Response):
                 for block in blocks(limit(latest.samples)):
                     yield file.feed(block)
             assert isinstance(latest, GenerationResult), latest
+            log_result(self._request, self._stream.asked, latest, self._first_audio_seconds)
             if latest.finish_reason == "cancelled":
                 raise Draining("the server is shutting down")
             yield file.finish()
@@ -236,5 +240,6 @@ class StreamedResponse(Response):
             self._made_audio = True
             yield delta(latest.choice, limit(latest.samples), latest.tokens.tolist(), latest.logprobs.tolist())
         assert isinstance(latest, GenerationResult), latest
+        log_result(self._request, self._stream.asked, latest, self._first_audio_seconds)
         done = summary(self._request, self._stream.asked, latest, self._first_audio_seconds)
         yield event("audio.done", done, sparse=True)

@@ -211,6 +211,7 @@ class Engine:
                 done = not isinstance(event, PrefillDone | AudioChunk)
                 yield event
         finally:
+            request.ended = time.monotonic()
             self.admission.end(request, done)
             results.close()
             request.forget()

@@ -128,14 +128,15 @@ class PrefillPool:
         if samples is None:
             raise Cancelled
         request.stage = "prefill"
-        begin = time.monotonic()
+        begin = request.read_began = time.monotonic()
         prompt = prefill(
             self._bundle,
             torch.from_numpy(samples),
             codebooks=self._codebooks,
             between=lambda: self.go_on(request, "the prompt could not be read in time"),
         )
-        took = time.monotonic() - begin
+        request.read_ended = time.monotonic()
+        took = request.read_ended - begin
         request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
         self._metrics.prefill_seconds.observe(took)
         logprobs = prompt.logprobs.cpu().numpy()

@@ -121,6 +121,9 @@ class EngineRequest:
     samples: FloatArray | None  # (N,) at 24 kHz; None as soon as nobody needs them
     cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     submitted: float = field(default=0.0, init=False)
+    read_began: float = field(default=0.0, init=False)  # its prompt: when, and until when
+    read_ended: float = field(default=0.0, init=False)
+    ended: float = field(default=0.0, init=False)  # it has its answer, or nobody waits for one
     started: float = field(default=0.0, init=False)  # it computes what it was asked for; until then it waits
     stage: Stage = field(default="queue", init=False)
     streamed: bool = field(default=False, init=False)

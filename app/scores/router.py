@@ -1,5 +1,6 @@
 """POST /score."""
 
+import time
 from contextlib import AsyncExitStack
 
 from anyio import to_thread
@@ -10,10 +11,12 @@ from app.scores.service import response, score_audio
 from app.server import uploads
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
+from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
 from app.server.schemas import multipart
+from app.server.tracing import mark
 
-router = APIRouter(dependencies=[Depends(require_key)], tags=["score"])
+router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["score"])
 
 
 @router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
@@ -26,8 +29,11 @@ async def post_score(request: Request) -> Response:
     """
     state = request.app.state
     async with AsyncExitStack() as permit:
+        permit.enter_context(state.limits.one(client_of(request)))
         permit.enter_context(state.engine.acquire())
         async with uploads.received(request, ScoreForm, state.settings.max_files) as upload:
             scored = await unless_gone(request, score_audio(request, upload), "score")
+        began = time.monotonic()
         answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
+        mark(request, "encode", began)
         return WholeResponse(request, answer, permit)

@@ -15,9 +15,12 @@ from app.engine.engine import Engine
 from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.schemas import ScoreForm, ScoreResponse
+from app.server.limits import client_of
+from app.server.logs import note
+from app.server.tracing import follow
 from app.server.uploads import Upload, deadline, decoded, turn
 from app.settings import Settings
-from model.constants import FRAME_RATE_HZ, frames_for_seconds
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.scoring import Baseline, Score, TooShortError, Window, WindowError, WindowScore
 
 
@@ -89,10 +92,12 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm) -> tup
     try:
         async with turn(request.app.state.clip_decoders, until):
             heard = await decoded(request, file, until, settings.max_score_seconds)
+        await request.app.state.limits.audio(client_of(request), len(heard.samples) / SAMPLE_RATE_HZ)
         context, warnings = frames_for_seconds(form.prompt_seconds), heard.warnings
         # the request alone holds the clip, so that the engine can let go of it
         work = ScoreRequest(arrived, until, heard.samples, context, window_of(form))
         del heard
+        follow(request, work)
         scored: Score = await engine.submit(work)
     except (TooShortError, WindowError) as error:
         raise clip_error(error) from error
@@ -106,6 +111,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> ScoreRespo
 
     Raises the first clip's error when all have one, and what is no clip's fault (504, 503) at once.
     """
+    note(request, clips=len(upload.files))
     results: list[dict[str, Any]] = []
     errors: list[ClientError] = []
     for file in upload.files:

@@ -6,7 +6,7 @@ import hmac
 from fastapi import Request
 
 from app.errors import InvalidApiKey
-from app.settings import Settings
+from app.settings import NamedKey, Settings
 
 
 def _header(request: Request, name: str) -> bytes:
@@ -24,9 +24,13 @@ class Keys:
 
     def __init__(self, settings: Settings) -> None:
         self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
+        self._names = [key.name for key in settings.api_keys if isinstance(key, NamedKey)]
 
     def check(self, request: Request) -> None:
-        """Raises InvalidApiKey unless the request carries a key, as ``Authorization: Bearer`` or ``x-api-key``."""
+        """Raises InvalidApiKey unless the request carries a key, as ``Authorization: Bearer`` or ``x-api-key``.
+
+        Its name is the request's ``state.key`` from then on.
+        """
         if not self._digests:
             return
         scheme, _, token = _header(request, "authorization").partition(b" ")
@@ -35,6 +39,7 @@ class Keys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them: no early end
         if not any(matches):
             raise InvalidApiKey("send a valid key as Authorization: Bearer KEY", headers={"www-authenticate": "Bearer"})
+        request.state.key = self._names[matches.index(True)]
 
 
 def require_key(request: Request) -> None:

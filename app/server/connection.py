@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.errors import HeadTooLarge, MalformedRequest, ServiceError, UploadTimeout
 from app.metrics import Metrics
+from app.server.logs import answered
 from app.server.middleware import REQUEST_ID, SAFE_HEADERS
 from app.settings import Settings
 
@@ -285,6 +286,8 @@ class Connection(HttpToolsProtocol):
         head = STATUS_LINE[error.status] + b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         self.transport.write(head + b"\r\n" + body)
         self.metrics.requests.labels("other", "client_error").inc()
+        state = {"request_id": request_id, "facts": {"error": error.code}}
+        answered(state, self.client[0] if self.client else None, "other", "other", error.status, "client_error", 0.0)
         self.metrics.input_errors.labels(error.code).inc()
         self._last_word = error
         self.close()

@@ -125,9 +125,23 @@ class Decoder:
 
 
 class Decoders:
-    """So many processes, each with one file at a time."""
+    """So many processes, each with one file at a time.
 
-    def __init__(self, count: int, files: int = FILES, memory_bytes: int = MEMORY_BYTES) -> None:
+    Args:
+        count: processes.
+        files: that each decodes before another takes its place.
+        memory_bytes: of each one's address space.
+        lost: told of each that ended unexpectedly: over a "file", at "rest", or at its "start".
+    """
+
+    def __init__(
+        self,
+        count: int,
+        files: int = FILES,
+        memory_bytes: int = MEMORY_BYTES,
+        lost: Callable[[str], None] = lambda when: None,
+    ) -> None:
+        self._lost = lost
         self._files, self._memory_bytes = files, memory_bytes
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         self._all: set[Decoder] = set()
@@ -151,6 +165,7 @@ class Decoders:
                 return
             self._forget(decoder)
             if not self._closed:
+                self._lost("start")
                 log.error("a decoder did not start; the next try is in %.1f s", wait)
                 time.sleep(wait)
                 wait = min(2 * wait, 10.0)
@@ -188,6 +203,7 @@ class Decoders:
             self._forget(decoder)
             if stop() or time.monotonic() > until:
                 raise DeadlinePassed("the file could not be decoded in time") from None
+            self._lost("file")
             log.error("a decoder was lost over a file: exit status %s", decoder.process.returncode)
             raise DecoderLost("the decoder of this file ended unexpectedly: send it again, or as FLAC") from None
         if decoder.files < self._files:
@@ -208,6 +224,7 @@ class Decoders:
                 decoder = self._free.get(timeout=LOOK_SECONDS)
                 if decoder.process.poll() is None:
                     return decoder
+                self._lost("rest")
                 log.error("a decoder was lost at rest: exit status %s", decoder.process.returncode)
                 self._begin()
                 self._forget(decoder)

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.errors import ClientError, ClientGone, ServiceError
+from app.server.logs import note
 
 log = logging.getLogger("whispergpt")
 FRAMEWORK = {400: "malformed_request", 404: "not_found", 405: "method_not_allowed"}
@@ -14,6 +15,7 @@ FRAMEWORK = {400: "malformed_request", 404: "not_found", 405: "method_not_allowe
 
 def answer(request: Request, error: ServiceError) -> JSONResponse:
     """The response that an error becomes."""
+    note(request, error=error.code)
     return JSONResponse(
         {"error": error.body(getattr(request.state, "request_id", None))}, error.status, headers=error.headers
     )
@@ -37,6 +39,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 async def _client_gone(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ClientGone)
     request.app.state.metrics.disconnects.labels(error.stage).inc()
+    note(request, left_at=error.stage)
     return JSONResponse(None, 499)  # nginx's status for it; only logs and metrics see it
 
 

@@ -1,4 +1,4 @@
-"""The small ASGI middleware that counts, times and names requests."""
+"""The small ASGI middleware that counts, times, names and logs requests."""
 
 import asyncio
 import re
@@ -12,10 +12,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Draining
 from app.metrics import Metrics
 from app.server.errors import answer, unexpected
+from app.server.logs import PROBES, answered
+from app.server.tracing import Tracing
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -27,7 +30,7 @@ def outcome_of(status: int) -> str:
 
 
 class RequestMiddleware:
-    """Gives each request an id, takes it over from the client, returns it; counts and times the request.
+    """Gives each request an id, takes it over from the client, returns it; counts, times and logs the request.
 
     Each answer forbids browsers to guess its type and to show it in a frame; a page may have a longer policy.
 
@@ -62,6 +65,12 @@ class RequestMiddleware:
             await send(message)
 
         route = scope["path"] if scope["path"] in ROUTES else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        tracing: Tracing | None = scope["app"].state.tracing if route not in PROBES else None
+        if tracing is not None:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            trace = state["trace"] = tracing.begin(method, route, headers)
+            state["facts"] = {"trace_id": trace.trace_id}
         try:
             await self.app(scope, receive, send_named)
         except asyncio.CancelledError:  # the server stops, and its patience is at an end
@@ -73,5 +82,11 @@ class RequestMiddleware:
                 raise  # too late for another answer: the server cuts the connection
             await unexpected(Request(scope), error)(scope, receive, send_named)
         finally:
-            self.metrics.requests.labels(route, state.get("outcome", outcome_of(status))).inc()
-            self.metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+            outcome, seconds = state.get("outcome", outcome_of(status)), time.monotonic() - started
+            self.metrics.requests.labels(route, outcome).inc()
+            self.metrics.request_seconds.labels(route).observe(seconds)
+            client = scope["client"][0] if scope.get("client") else None
+            answered(state, client, method, route, status, outcome, seconds)
+            if tracing is not None:
+                known = {"request_id": request_id, "key": state.get("key")}
+                tracing.end(state["trace"], status, outcome, known | state["facts"])

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
+from app.server.tracing import mark
 from app.settings import Settings
 
 MAX_FIELDS = 64
@@ -123,6 +124,7 @@ async def parsed(request: Request, settings: Settings, max_files: int, held: Cal
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").lower()
     if charset not in (b"utf-8", b"us-ascii"):  # Python has codecs that make text which cannot be sent back
         raise MalformedForm("send the form in UTF-8")
+    began = time.monotonic()
     try:
         return await _parsed(_guard(request, settings, held), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
@@ -131,3 +133,5 @@ async def parsed(request: Request, settings: Settings, max_files: int, held: Cal
         if error.message.startswith("Too many files"):
             raise too_many(max_files) from error
         raise MalformedForm(error.message) from error
+    finally:
+        mark(request, "upload", began)

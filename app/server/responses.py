@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import ClientGone
 from app.server.disconnect import unless_gone
+from app.server.logs import note
 
 PART_BYTES = 65_536  # what a server's socket buffers before it makes the sender wait
 
@@ -77,6 +78,7 @@ class WholeResponse(Response):
             except ClientGone as gone:
                 state.metrics.disconnects.labels(gone.stage).inc()
                 self._request.state.outcome = "disconnected"
+                note(self._request, left_at=gone.stage)
 
     async def _send_all(self, send: Send) -> None:
         seconds = self._request.app.state.settings.send_timeout_seconds

@@ -19,9 +19,12 @@ from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
 from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter
 from app.server.bodies import Bodies
+from app.server.logs import add
 from app.server.multipart import parsed, too_many
 from app.server.schemas import Form, checked
+from app.server.tracing import mark
 from app.settings import Settings
+from model.constants import SAMPLE_RATE_HZ
 
 F = TypeVar("F", bound=Form)
 
@@ -122,9 +125,14 @@ async def decoded(
 
     async with turn(state.decoders, until):
         thread = asyncio.get_running_loop().run_in_executor(None, run)
+        began = time.monotonic()
         try:
-            return await asyncio.shield(thread)
+            heard = await asyncio.shield(thread)
+            add(request, audio_seconds=len(heard.samples) / SAMPLE_RATE_HZ)
+            return heard
         finally:
+            add(request, decode_seconds=time.monotonic() - began)
+            mark(request, "decode", began)
             cancelled.set()
             while not thread.done():
                 with suppress(asyncio.CancelledError):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def test_metrics_count_what_happened(serve: Any, clip: bytes) -> None:
 def test_metrics_are_readable(service: Any) -> None:
     answer = service.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
-    assert all(name.startswith("whispergpt_") for name in families)
+    assert all(name.startswith(("whispergpt_", "process_")) for name in families)
+    if sys.platform == "linux":
+        assert {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds"} <= set(families)
     (build,) = families["whispergpt_build_info"].samples
     assert build.labels["model"] == "random-tiny"
 

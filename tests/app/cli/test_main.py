@@ -377,6 +377,36 @@ def test_server_and_command_line_make_the_same_bytes(server: str, tmp_path: Path
     assert here.read_bytes() == there.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clip of which there is something to tell."""
+    file = tmp_path_factory.mktemp("silent") / "silent.wav"
+    soundfile.write(file, np.zeros(24_000, np.float32), SAMPLE_RATE_HZ)
+    return file
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_warnings_are_told(server: str, silent: Path, tmp_path: Path, remote: bool) -> None:
+    """On standard error, and in what is JSON; here and by a server, whole and streamed, in the same words."""
+    more = ["--url", server, "--api-key", "sesame"] if remote else []
+    words = "silent.wav: the clip is silent"
+    short = ["--seconds", 0.2, *more]
+    for out, options in (("a.wav", []), ("a.json", []), ("b.wav", ["--stream"]), ("b.opus", ["--stream"])):
+        result = run("continue", silent, "-o", tmp_path / out, *short, *options)
+        assert result.exit_code == 0, result.output
+        assert result.stderr.count(words) == 1, result.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["warnings"][0]["code"] == "silent_clip"
+    result = run("continue", SPEECH, "-o", tmp_path / "c.json", *short)
+    assert "warnings" not in json.loads((tmp_path / "c.json").read_text())
+    for options in ([], ["--json"]):
+        result = run("score", SPEECH, silent, *options, *more)
+        assert result.exit_code == 0 and result.stderr.count(words) == 1, result.stderr
+        assert "silent.wav:" not in result.stdout and "speech.flac:" not in result.stderr
+    speech, quiet = json.loads(result.stdout)["results"]
+    assert "warnings" not in speech
+    assert [one["code"] for one in quiet["warnings"]] == ["silent_clip"]
+
+
 def test_server_and_command_line_agree_on_scores(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPERGPT_API_KEY", "sesame")
     options = ["--json", "--detail", "tokens", "--prompt-seconds", 0.5, "--window-seconds", 3]

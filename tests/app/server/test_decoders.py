@@ -34,8 +34,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="descriptors are
 
 
 @contextmanager
-def running(count: int = 2, files: int = 1_000, memory_bytes: int = MEMORY_BYTES) -> Iterator[Decoders]:
-    decoders = Decoders(count, files, memory_bytes)
+def running(count: int = 2, files: int = 1_000, memory_bytes: int = MEMORY_BYTES, **options: Any) -> Iterator[Decoders]:
+    decoders = Decoders(count, files, memory_bytes, **options)
     try:
         yield decoders
     finally:
@@ -133,13 +133,15 @@ def test_a_killed_decoder_loses_its_own_request_alone(hour: bytes, clip: bytes) 
 
 
 def test_a_decoder_that_was_killed_at_rest_is_noticed_first(clip: bytes) -> None:
-    with running() as decoders:
+    lost: list[str] = []
+    with running(lost=lost.append) as decoders:
         until(lambda: full(decoders))
         for pid in decoders.pids():
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
         assert len(ask(decoders, clip).samples) > 0
         assert len(ask(decoders, clip).samples) > 0
+        assert set(lost) == {"rest"}
 
 
 def test_one_that_hangs_is_ended_at_the_deadline(clip: bytes) -> None:
@@ -251,6 +253,9 @@ def test_the_server_goes_on(serve: Any, hour: bytes, clip: bytes) -> None:
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
     assert service.app.state.engine.in_use == 0
     until(lambda: full(processes))
+    assert service.value("decoders_lost_total", when="file") == 1
+    assert service.value("decoders_lost_total", when="rest") == 0
+    assert service.value("decoders") == 2
 
 
 def test_it_can_be_turned_off(serve: Any, clip: bytes) -> None:

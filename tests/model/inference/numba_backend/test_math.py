@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from model.inference.numba_backend import math as functions
 from model.inference.numba_backend.jit import compiled
-from model.lm.kv_cache import kept
+from model.lm.kv_cache import round_to_cache_dtype
 
 
 @compiled
@@ -27,7 +27,7 @@ def each_erf(x: Any, out: Any) -> None:
 @compiled
 def each_kept(ring: Any, x: Any) -> None:
     for i in range(x.shape[0]):
-        ring[i] = functions.kept(ring, x[i])
+        ring[i] = functions.round_to_cache_dtype(ring, x[i])
 
 
 def test_what_rings_hold_is_rounded_to_float16() -> None:
@@ -42,9 +42,9 @@ def test_what_rings_hold_is_rounded_to_float16() -> None:
     np.testing.assert_array_equal(halves, x.astype(np.float16).view(np.uint16))
     normal = np.abs(x) >= 2**-14
     np.testing.assert_array_equal(floats[normal], x[normal].astype(np.float16).astype(np.float32))
-    np.testing.assert_array_equal(halves, kept(torch.from_numpy(x)).half().numpy().view(np.uint16))
+    np.testing.assert_array_equal(halves, round_to_cache_dtype(torch.from_numpy(x)).half().numpy().view(np.uint16))
     for ring in (halves, floats):
-        plain = np.array([functions.kept(ring, value) for value in x[:1000]], ring.dtype)
+        plain = np.array([functions.round_to_cache_dtype(ring, value) for value in x[:1000]], ring.dtype)
         np.testing.assert_array_equal(plain[normal[:1000]], ring[:1000][normal[:1000]])
 
 
