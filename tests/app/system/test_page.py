@@ -108,6 +108,15 @@ def test_the_page_is_open_and_the_interface_is_not(serve: Any, clip: bytes) -> N
         assert service.post(path, clip).status_code == 401
 
 
+def test_limits_are_told(serve: Any) -> None:
+    """So that the page need not learn them from refusals; open, as the page is."""
+    answer = serve(api_keys=[SecretStr("secret")], max_prompt_seconds=12, max_seconds=7).get("/limits.json")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["max_prompt_seconds"], told["max_seconds"]) == (12, 7)
+    assert all(isinstance(value, float) for value in told.values())
+
+
 def test_it_is_no_part_of_the_described_interface(service: Any) -> None:
     paths = service.get("/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith(("/static", "/examples"))]
