@@ -5,6 +5,8 @@
 """
 
 import base64
+import csv
+import io
 import itertools
 import os
 import re
@@ -32,6 +34,7 @@ ROOT = Path(__file__).parents[3]
 BUNDLE = Path(os.environ.get("WHISPERGPT_TEST_BUNDLE", ROOT / "weights" / "default")).absolute()
 SPEECH = ROOT / "examples" / "speech.flac"
 SPEECH_FRAMES = 475
+MUSIC = ROOT / "examples" / "music.flac"
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "build" / "page"))
 LEAD_IN_FRAMES = 3 * 75  # of the clip are heard before its continuation
 WAIT_MS = 60_000  # for what takes a second on an idle machine
@@ -441,6 +444,17 @@ def test_a_key_is_asked_for(browser: Any, tmp_path: Path) -> None:
         assert "open sesame" not in page.evaluate("JSON.stringify(localStorage)"), "not unless it is asked for"
         page.click("#copy-curl")
         assert "open sesame" not in page.input_value("#curl")
+        page.reload()
+        choose(page, SPEECH)
+        page.click("#go")
+        has_text(page, "#error", "This server wants an API key.")
+        page.fill("#key", "open sesame")
+        page.check("#remember-key")
+        page.get_by_role("button", name="Use it").click()
+        has_text(page, "#status", "Made.")
+        page.reload()
+        choose(page, SPEECH)
+        make(page)
         assert page.is_hidden("#key")
         assert page.is_hidden("#error")
         pages.forgive_refusals()
@@ -664,10 +678,73 @@ def test_the_last_clip_is_not_shown_while_one_is_recorded(pages: Pages) -> None:
     assert page.is_visible("#picture")
 
 
+def test_what_is_sent_is_told(pages: Pages, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(SPEECH)
+    soundfile.write(tmp_path / "long.wav", np.tile(samples, 8), rate)
+    page = pages.open()
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.send("Network.emulateNetworkConditions", {"offline": False, "latency": 0, "downloadThroughput": -1,
+                                                      "uploadThroughput": 1_000_000})  # fmt: skip
+    page.click("#tab-score")
+    page.set_input_files("#score-files", tmp_path / "long.wav")
+    has_text(page, "#scores tbody span", re.compile(r"^sending: \d+ %$"))
+    has_text(page, "#status", "1 clip scored.")
+
+
+def figures_of(page: Any) -> list[list[str]]:
+    """The rows as they stand: name, what is told of it, figures."""
+    return [row.locator("th button, th span, td").all_inner_texts() for row in page.locator("#scores tbody tr").all()]
+
+
+def test_scores(pages: Pages, api: httpx.Client, tmp_path: Path) -> None:
+    (tmp_path / "notes.wav").write_bytes(b"no audio at all, in any format")
+    page = pages.open()
+    page.click("#tab-score")
+    page.set_input_files("#score-files", [SPEECH, MUSIC, tmp_path / "notes.wav"])
+    has_text(page, "#status", "2 clips scored, 1 could not be.")
+    pages.forgive_refusals()
+    files = [("file", (path.name, path.read_bytes())) for path in (SPEECH, MUSIC)]
+    results = api.post("/score", files=files).json()["results"]
+    rows = {row[0]: row for row in figures_of(page)}
+    for each in results:
+        wanted = [f"{each['seconds']:.2f}", nats(-each["nll"]).removesuffix(" nats")]
+        assert rows[each["filename"]][2:4] == wanted
+    assert rows["notes.wav"][1].startswith("Not a known audio file")
+    page.get_by_role("button", name="Log-likelihood, nats per token").click()
+    likeliest = sorted(results, key=lambda each: each["nll"])
+    assert [row[0] for row in figures_of(page)] == [each["filename"] for each in likeliest] + ["notes.wav"]
+    page.get_by_role("button", name="Log-likelihood, nats per token").click()
+    assert [row[0] for row in figures_of(page)][:2] == [each["filename"] for each in likeliest[::-1]]
+    page.get_by_role("button", name="music.flac").click()
+    has_text(page, "#score-shown", "music.flac")
+    page.wait_for_timeout(100)
+    drag(page, "#score-timeline", 0.4, 0.6)
+    has_text(page, "#window-told", re.compile(r"^3\.\d\d s to 4\.\d\d s$"))
+    page.select_option("#normalise-by", "alone")
+    page.click("#score-window")
+    has_text(page, "#status", "2 clips scored, 1 could not be.")
+    pages.forgive_refusals()
+    with page.expect_download() as waiting:
+        page.click("#export-csv")
+    waiting.value.save_as(tmp_path / "scores.csv")
+    table = {row["filename"]: row for row in csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text()))}
+    assert table["notes.wav"]["error"].startswith("Not a known audio file")
+    start, end = (float(value) for value in re.findall(r"[\d.]+(?= s)", page.inner_text("#window-told")))
+    form = {"window_start": start, "window_seconds": end - start - 0.005, "normalise_by": "alone"}
+    results = api.post("/score", files=files, data=form).json()["results"]
+    for each in results:
+        line = table[each["filename"]]
+        for name in ("nll", "perplexity", "accuracy"):
+            assert float(line[name]) == pytest.approx(each[name], rel=1e-6)
+        assert float(line["window_start"]) == pytest.approx(start, abs=1 / 75)
+        assert float(line["window_normalised_nll"]) == pytest.approx(each["window"]["normalised_nll"], abs=0.1)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
-    """Pictures of the page are left, for a person to look at."""
+    """Pictures of both tabs are left, for a person to look at."""
     page = pages.open(viewport={"width": width, "height": 800}, color_scheme=scheme, has_touch=width < 600)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
@@ -690,5 +767,9 @@ def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
     has_count(page, ".take", 2)
     has_text(page, "#status", "Made.")
     fits("continue")
+    page.click("#tab-score")
+    page.set_input_files("#score-files", [SPEECH, MUSIC])
+    has_text(page, "#status", "2 clips scored.")
+    fits("score")
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", paper))) > 3 * 128) == (scheme == "light")
