@@ -108,13 +108,13 @@ export async function continueClip(explain) {
     if (current.pieces.length) bench.picture.player.end();
   }
   bench.running = null;
+  bench.typed(); // the handles are back
   closeSources(false);
   go.textContent = "Continue";
   if (!current.pieces.length) {
     if (bench.takes.all.includes(current)) bench.takes.remove(current);
     bench.show(before);
   } else {
-    bench.typed();
     bench.update();
     showFigures(current);
   }

@@ -390,6 +390,7 @@ BROKEN = {
         "The server is shutting down.",
     ),
     "cut": (200, 'event: audio.de', "The connection to the server was cut."),
+    "nothing": (200, "", "The connection to the server was cut."),
     "proxy": (502, "<h1>Bad gateway</h1>", "The server answered with status 502."),
 }  # fmt: skip
 
@@ -400,7 +401,7 @@ def test_what_breaks_off(pages: Pages, status: int, end: str, told: str) -> None
     page = pages.open()
     choose(page, SPEECH)
     settings(page, include_prompt=False)
-    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2")).decode() if status == 200 else ""
+    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2")).decode() if status == 200 and end else ""
     headers = {"content-type": "text/event-stream", "x-whispergpt-prompt-tokens": str(SPEECH_FRAMES)}
     page.route("**/continue", lambda route: route.fulfill(status=status, headers=headers, body=begun + end))
     page.click("#go")
@@ -408,6 +409,8 @@ def test_what_breaks_off(pages: Pages, status: int, end: str, told: str) -> None
     has_text(page, "#go", "Continue")
     assert sum(each["samples"] for each in page.evaluate("played")) == len(begun and bytes(640))
     assert page.is_visible("#download") == bool(begun)
+    assert page.get_by_role("slider", name="Prompt start").is_visible()
+    has_count(page, ".take", int(bool(begun)))
     pages.said = [text for text in pages.said if "502" not in text]
     page.unroute("**/continue")
     settings(page, seconds=0.5)
