@@ -744,6 +744,28 @@ def test_scores(pages: Pages, api: httpx.Client, tmp_path: Path) -> None:
         assert float(line["window_normalised_nll"]) == pytest.approx(each["window"]["normalised_nll"], abs=0.1)
 
 
+def test_files_that_are_dropped(pages: Pages) -> None:
+    """One is to be continued, several are to be scored."""
+    page = pages.open()
+    drop = """async names => {
+      const dataTransfer = new DataTransfer();
+      for (const name of names) {
+        dataTransfer.items.add(new File([await (await fetch(`examples/${name}`)).blob()], name));
+      }
+      document.body.dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+    }"""
+    page.evaluate(drop, ["speech.flac"])
+    has_text(page, "#status", "speech.flac: 6.34 s.")
+    page.evaluate(drop, ["speech.flac", "music.flac"])
+    has_text(page, "#status", "2 clips scored.")
+    assert page.get_by_role("tab", name="Score").get_attribute("aria-selected") == "true"
+    page.get_by_role("tab", name="Score").press("ArrowLeft")
+    assert page.is_visible("#picture"), "what was there is still there"
+    page.get_by_role("tab", name="Score").click()
+    page.click("#clear-scores")
+    assert page.is_hidden("#scores")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
