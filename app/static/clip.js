@@ -54,7 +54,9 @@ export async function openClip(file, name) {
 
 /** @param {Float32Array} samples */
 function power(samples) {
-  return samples.reduce((sum, sample) => sum + sample * sample, 0) / (samples.length || 1);
+  let sum = 0;
+  for (let at = 0; at < samples.length; at++) sum += samples[at] * samples[at]; // `reduce` is ten times slower
+  return sum / (samples.length || 1);
 }
 
 /**
@@ -64,7 +66,8 @@ function power(samples) {
 function mixed(buffer) {
   const mono = new Float32Array(buffer.length);
   for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
-    buffer.getChannelData(channel).forEach((sample, index) => (mono[index] += sample / buffer.numberOfChannels));
+    const samples = buffer.getChannelData(channel);
+    for (let at = 0; at < samples.length; at++) mono[at] += samples[at] / buffer.numberOfChannels;
   }
   return mono;
 }
@@ -79,7 +82,8 @@ export function notices({ samples, left }) {
     return [{ code: "phase_inverted", message }];
   }
   if (!samples?.length) return [];
-  const peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+  let peak = 0;
+  for (let at = 0; at < samples.length; at++) peak = Math.max(peak, Math.abs(samples[at]));
   if (peak < SILENT) return [{ code: "silent_clip", message: "The clip is silent." }];
   const level = `${(20 * Math.log10(peak)).toFixed(0).replace("-", "−")} dB`;
   const message = `The clip is very quiet (its peak is ${level} of full scale): the continuation may be noise.`;

@@ -121,8 +121,10 @@ export class Picture {
 
   /** @param {number} factor @param {number} [centre] seconds */
   #zoom(factor, centre) {
-    if (factor === Infinity) this.timeline.scroll(0, this.timeline.seconds);
-    else this.timeline.zoom(factor, centre);
+    const { timeline, selection } = this;
+    const { from, to } = selection.range ?? { from: 0, to: timeline.seconds };
+    if (factor === Infinity) timeline.scroll(0, timeline.seconds);
+    else timeline.zoom(factor, centre ?? Math.max(timeline.from, Math.min((from + to) / 2, timeline.to)));
     this.changed();
   }
 

@@ -16,11 +16,19 @@ export class Part {
 
   /** @param {Float32Array} samples of any number */
   add(samples) {
-    for (const sample of samples) {
-      const frame = Math.floor(this.#samples++ / FRAME_SAMPLES);
-      this.low[frame] = Math.min(this.low[frame] ?? 0, sample);
-      this.high[frame] = Math.max(this.high[frame] ?? 0, sample);
-      this.peak = Math.max(this.peak, Math.abs(sample));
+    for (let at = 0; at < samples.length; ) {
+      const frame = Math.floor(this.#samples / FRAME_SAMPLES);
+      const end = Math.min(samples.length, at + (frame + 1) * FRAME_SAMPLES - this.#samples);
+      let [low, high] = [this.low[frame] ?? 0, this.high[frame] ?? 0];
+      this.#samples += end - at;
+      for (; at < end; at++) {
+        const sample = samples[at];
+        if (sample < low) low = sample;
+        else if (sample > high) high = sample;
+      }
+      this.low[frame] = low;
+      this.high[frame] = high;
+      this.peak = Math.max(this.peak, high, -low);
     }
     this.mel.add(samples);
   }
