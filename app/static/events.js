@@ -1,4 +1,4 @@
-/** Server-sent events from a response's body (WHATWG HTML, section 9.2): `EventSource` itself cannot POST. */
+/** Server-sent events from a response's text (WHATWG HTML, section 9.2): `EventSource` itself cannot POST. */
 
 /** @typedef {{name: string, data: any}} ServerEvent the data as read from JSON */
 
@@ -19,26 +19,18 @@ function parse(block) {
 
 /**
  * The events as they arrive. An event that the body's end cuts off is dropped, as the standard has it.
- * @param {ReadableStream<Uint8Array>} body
+ * @param {AsyncIterable<string>} chunks
  * @returns {AsyncGenerator<ServerEvent>}
  */
-export async function* events(body) {
-  const reader = body.getReader();
-  const decoder = new TextDecoder(); // keeps a character that two chunks share
+export async function* events(chunks) {
   let waiting = "";
-  try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      waiting += decoder.decode(value, { stream: true }).replaceAll("\r", "");
-      const blocks = waiting.split("\n\n");
-      waiting = blocks.pop() ?? "";
-      for (const block of blocks) {
-        const event = parse(block);
-        if (event) yield event;
-      }
+  for await (const chunk of chunks) {
+    waiting += chunk.replaceAll("\r", "");
+    const blocks = waiting.split("\n\n");
+    waiting = blocks.pop() ?? "";
+    for (const block of blocks) {
+      const event = parse(block);
+      if (event) yield event;
     }
-  } finally {
-    await reader.cancel().catch(() => {}); // whoever stops listening stops the server's work, too
   }
 }

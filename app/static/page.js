@@ -1,149 +1,100 @@
-/** The page: what a person does, and what it sets off. */
+/** The page: its two tabs, its key, and what both of them share. */
 
+import { offerActions } from "./actions.js";
 import { Api, ApiError } from "./api.js";
-import { cut, openClip } from "./clip.js";
-import { Drawing } from "./drawing.js";
-import { Player } from "./player.js";
-import { cutTimes, fields } from "./settings.js";
-import { closeSources, listen } from "./sources.js";
-import { Take } from "./take.js";
-import { Timeline } from "./timeline.js";
-import { Transport } from "./transport.js";
-import { askForKey, byId, inSeconds, save, say, showError, showFigures } from "./view.js";
-import { RATE_HZ, wav } from "./wav.js";
+import { bench, continueClip, limit, openFile, prepare } from "./continuing.js";
+import { addFiles, prepareScoring, run } from "./scoring.js";
+import { input, keepKey, keepSettings, keptKey, serverLimits } from "./settings.js";
+import { listen, takeDrops } from "./sources.js";
+import { askForKey, byId, say, showError } from "./view.js";
 
+const TABS = ["continue", "score"];
 const api = new Api();
-const player = new Player();
-const timeline = new Timeline();
-const drawing = new Drawing(byId("canvas", HTMLCanvasElement), timeline);
-const transport = new Transport(player, timeline);
 const form = byId("settings", HTMLFormElement);
-const details = byId("details", HTMLDetailsElement);
 const go = byId("go", HTMLButtonElement);
-const download = byId("download", HTMLButtonElement);
+let tab = TABS[0];
 
-/** @type {import("./clip.js").Clip | null} as it was given; the settings may take a part of it */
-let given = null;
-/** @type {Take | null} the last one */
-let take = null;
-let running = false;
-
-const input = (/** @type {string} */ name) => /** @type {HTMLInputElement} */ (form.elements.namedItem(name));
-
-function changed() {
-  drawing.changed();
-  transport.changed(take?.startSeconds ?? 0);
-}
-
-/** @returns {import("./clip.js").Clip | null} what the settings take of the given clip, drawn and ready to be played */
-function prepare() {
-  if (!given) return null;
-  let clip = given;
-  try {
-    clip = cut(given, ...cutTimes(form));
-  } catch (error) {
-    details.open = true;
-    showError(error instanceof Error ? error.message : String(error));
-    return null;
-  }
-  take = null;
-  download.disabled = true;
-  showFigures(null, "");
-  player.clear();
-  if (clip.samples) player.push(clip.samples);
-  player.end();
-  timeline.open(clip.samples);
-  transport.reset();
-  changed();
-  return clip;
-}
-
-/**
- * @param {Blob} file
- * @param {string} name
- */
-async function open(file, name) {
-  showError("");
-  say("Reading the clip…");
-  for (const field of ["from", "to"]) input(field).value = ""; // they were the last clip's
-  given = await openClip(file, name);
-  prepare();
-  const { samples } = given;
-  say(
-    samples
-      ? `${name}: ${inSeconds(samples.length / RATE_HZ)}.`
-      : `${name}: this browser cannot read it; perhaps the server can.`,
-  );
-  go.disabled = false;
-}
-
-/** @param {unknown} error what ended a take */
+/** @param {unknown} error what ended a request */
 function explain(error) {
   say("");
   showError(error instanceof ApiError ? error.message : "This page is at fault; its console tells more.");
   if (!(error instanceof ApiError)) throw error;
   if (error.code === "invalid_api_key") askForKey(true);
-  if (error.code === "audio_too_long" || error.code === "invalid_parameter") details.open = true;
+  if (["audio_too_long", "invalid_parameter"].includes(error.code)) byId("details", HTMLDetailsElement).open = true;
 }
 
-async function continueClip() {
-  details.open ||= !form.checkValidity();
-  if (!form.reportValidity()) return;
-  showError("");
-  const clip = prepare();
-  if (!clip) return;
-  player.wake();
-  const current = (take = new Take(api, clip, fields(form)));
-  running = true;
-  closeSources(true);
-  go.textContent = "Stop";
-  say("Waiting for the first sound…");
-  try {
-    await current.run(player, timeline, () => {
-      if (current.pieces.length === 1) say("Playing while it is made…");
-      changed();
-    });
-    askForKey(false);
-    showFigures(current.figures, current.seed);
-    const [choice] = current.figures.choices;
-    say(choice.finish_reason === "length" ? "Made." : "The server's time was up: this is what was made until then.");
-  } catch (error) {
-    if (!current.pieces.length) prepare();
-    if (current.stopped) say("Stopped.");
-    else explain(error);
-  } finally {
-    running = false;
-    closeSources(false);
-    go.textContent = "Continue";
-    download.disabled = !current.pieces.length;
+/** @param {string} name of a tab */
+function turnTo(name) {
+  tab = name;
+  for (const each of TABS) {
+    const button = byId(`tab-${each}`, HTMLButtonElement);
+    button.ariaSelected = String(each === name);
+    button.tabIndex = each === name ? 0 : -1;
+    byId(each, HTMLElement).hidden = each !== name;
   }
+  byId(`${name}-messages`, HTMLElement).append(byId("messages", HTMLElement)); // where the person looks
+  showError("");
 }
 
-go.addEventListener("click", () => {
-  if (!running) return void continueClip();
-  player.stop();
-  take?.stop();
-});
-
-download.addEventListener("click", () => {
-  if (take) save(wav(take.pieces), `${take.clip.name.replace(/\.[^.]*$/, "")}-continued.wav`);
-});
+for (const name of TABS) {
+  const button = byId(`tab-${name}`, HTMLButtonElement);
+  button.addEventListener("click", () => turnTo(name));
+  button.addEventListener("keydown", (event) => {
+    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+    const other = TABS.find((each) => each !== name) ?? name;
+    turnTo(other);
+    byId(`tab-${other}`, HTMLButtonElement).focus();
+  });
+}
 
 byId("key-form", HTMLFormElement).addEventListener("submit", (event) => {
   event.preventDefault();
   api.key = byId("key", HTMLInputElement).value.trim();
-  if (!running) void continueClip();
-});
-
-byId("keep-seed", HTMLButtonElement).addEventListener("click", () => {
-  input("seed").value = take?.seed ?? "";
-  details.open = true;
+  keepKey(byId("remember-key", HTMLInputElement).checked ? api.key : "");
+  showError("");
+  if (tab === "score") void run();
+  else void continueClip(explain);
 });
 
 form.addEventListener("submit", (event) => event.preventDefault()); // Enter in a field
-for (const field of ["from", "to"]) input(field).addEventListener("change", () => running || prepare());
+form.addEventListener("input", () => showError(""));
+for (const field of ["from", "to"]) {
+  input(form, field).addEventListener("change", () => {
+    if (bench.running) return;
+    bench.typed();
+    bench.show(null);
+    bench.prompt(); // tells what is wrong with it
+  });
+}
 
-listen(open, (recording) => {
-  if (recording) player.stop();
-  go.disabled = recording || !given;
+document.addEventListener("keydown", (event) => {
+  const typing = event.target instanceof Element && event.target.closest("input, select, textarea");
+  if (event.key !== "n" || event.ctrlKey || event.metaKey || event.altKey || typing || tab !== "continue") return;
+  void continueClip(explain);
 });
+
+takeDrops((files) => {
+  if (tab === "continue" && files.length > 1) turnTo("score");
+  if (tab === "score") void addFiles(files);
+  else void openFile(files[0], files[0].name);
+});
+
+listen(
+  openFile,
+  (recording) => {
+    if (recording) bench.picture.player.stop();
+    go.disabled = recording || !bench.clip;
+    byId("work", HTMLElement).hidden = recording; // the last clip is not what is heard now
+  },
+  () => bench.longestSeconds,
+);
+offerActions(api, form, explain);
+prepareScoring(api, explain);
+turnTo(TABS[0]);
+api.key = keptKey();
+byId("remember-key", HTMLInputElement).checked = api.key !== "";
+keepSettings(form);
+prepare(api, explain);
+const limits = await serverLimits();
+api.mostMebibytes = limits.max_upload_mib;
+limit(limits);

@@ -1,7 +1,7 @@
 /** The microphone: one recording at a time, in whatever format the browser writes. */
 
 const FORMATS = ["audio/webm;codecs=opus", "audio/ogg;codecs=opus", "audio/mp4"];
-const MAX_SECONDS = 59; // the server takes 60 s by default, and a recorder stops a little late
+const LATE_SECONDS = 1; // a recorder stops a little late
 
 /** @returns {string} why this browser cannot record here; empty when it can */
 export function whyNot() {
@@ -34,11 +34,12 @@ export class Recorder {
   }
 
   /**
-   * Records until `stop`, or nearly a minute has passed.
+   * Records until `stop`, or nearly as long as a prompt may be.
+   * @param {number} longest seconds
    * @param {(seconds: number, level: number) => void} progress the level: 0 to 1
    * @returns {Promise<File>}
    */
-  async record(progress) {
+  async record(longest, progress) {
     // Speech filters off: the model hears what was played, music included.
     const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     const stream = await navigator.mediaDevices.getUserMedia({ audio: raw });
@@ -53,7 +54,7 @@ export class Recorder {
       const timer = setInterval(() => {
         const seconds = (performance.now() - started) / 1000;
         progress(seconds, meter.level());
-        if (seconds >= MAX_SECONDS) this.stop();
+        if (seconds >= longest - LATE_SECONDS) this.stop();
       }, 50);
       await new Promise((done, failed) => {
         recorder.onstop = done;

@@ -21,15 +21,16 @@ export function closeSources(closed) {
 /**
  * @param {Open} open
  * @param {Busy} busy
+ * @param {() => number} longest seconds
  */
-async function record(open, busy) {
+async function record(open, busy, longest) {
   if (recorder.running) return recorder.stop();
   busy(true);
   showError("");
   say("Recording. Press the button again to end.");
   level.hidden = false;
   try {
-    const file = await recorder.record((seconds, loudness) => {
+    const file = await recorder.record(longest(), (seconds, loudness) => {
       button.textContent = `Stop recording (${Math.floor(seconds)} s)`;
       level.value = loudness;
     });
@@ -50,36 +51,38 @@ async function record(open, busy) {
  */
 async function example(name, open) {
   const answer = await fetch(`examples/${name}`).catch(() => null);
+  showError("");
   if (answer?.ok) await open(await answer.blob(), name);
   else showError("The examples are not installed on this server.");
 }
 
-/** @param {Open} open */
-function takeDrops(open) {
+/** @param {(files: File[]) => void} given */
+export function takeDrops(given) {
   document.addEventListener("dragover", (event) => {
     event.preventDefault(); // else the browser leaves the page and opens the file
-    area.classList.add("over");
+    document.body.classList.add("over");
   });
-  document.addEventListener("dragleave", () => area.classList.remove("over"));
+  document.addEventListener("dragleave", () => document.body.classList.remove("over"));
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    area.classList.remove("over");
-    const file = event.dataTransfer?.files[0];
-    if (file && !area.inert && !recorder.running) void open(file, file.name);
+    document.body.classList.remove("over");
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (files.length && !area.inert && !recorder.running) given(files);
   });
 }
 
 /**
  * @param {Open} open called with every clip that is given
  * @param {Busy} busy
+ * @param {() => number} longest seconds that a recording may have
  */
-export function listen(open, busy) {
+export function listen(open, busy, longest) {
   const obstacle = whyNot();
   const note = byId("no-microphone", HTMLElement);
   note.hidden = !obstacle;
   note.textContent = obstacle;
   button.disabled = Boolean(obstacle);
-  button.addEventListener("click", () => record(open, busy));
+  button.addEventListener("click", () => record(open, busy, longest));
   const input = byId("file", HTMLInputElement);
   input.addEventListener("change", () => {
     const file = input.files?.[0];
@@ -89,5 +92,4 @@ export function listen(open, busy) {
   for (const link of document.querySelectorAll("[data-example]")) {
     link.addEventListener("click", () => example(link.getAttribute("data-example") ?? "", open));
   }
-  takeDrops(open);
 }

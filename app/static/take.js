@@ -1,34 +1,35 @@
-/** One continuation, from the request to its last sample: it feeds the player and the timeline as it comes. */
+/** One continuation, from the request to its last sample. */
 
-import { toFloat } from "./wav.js";
-import { Part } from "./timeline.js";
-
-const LEAD_IN_SECONDS = 3; // of the clip are heard before its continuation: enough to know where one is
+import { stem } from "./clip.js";
+import { FRAME_RATE_HZ, Likelihoods, Part } from "./timeline.js";
+import { RATE_HZ, toFloat, toPcm, wav } from "./wav.js";
 
 /**
  * @typedef {import("./api.js").Api} Api
- * @typedef {import("./clip.js").Clip} Clip
- * @typedef {import("./player.js").Player} Player
- * @typedef {import("./timeline.js").Timeline} Timeline
+ * @typedef {import("./clip.js").Prompt} Prompt
  */
 
 export class Take {
   /** @type {Int16Array[]} the sound, as it is downloaded */
   pieces = [];
+  made = new Part();
+  heard = new Part(); // the prompt as the server sends it, with `include_prompt`
+  likelihoods = new Likelihoods();
   seed = "";
+  promptTokens = 0;
+  promptNll = NaN;
   /** @type {any} the figures of `audio.done`; null until it has come */
   figures = null;
-  startSeconds = 0; // where on the timeline the sound begins
   #stopper = new AbortController();
 
   /**
    * @param {Api} api
-   * @param {Clip} clip
-   * @param {Record<string, string>} fields of POST /continue
+   * @param {Prompt} prompt
+   * @param {Record<string, string>} fields of POST /continue, but which part of the file is the prompt
    */
-  constructor(api, clip, fields) {
+  constructor(api, prompt, fields) {
     this.api = api;
-    this.clip = clip;
+    this.prompt = prompt;
     this.fields = fields;
   }
 
@@ -41,57 +42,95 @@ export class Take {
     return this.#stopper.signal.aborted;
   }
 
+  get withPrompt() {
+    return this.fields.include_prompt === "true";
+  }
+
+  /** Where on the clip's axis the sound begins, seconds. */
+  get start() {
+    return this.withPrompt ? this.prompt.from : this.likelihoods.start;
+  }
+
+  get expectedSeconds() {
+    if (this.#ended) return this.made.seconds;
+    return Math.ceil(Number(this.fields.seconds) * FRAME_RATE_HZ - 1e-6) / FRAME_RATE_HZ;
+  }
+  #ended = false;
+
   /**
-   * @param {Player} player
-   * @param {Timeline} timeline
-   * @param {() => void} changed called whenever there is more
+   * @param {(share: number) => void} sent told how much of the prompt is on its way
+   * @param {(samples: Float32Array | null) => void} more null: it is known what the prompt is to the server
    * @returns {Promise<void>} when all has come
    * @throws {import("./api.js").ApiError} or, when it was stopped, an AbortError
    */
-  async run(player, timeline, changed) {
-    const { signal } = this.#stopper;
-    const withClip = this.fields.include_prompt === "true";
-    player.clear();
+  async run(sent, more) {
+    const { upload, from } = this.prompt;
+    const whole = { ...upload, fields: { ...upload.fields, ...this.fields } };
     try {
-      for await (const event of this.api.continuation(this.clip, this.fields, signal)) {
+      for await (const event of this.api.continuation(whole, this.#stopper.signal, sent)) {
         if (event.kind === "started") {
           this.seed = event.seed;
-          timeline.begin(event.promptTokens, Number(this.fields.seconds));
-          if (withClip) timeline.clip = new Part(); // drawn from what the server sends: the axis is then its own
-          this.startSeconds = withClip ? 0 : timeline.clipSeconds;
+          this.promptTokens = event.promptTokens;
+          this.promptNll = event.promptNll;
+          this.likelihoods.start = from + event.promptTokens / FRAME_RATE_HZ;
+          more(null);
         } else if (event.kind === "piece") {
           const samples = toFloat(event.samples);
           this.pieces.push(event.samples);
-          (event.tokens.length ? timeline.made : timeline.clip).add(samples);
-          timeline.made.know(event.tokens, event.logprobs);
-          player.push(samples);
-          if (this.pieces.length === 1) player.play(timeline.clipSeconds - LEAD_IN_SECONDS - this.startSeconds);
+          (event.tokens.length ? this.made : this.heard).add(samples);
+          this.likelihoods.add(event.tokens, event.logprobs);
+          more(samples);
         } else {
           this.figures = event.figures;
+          this.promptNll = event.figures.prompt.nll;
         }
-        changed();
       }
     } finally {
-      player.end();
-      timeline.end();
-      changed();
+      this.#ended = true;
+      this.made.mel.end();
+      this.heard.mel.end();
     }
-    await this.#score(timeline, changed); // not before: it would delay the sound, and take a second place
   }
 
-  /**
-   * The likelihoods of the clip's own tokens, which /continue does not send.
-   * @param {Timeline} timeline
-   * @param {() => void} changed
-   */
-  async #score(timeline, changed) {
-    const { clip } = timeline;
+  /** The likelihoods of the prompt's own tokens, which /continue does not send. */
+  async scorePrompt() {
+    const { scored, likelihoods } = this.prompt;
+    if (!scored || likelihoods.tokens.length) return;
     try {
-      const { codes, logprobs } = await this.api.score(this.clip, this.#stopper.signal);
-      clip.know(codes, logprobs);
-      changed();
+      const upload = { ...scored, fields: { ...scored.fields, detail: "tokens" } };
+      const { codes, logprobs } = await this.api.score(upload, this.#stopper.signal);
+      likelihoods.add(codes, logprobs);
     } catch {
       // A busy server, most likely. The strip begins with the continuation then; nothing else is missing.
     }
+  }
+
+  /** @returns {Record<string, string>} what makes the same sound again, as a file */
+  get again() {
+    const { fields } = this;
+    const seconds = this.figures ? fields.seconds : String(this.likelihoods.tokens.length / FRAME_RATE_HZ);
+    return { ...fields, seconds, seed: this.seed };
+  }
+
+  /** @param {string} format @returns {Promise<Blob>} */
+  async sound(format) {
+    if (format === "wav") return wav(this.pieces);
+    const { upload } = this.prompt;
+    const fields = { ...upload.fields, ...this.again, response_format: format };
+    return this.api.sound({ ...upload, fields }, new AbortController().signal);
+  }
+
+  get name() {
+    return `${stem(this.prompt.clip.name)}-continued`;
+  }
+
+  /** @returns {import("./clip.js").Clip} prompt and continuation, to go on from */
+  asClip() {
+    const { clip, from, to } = this.prompt;
+    const { samples } = clip;
+    const before = this.withPrompt || !samples ? [] : [toPcm(samples.slice(from * RATE_HZ, to * RATE_HZ))];
+    const pieces = [...before, ...this.pieces];
+    const joined = Int16Array.from(pieces.flatMap((piece) => [...piece]));
+    return { name: `${this.name}.wav`, file: wav(pieces), samples: toFloat(joined) };
   }
 }

@@ -1,40 +1,40 @@
 /** Play and pause, the playhead, and seeking by pointer and keys. Seconds here are the timeline's. */
 
-import { byId, inSeconds } from "./view.js";
+import { inNats, inSeconds } from "./view.js";
 
 /**
  * @typedef {import("./player.js").Player} Player
  * @typedef {import("./timeline.js").Timeline} Timeline
+ * @typedef {{slider: HTMLElement, playhead: HTMLElement, button: HTMLButtonElement, readout: HTMLElement}} Elements
  */
 
-const STEPS_SECONDS = new Map([["ArrowLeft", -0.5], ["ArrowDown", -0.5], ["ArrowRight", 0.5], ["ArrowUp", 0.5], ["PageDown", -5], ["PageUp", 5]]);
+const STEPS_SECONDS = new Map([
+  ["ArrowLeft", -0.5], ["ArrowDown", -0.5], ["ArrowRight", 0.5], ["ArrowUp", 0.5],
+  ["PageDown", -5], ["PageUp", 5],
+]);
 
 export class Transport {
-  #slider = byId("timeline", HTMLElement);
-  #playhead = byId("playhead", HTMLElement);
-  #button = byId("play", HTMLButtonElement);
-  #readout = byId("readout", HTMLElement);
-  #picture = byId("picture", HTMLElement);
   #start = 0; // where the sound begins: after the clip, when that is not part of it
   #position = 0;
   #turning = false;
+  /** Called when the sound begins and when it ends. */
+  flipped = () => {};
 
   /**
+   * @param {Elements} elements
    * @param {Player} player
    * @param {Timeline} timeline
+   * @param {(seconds: number) => void} reached told where the sound is
    */
-  constructor(player, timeline) {
+  constructor(elements, player, timeline, reached) {
+    this.elements = elements;
     this.player = player;
     this.timeline = timeline;
-    this.#button.addEventListener("click", () => this.toggle());
-    this.#slider.addEventListener("keydown", (event) => this.#key(event));
-    this.#slider.addEventListener("click", (event) => {
-      this.#seek(this.#pointed(event));
-      this.#read(this.#pointed(event)); // a finger does not hover
-    });
-    this.#slider.addEventListener("pointermove", (event) => this.#read(this.#pointed(event)));
-    this.#slider.addEventListener("pointerleave", () => this.#read(null));
-    this.#read(null);
+    this.reached = reached;
+    const { slider, button } = elements;
+    button.addEventListener("click", () => this.toggle());
+    slider.addEventListener("keydown", (event) => this.#key(event));
+    this.read(null);
   }
 
   toggle() {
@@ -52,8 +52,8 @@ export class Transport {
     this.#position = 0;
   }
 
-  /** @param {number} start where the sound begins on the timeline */
-  changed(start) {
+  /** @param {number} [start] where the sound begins on the timeline */
+  changed(start = this.#start) {
     this.#start = start;
     this.#position = Math.max(start, this.#position);
     if (!this.#turning) this.#turn();
@@ -67,30 +67,34 @@ export class Transport {
   #turn() {
     const { playing } = this.player;
     if (playing || this.#turning) this.#position = this.#start + this.player.position;
+    const flips = playing !== this.#turning;
     this.#turning = playing;
+    if (flips) this.flipped();
+    if (playing) this.reached(this.#position);
     this.#show();
     if (playing) requestAnimationFrame(() => this.#turn());
   }
 
   #show() {
-    const { player, timeline } = this;
+    const { player, timeline, elements } = this;
+    const { slider, playhead, button } = elements;
     const known = player.seconds > 0 && timeline.seconds > 0;
     const atEnd = known && this.#position > this.#end - 0.02;
-    this.#picture.hidden = !timeline.frames;
-    this.#button.disabled = !known;
-    this.#button.textContent = player.playing ? "Pause" : atEnd ? "Play again" : "Play";
-    this.#playhead.hidden = !known;
-    this.#playhead.style.left = `${Math.min(100, (100 * this.#position) / (timeline.seconds || 1))}%`;
-    this.#slider.ariaValueMin = this.#start.toFixed(1);
-    this.#slider.ariaValueMax = this.#end.toFixed(1);
-    this.#slider.ariaValueNow = this.#position.toFixed(1);
+    button.disabled = !known;
+    button.textContent = player.playing ? "Pause" : atEnd ? "Play again" : "Play";
+    const share = (this.#position - timeline.from) / (timeline.to - timeline.from || 1);
+    playhead.hidden = !known || share < -0.001 || share > 1.001;
+    playhead.style.left = `${Math.max(0, Math.min(100, 100 * share))}%`;
+    slider.ariaValueMin = this.#start.toFixed(1);
+    slider.ariaValueMax = this.#end.toFixed(1);
+    slider.ariaValueNow = this.#position.toFixed(1);
     const token = player.playing ? "" : this.#told(this.#position); // it would be old before it is read out
     const where = `${this.#position.toFixed(1)} of ${this.#end.toFixed(1)} seconds`;
-    this.#slider.ariaValueText = known ? where + (token && `, ${token}`) : "nothing to play";
+    slider.ariaValueText = known ? where + (token && `, ${token}`) : "nothing to play";
   }
 
   /** @param {number} seconds */
-  #seek(seconds) {
+  seek(seconds) {
     if (!this.player.seconds) return;
     this.#position = Math.max(this.#start, Math.min(seconds, this.#end));
     if (this.player.playing) this.player.play(this.#position - this.#start);
@@ -100,21 +104,12 @@ export class Transport {
   /** @param {KeyboardEvent} event */
   #key(event) {
     const step = STEPS_SECONDS.get(event.key);
-    if (step) this.#seek(this.#position + step);
-    else if (event.key === "Home") this.#seek(this.#start);
-    else if (event.key === "End") this.#seek(this.#end);
+    if (step) this.seek(this.#position + step);
+    else if (event.key === "Home") this.seek(this.#start);
+    else if (event.key === "End") this.seek(this.#end);
     else if (event.key === " " || event.key === "Enter") this.toggle();
     else return;
     event.preventDefault();
-  }
-
-  /**
-   * @param {MouseEvent} event
-   * @returns {number}
-   */
-  #pointed(event) {
-    const box = this.#slider.getBoundingClientRect();
-    return ((event.clientX - box.left) / box.width) * this.timeline.seconds;
   }
 
   /**
@@ -123,12 +118,14 @@ export class Transport {
    */
   #told(seconds) {
     const known = this.timeline.at(seconds);
-    return known ? `token ${known.token}, log-likelihood ${known.logprob.toFixed(2)}` : "";
+    return known ? `token ${known.token}, log-likelihood ${inNats(known.logprob)}` : "";
   }
 
   /** @param {number | null} seconds what the pointer is on; null: nothing */
-  #read(seconds) {
+  read(seconds) {
     const told = seconds === null ? "" : this.#told(seconds);
-    this.#readout.textContent = told ? `${inSeconds(seconds ?? 0)}: ${told}` : "Point at the strip to read a token.";
+    this.elements.readout.textContent = told
+      ? `${inSeconds(seconds ?? 0)}: ${told}`
+      : "Point at the picture to read a token.";
   }
 }

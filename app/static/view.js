@@ -12,6 +12,19 @@ export function byId(id, kind) {
   return element;
 }
 
+/**
+ * @param {string} tag
+ * @param {string} [text]
+ * @param {Record<string, string>} [attributes]
+ * @returns {HTMLElement}
+ */
+export function make(tag, text = "", attributes = {}) {
+  const element = document.createElement(tag);
+  element.textContent = text;
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
 /** @param {string} text what goes on; screen readers read it out when they are done with what they say */
 export function say(text) {
   byId("status", HTMLElement).textContent = text;
@@ -22,6 +35,13 @@ export function showError(text) {
   const element = byId("error", HTMLElement);
   element.textContent = text;
   element.hidden = !text;
+}
+
+/** @param {{message: string}[]} warnings of the server's */
+export function showWarnings(warnings) {
+  const element = byId("warnings", HTMLElement);
+  element.replaceChildren(...warnings.map(({ message }) => make("li", `${message[0].toUpperCase()}${message.slice(1)}`)));
+  element.hidden = !warnings.length;
 }
 
 /** @param {boolean} wanted whether the server asked for a key */
@@ -35,28 +55,36 @@ export function inSeconds(seconds) {
   return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
 }
 
-/**
- * @param {any} figures of `audio.done`; null: none to show
- * @param {string} seed exact, which a number from JSON is not above 2**53
- */
-export function showFigures(figures, seed) {
-  byId("figures", HTMLElement).hidden = !figures;
-  if (!figures) return;
-  const { prompt, timings } = figures;
-  const [choice] = figures.choices;
-  const made = choice.tokens.length;
+/** @param {number} value a log-likelihood @returns {string} with its unit */
+export function inNats(value) {
+  return `${value.toFixed(2).replace("-", "−")} nats`;
+}
+
+/** @param {number} tokens @param {number} seconds @param {number} mean @returns {string} */
+function likelihood(tokens, seconds, mean) {
+  const told = `${inSeconds(seconds)}, ${tokens} tokens`;
+  if (!Number.isFinite(mean)) return told;
+  return `${told}, ${inNats(mean)} per token (perplexity ${Math.exp(-mean).toPrecision(3)})`;
+}
+
+/** @param {import("./take.js").Take | null} take null: there are no figures to show */
+export function showFigures(take) {
+  showWarnings(take?.figures?.warnings ?? []);
+  byId("figures", HTMLElement).hidden = byId("actions", HTMLElement).hidden = !take?.pieces.length;
+  if (!take) return;
+  const { promptTokens, promptNll, likelihoods, made, figures } = take;
   const write = (/** @type {string} */ id, /** @type {string} */ text) => (byId(id, HTMLElement).textContent = text);
-  write("clip-figures", `${inSeconds(prompt.seconds)}, ${prompt.tokens} tokens, ${prompt.nll.toFixed(2)} nats each`);
-  write(
-    "made-figures",
-    `${inSeconds(made / figures.frame_rate)}, ${made} tokens, ${choice.nll.toFixed(2)} nats each ` +
-      `(perplexity ${choice.perplexity.toPrecision(3)})`,
-  );
+  write("clip-figures", likelihood(promptTokens, promptTokens / 75, -promptNll));
+  write("made-figures", likelihood(likelihoods.tokens.length, made.seconds, likelihoods.mean));
+  const timings = figures?.timings;
+  const rate = timings?.real_time_factor.toFixed(1);
   write(
     "speed-figures",
-    `first sound after ${inSeconds(timings.first_audio_seconds)}, made at ${timings.real_time_factor.toFixed(1)} times real time`,
+    timings
+      ? `first sound after ${inSeconds(timings.first_audio_seconds)}, made at ${rate} times real time`
+      : "not told: it was stopped",
   );
-  write("seed-used", seed);
+  write("seed-used", take.seed);
 }
 
 /**

@@ -7,13 +7,17 @@ import os
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from app.settings import Settings
+
 STATIC = Path(__file__).resolve().parents[1] / "static"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"  # beside weights/, in a checkout and in the image
 CLIPS = ("music.flac", "speech.flac")
+LIMITS = ("max_prompt_seconds", "max_seconds", "max_upload_mib")
 HEADERS = {
     # Nothing from elsewhere and nothing inline: what the name of a file or the text of an error holds never is code.
     "content-security-policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
@@ -51,6 +55,13 @@ examples = Files(directory=EXAMPLES, check_dir=False)  # an installation without
 async def page(request: Request) -> Response:
     """The page."""
     return await files.get_response("index.html", request.scope)
+
+
+@router.api_route("/limits.json", methods=["GET", "HEAD"])
+async def limits(request: Request) -> Response:
+    """What the page may send: it tells a person before an upload, not after it."""
+    settings: Settings = request.app.state.settings
+    return JSONResponse(settings.model_dump(include=set(LIMITS)), headers=HEADERS)
 
 
 @router.api_route("/examples/{name}", methods=["GET", "HEAD"])

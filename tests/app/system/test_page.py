@@ -108,6 +108,15 @@ def test_the_page_is_open_and_the_interface_is_not(serve: Any, clip: bytes) -> N
         assert service.post(path, clip).status_code == 401
 
 
+def test_limits_are_told(serve: Any) -> None:
+    """So that the page need not learn them from refusals; open, as the page is."""
+    answer = serve(api_keys=[SecretStr("secret")], max_prompt_seconds=12, max_seconds=7).get("/limits.json")
+    assert answer.status_code == 200
+    told = answer.json()
+    assert (told["max_prompt_seconds"], told["max_seconds"]) == (12, 7)
+    assert all(isinstance(value, float) for value in told.values())
+
+
 def test_it_is_no_part_of_the_described_interface(service: Any) -> None:
     paths = service.get("/openapi.json").json()["paths"]
     assert not [path for path in paths if path == "/" or path.startswith(("/static", "/examples"))]
@@ -145,7 +154,9 @@ def test_modules_import_modules_that_exist() -> None:
         name = waiting.pop()
         if name not in seen:
             seen.add(name)
-            waiting += re.findall(r'^import .* from "\./([a-z.]+)";$', (STATIC / name).read_text(), re.M)
+            text = (STATIC / name).read_text()
+            waiting += re.findall(r'^import .* from "\./([a-z.]+)";$', text, re.M)
+            waiting += re.findall(r'new Worker\(new URL\("\./([a-z.]+)", import\.meta\.url\)', text)
     assert seen == set(MODULES), "each is used, and each is there"
 
 
@@ -167,7 +178,8 @@ def test_every_field_has_a_label(elements: Elements) -> None:
     labelled = {attributes["for"] for attributes in elements.of("label") if "for" in attributes}
     inside = set(re.findall(r'<label[^>]*>[^<]*<input name="(\w+)"', html))
     for attributes in elements.of("input"):
-        assert attributes.get("id") in labelled or attributes.get("name") in inside, attributes
+        named = attributes.get("id") in labelled or attributes.get("name") in inside or attributes.get("aria-label")
+        assert named, attributes
 
 
 def test_fields_are_the_interface_s(elements: Elements) -> None:
