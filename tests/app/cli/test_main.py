@@ -1,6 +1,8 @@
 """The command line, driven in-process; `serve` runs for real in tests/laws/test_readme.py."""
 
 import base64
+import csv
+import io
 import json
 import shutil
 import socket
@@ -344,6 +346,36 @@ def test_score_of_a_window_that_cannot_be() -> None:
     result = run("score", SPEECH, "--window-start", 7)
     assert result.exit_code == 1
     assert "window_start: the window starts at 7.00 s, and the clip has 6.33 s" in result.stderr
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_score_in_other_forms(server: str, tmp_path: Path, remote: bool) -> None:
+    """By name or by the file's; here they are made of what a server answers."""
+    more = ["--url", server, "--api-key", "sesame"] if remote else []
+    table = run("score", SPEECH, MUSIC, "--response-format", "csv", *more)
+    assert table.exit_code == 0, table.output
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert [(row["filename"], row["tokens"]) for row in rows] == [("speech.flac", "475"), ("music.flac", "562")]
+    labels = tmp_path / "labels.txt"
+    assert run("score", SPEECH, "-o", labels, "--prompt-seconds", 1, *more).exit_code == 0
+    lines = [line.split("\t") for line in labels.read_text().splitlines()]
+    assert len(lines) == 400 and lines[0][0] == "1.000000"
+    grid, summary = tmp_path / "speech.TextGrid", tmp_path / "scores.json"
+    assert run("score", SPEECH, "-o", grid, "--detail", "full", *more).exit_code == 0
+    assert grid.read_text().count("intervals: size = 475") == 4
+    assert run("score", SPEECH, "-o", summary, "--window-step", 1, *more).exit_code == 0
+    (one,) = json.loads(summary.read_text())["results"]
+    assert len(one["scan"]["nll"]) == 6 and "logprobs" not in one
+
+
+def test_forms_that_cannot_be(tmp_path: Path) -> None:
+    refused(run("score", SPEECH, MUSIC, "-o", tmp_path / "labels.txt"), "audacity is of one clip, and these are 2")
+    refused(run("score", SPEECH, "-o", tmp_path / "scores.xlsx"), ".csv", ".TextGrid", "--response-format")
+    refused(run("score", SPEECH, "--response-format", "csv", "--detail", "tokens"), "detail: csv has no room for it")
+    text, labels = tmp_path / "text.wav", tmp_path / "labels.txt"
+    text.write_text("no audio at all, only words")
+    assert run("score", text, "-o", labels).exit_code == 1
+    assert not labels.exists(), "nothing to write"
 
 
 def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
