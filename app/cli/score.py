@@ -8,6 +8,7 @@ import typer
 from app.cli.interrupt import handled, stop_at_once
 from app.cli.options import console, errors, existing_files, form_options
 from app.cli.output import check_output, whole_file
+from app.cli.plot import check_plot, plot_score
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.errors import UserError
 from app.scores.reports import REPORTS, Format, Scored, check_clips
@@ -18,7 +19,11 @@ from model.constants import frames_for_seconds
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
 NOT_OPTIONS = ("response_format", "timeout_seconds")  # the former is here, with the table as its default
-SUFFIXES: dict[str, Format] = {report.suffix.lower(): name for name, report in REPORTS.items()}
+SUFFIXES: dict[str, Format] = {
+    report.suffix.lower(): name
+    for name, report in REPORTS.items()
+    if not report.picture  # which is --plot
+}
 
 
 def _show_scores(results: list[dict[str, Any]]) -> None:
@@ -48,7 +53,7 @@ def _format(wanted: Format | None, as_json: bool, out: Path | None) -> Format | 
     check_output(out)
     by_name = SUFFIXES.get(out.suffix.lower())
     if wanted is None and by_name is None:
-        names = ", ".join(report.suffix for report in REPORTS.values())
+        names = ", ".join(report.suffix for report in REPORTS.values() if not report.picture)
         raise UserError(f"{out}: the name must end in {names}, or --response-format name the format")
     return wanted or by_name
 
@@ -89,6 +94,10 @@ def score_command(
             ".jsonl, .csv, .txt (a label track) or .TextGrid",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="draw waveform, spectrogram and likelihood of the clip to this .png; needs the extra plot"),
+    ] = None,
     mel: Annotated[
         Literal["real", "decoded", "masked"] | None,
         typer.Option(help="mel of the clip (the default), of its decoded codes, or none; not with --url"),
@@ -109,6 +118,12 @@ def score_command(
     if written is not None:
         check_clips(written, len(clips))
         form = _with_format(form, written).as_json()
+    detail = form.detail
+    if plot is not None:
+        check_plot(plot)
+        if len(clips) > 1:
+            raise UserError(f"--plot is of one clip, and these are {len(clips)}")
+        form = form.model_copy(update={"detail": "full" if detail == "full" else "tokens"})
     if url is not None:
         from app.cli.progress import progress_bar
         from app.client.client import post
@@ -122,8 +137,14 @@ def score_command(
         loaded, _ = load(bundle, device, threads)
         results = score_clips(loaded, clips, form, mel or "real")
         body = {"object": "audio.score", "model": loaded.name, "results": results}
+    scored = Scored(body["model"], body["results"], frames_for_seconds(form.prompt_seconds))
+    if plot is not None:
+        plot_score(plot, clips[0], scored)
+        if detail == "summary":  # what only the picture needed
+            for one in scored.good:
+                del one["logprobs"], one["codes"]
     if written is not None:
-        _write(written, Scored(body["model"], body["results"], frames_for_seconds(form.prompt_seconds)), out)
+        _write(written, scored, out)
     else:
         _show_scores(body["results"])
     bad = [one for one in body["results"] if "error" in one]

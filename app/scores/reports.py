@@ -9,23 +9,28 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.errors import InvalidParameter
 from model.constants import FRAME_RATE_HZ
 
-Format = Literal["json", "jsonl", "csv", "audacity", "textgrid"]
+if TYPE_CHECKING:  # numpy and torch: not for those who only look at the formats
+    from app.audio.picture import Sketch
+
+Format = Literal["json", "jsonl", "csv", "audacity", "textgrid", "png"]
 Part = Literal["tokens", "full", "alternatives", "scan"]  # what a request may ask for, and a format have room for
 Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What there is to report. ``context_frames``: of each clip's start, not scored."""
+    """What there is to report. ``context_frames``: of each clip's start, not scored; ``sketch``: of the first clip."""
 
     model: str
     results: list[Result]
     context_frames: int = 0
+    sketch: "Sketch | None" = None
 
     @property
     def good(self) -> list[Result]:
@@ -156,9 +161,35 @@ def write_textgrid(scored: Scored) -> str:
     return "\n".join(lines) + "\n"
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there: an extra, which no other answer needs."""
+    return find_spec("matplotlib") is not None
+
+
+def write_png(scored: Scored) -> bytes:
+    """A picture of the first clip: waveform, log-mel spectrogram and likelihood, with the windows of a scan."""
+    import numpy as np
+
+    from app.audio.picture import Strip, Windows, picture
+
+    one = scored.good[0]
+    assert scored.sketch is not None
+    labels, nlls = [], []
+    if "scan" in one:
+        labels, nlls = list(_scan_labels(one["scan"])), one["scan"]["nll"]
+    elif "window" in one:
+        labels, nlls = [_window_label(one["window"])], [one["window"]["nll"]]
+    middles = np.array([(label.start + label.stop) / 2 for label in labels])
+    windows = Windows(middles, -np.array(nlls)) if labels else None
+    strip = Strip(scored.model, np.array(one["logprobs"]), scored.context_frames / FRAME_RATE_HZ)
+    return picture(one["filename"], scored.sketch, [strip], windows)
+
+
 @dataclass(frozen=True)
 class Report:
-    """A format. ``takes``: what a request may ask for with it; ``positions``: it is made of every token's figures."""
+    """A format. ``takes``: what a request may ask for with it; ``positions``: it is made of every token's figures;
+    ``picture``: it is drawn, of the first clip.
+    """
 
     media_type: str
     suffix: str
@@ -166,6 +197,7 @@ class Report:
     takes: frozenset[Part] = frozenset()
     positions: bool = False
     one_clip: bool = False
+    picture: bool = False
 
     def content(self, scored: Scored) -> bytes:
         made = self.write(scored)
@@ -182,11 +214,15 @@ REPORTS: dict[Format, Report] = {
     "textgrid": Report(
         TEXT, ".TextGrid", write_textgrid, frozenset({"tokens", "full", "scan"}), positions=True, one_clip=True
     ),
+    "png": Report("image/png", ".png", write_png, frozenset({"tokens", "scan"}), positions=True, picture=True),
 }
 
 
 def check_clips(name: Format, clips: int) -> None:
-    """Raises InvalidParameter when so many clips do not go into one file of the format."""
+    """Raises InvalidParameter when the format cannot be written: of so many clips, or without what draws it."""
+    if REPORTS[name].picture and not can_draw():
+        message = f"response_format: {name} needs matplotlib at the server: pip install 'whisper-gpt-server[plot]'"
+        raise InvalidParameter(message, "response_format")
     if REPORTS[name].one_clip and clips > 1:
         raise InvalidParameter(
             f"response_format: {name} is of one clip, and these are {clips}: ask for each, or for jsonl or csv",

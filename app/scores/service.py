@@ -6,11 +6,13 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 
 from app.audio.notices import Notice
+from app.audio.picture import Sketch
 from app.engine.engine import Engine
 from app.engine.requests import ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
@@ -28,6 +30,16 @@ class Answer:
 
     form: ScoreForm
     scores: ScoreResponse
+    sketch: Sketch | None
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """A clip's score, what is to be told of its file, and what a picture of it needs, if there is to be one."""
+
+    score: Score
+    warnings: tuple[Notice, ...]
+    sketch: Sketch | None
 
 
 def window_of(form: ScoreForm) -> Window | None:
@@ -125,10 +137,8 @@ def result(filename: str, score: Score, form: ScoreForm, warnings: tuple[Notice,
     return body
 
 
-async def score_file(
-    request: Request, file: UploadFile, form: ScoreForm, alternatives: int
-) -> tuple[Score, tuple[Notice, ...]]:
-    """Decode one clip and score it; what is to be told of its file comes with it. Raises ServiceError.
+async def score_file(request: Request, file: UploadFile, form: ScoreForm, alternatives: int) -> ScoredClip:
+    """Decode one clip and score it. Raises ServiceError.
 
     ``alternatives``: so many the answer may still hold.
     """
@@ -148,6 +158,9 @@ async def score_file(
         if frames_in(len(heard.samples)) * form.top_logprobs > alternatives:
             message = f"top_logprobs: an answer holds {MAX_ALTERNATIVES} alternatives at most; ask for fewer or less"
             raise InvalidParameter(message, "top_logprobs")
+        sketch = None
+        if REPORTS[form.response_format].picture and frames_in(len(heard.samples)):
+            sketch = await to_thread.run_sync(Sketch.of, heard.samples, limiter=request.app.state.encoders)
         # the request alone holds the clip, so that the engine can let go of it
         work = ScoreRequest(arrived, until, heard.samples, context, window_of(form), detail_of(form))
         del heard
@@ -156,7 +169,7 @@ async def score_file(
         raise clip_error(error) from error
     finally:
         clips.release()
-    return scored, warnings
+    return ScoredClip(scored, warnings, sketch)
 
 
 async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
@@ -169,12 +182,14 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
     results: list[dict[str, Any]] = []
     errors: list[ClientError] = []
     alternatives = MAX_ALTERNATIVES
-    for file in upload.files:
+    sketch = None
+    for file in upload.files[: 1 if REPORTS[upload.form.response_format].picture else None]:
         name = (file.filename or "")[:255]
         try:
-            score, warnings = await score_file(request, file, upload.form, alternatives)
-            alternatives -= len(score.tokens) * upload.form.top_logprobs
-            results.append(result(name, score, upload.form, warnings))
+            clip = await score_file(request, file, upload.form, alternatives)
+            alternatives -= len(clip.score.tokens) * upload.form.top_logprobs
+            results.append(result(name, clip.score, upload.form, clip.warnings))
+            sketch = clip.sketch
         except ClientError as error:
             error.__traceback__ = error.__cause__ = error.__context__ = (
                 None  # of frames, which hold what they worked on
@@ -186,7 +201,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
         errors[0].counted = True
         raise errors.pop(0)  # kept in the list, it would hold itself by this frame
     scores = ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})
-    return Answer(upload.form, scores)
+    return Answer(upload.form, scores, sketch)
 
 
 def response(answer: Answer) -> Response:
@@ -194,5 +209,5 @@ def response(answer: Answer) -> Response:
     body = answer.scores.model_dump(exclude_unset=True)
     context = frames_for_seconds(answer.form.prompt_seconds)
     report = REPORTS[answer.form.response_format]
-    content = report.content(Scored(body["model"], body["results"], context))
+    content = report.content(Scored(body["model"], body["results"], context, answer.sketch))
     return Response(content, media_type=report.media_type)

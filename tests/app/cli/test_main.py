@@ -378,6 +378,32 @@ def test_forms_that_cannot_be(tmp_path: Path) -> None:
     assert not labels.exists(), "nothing to write"
 
 
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_plots(server: str, tmp_path: Path, remote: bool) -> None:
+    more = ["--url", server, "--api-key", "sesame"] if remote else []
+    scored, made, summary = (tmp_path / name for name in ("score.png", "continuation.png", "out.json"))
+    result = run("score", SPEECH, "--plot", scored, "-o", summary, "--window-step", 1, *more)
+    assert result.exit_code == 0, result.output
+    assert "logprobs" not in json.loads(summary.read_text())["results"][0]
+    for options in ([], ["--include-prompt"]):
+        out = ["-o", tmp_path / "out.wav", "--seconds", 0.5, "--seed", 5, "--prompt-end", 2]
+        result = run("continue", SPEECH, *out, "--plot", made, *options, *more)
+        assert result.exit_code == 0, result.output
+        drawn = made.read_bytes()
+        assert drawn.startswith(b"\x89PNG") and drawn != scored.read_bytes()
+
+
+def test_plots_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plot, out = tmp_path / "plot.png", ["-o", tmp_path / "out.wav"]
+    refused(run("score", SPEECH, MUSIC, "--plot", plot), "--plot is of one clip, and these are 2")
+    refused(run("score", SPEECH, "--plot", tmp_path / "plot.jpg"), "must end in .png")
+    refused(run("continue", SPEECH, *out, "--plot", plot, "--stream"), "leave out --stream")
+    monkeypatch.setattr("app.scores.reports.find_spec", lambda name: None)
+    for command in (["score", SPEECH], ["continue", SPEECH, *out]):
+        refused(run(*command, "--plot", plot), "pip install 'whisper-gpt-server[plot]'")
+    assert not plot.exists()
+
+
 def test_score_of_nothing_good_fails(tmp_path: Path) -> None:
     text = tmp_path / "text.wav"
     text.write_text("no audio at all, only words")

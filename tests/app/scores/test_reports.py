@@ -7,8 +7,11 @@ import json
 import re
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from app.audio.picture import Sketch
 from app.errors import InvalidParameter
 from app.scores.reports import REPORTS, Format, Scored, check_clips
 
@@ -30,6 +33,13 @@ def test_every_format_is_registered() -> None:
     assert list(REPORTS) == list(get_args(Format))
     suffixes = [report.suffix.lower() for report in REPORTS.values()]
     assert len(set(suffixes)) == len(suffixes)
+
+
+@pytest.mark.parametrize("more", [{}, {"scan": SCAN}, {"window": WINDOW}], ids=str)
+def test_png(more: dict[str, Any]) -> None:
+    sketch = Sketch.of(np.zeros(78 * 320, dtype=np.float32))
+    content = REPORTS["png"].content(Scored("default", [{**TOKENS, **more}], 75, sketch))
+    assert Image.open(io.BytesIO(content)).size == (1200, 660)
 
 
 def test_json_lines() -> None:

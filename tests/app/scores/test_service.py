@@ -246,3 +246,26 @@ def test_tables_hold_many_clips_and_label_tracks_one(service: Any, clip: bytes) 
         error = service.post("/score", clip, clip, data={"response_format": name}).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_parameter", "response_format")
         assert "is of one clip, and these are 2" in error["message"]
+
+
+def test_picture(service: Any, clip: bytes, to_file: Any, speech: Any) -> None:
+    """Of the first clip; the windows of a scan are drawn into it."""
+    fields = {"response_format": "png", "prompt_seconds": "0.4"}
+    answer = service.post("/score", clip, to_file(speech[:9600]), data=fields)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.content == service.post("/score", clip, data=fields).content
+    with_scan = service.post("/score", clip, data=fields | {"window_step": "0.2"})
+    assert with_scan.status_code == 200 and with_scan.content != answer.content
+    bad = service.post("/score", to_file(speech[:300]), data=fields)
+    assert (bad.status_code, bad.json()["error"]["code"]) == (422, "audio_too_short")
+    full = service.post("/score", clip, data=fields | {"detail": "full"})
+    assert (full.status_code, full.json()["error"]["param"]) == (422, "detail")
+
+
+def test_picture_without_matplotlib(service: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.scores.reports.find_spec", lambda name: None)
+    answer = service.post("/score", clip, data={"response_format": "png"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_parameter", "response_format")
+    assert "pip install 'whisper-gpt-server[plot]'" in error["message"]
+    assert service.post("/score", clip).status_code == 200
