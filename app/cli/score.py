@@ -70,7 +70,7 @@ def _write(name: Format, scored: Scored, out: Path | None) -> None:
         return
     content = REPORTS[name].content(scored)
     if out is None:
-        typer.echo(content.rstrip(b"\r\n"))
+        typer.echo(content, nl=not content.endswith(b"\n"))
         return
     with whole_file(out) as part:
         part.write_bytes(content)

@@ -354,6 +354,7 @@ def test_score_in_other_forms(server: str, tmp_path: Path, remote: bool) -> None
     more = ["--url", server, "--api-key", "sesame"] if remote else []
     table = run("score", SPEECH, MUSIC, "--response-format", "csv", *more)
     assert table.exit_code == 0, table.output
+    assert table.stdout_bytes.count(b"\r\n") == table.stdout_bytes.count(b"\n") == 3, "as in a file"
     rows = list(csv.DictReader(io.StringIO(table.stdout)))
     assert [(row["filename"], row["tokens"]) for row in rows] == [("speech.flac", "475"), ("music.flac", "562")]
     labels = tmp_path / "labels.txt"
