@@ -180,7 +180,8 @@ def _picture(
             label="means of the windows",
         )
     likelihood.set(ylabel="log-likelihood of each\ntoken, nats", xlabel="time, s")
-    likelihood.set_ylim(top=0.0)
+    lowest = min(float(strip.logprobs.min()) for strip in strips)
+    likelihood.set_ylim(min(1.35 * lowest, -1.0), 0.0)  # room for the legend below the tokens
     likelihood.grid(alpha=0.3)
     likelihood.legend(loc="lower left", fontsize=9, framealpha=0.85)
     for axes in (wave, spectrogram):
