@@ -12,6 +12,7 @@ import typer
 from app.cli.interrupt import handled, stop_at_once
 from app.cli.options import console, errors, existing_files, form_options, show_warnings
 from app.cli.output import check_output, whole_file
+from app.cli.plot import check_plot, plot_continuation
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
 from app.continuations.schemas import ContinueForm
 from app.errors import UserError
@@ -72,6 +73,13 @@ def continue_command(
     stream: Annotated[
         bool, typer.Option("--stream", help="write while it is made: .wav, .opus, .mp3, .pcm, or - for PCM to a player")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="draw prompt and continuation, their spectrogram and likelihood to this .png; needs the "
+            "extra plot; not with --stream"
+        ),
+    ] = None,
     codebooks: Annotated[
         int | None, typer.Option(help="codes of a made frame: 2, 4 or 8; default: the setting's; not with --url")
     ] = None,
@@ -91,6 +99,10 @@ def continue_command(
     existing_files([clip])
     stream = stream or out == STDOUT
     _check_name(out, stream)
+    if plot is not None:
+        if stream:
+            raise UserError("--plot is drawn of a whole continuation: leave out --stream")
+        check_plot(plot)
     form = form.seeded()
     if url is None:
         with handled(stop_at_once):
@@ -123,8 +135,10 @@ def continue_command(
                 write_stream(_told(post_stream(url, "/continue", [clip], fields, api_key, heads), bar), out)
         errors.print(f"{out}: written while it was made, seed {form.seed}", markup=False, soft_wrap=True)
         return
+    prompt_logprobs = None
     if url is None:
-        body = here().whole()
+        continuing = here()
+        body, prompt_logprobs = continuing.whole(), continuing.state.logprobs.tolist()
     else:
         from app.client.client import post
 
@@ -132,6 +146,8 @@ def continue_command(
             body = post(url, "/continue", [clip], form.model_dump(), api_key).json()
     show_warnings(clip, body.get("warnings"))
     _write(body, out)
+    if plot is not None:
+        plot_continuation(plot, clip, (form.prompt_start, form.prompt_end), body, prompt_logprobs)
     choice = body["choices"][0]
     seconds = len(choice["tokens"]) / body["frame_rate"]
     console.print(

@@ -21,7 +21,7 @@ from app.continuations.answers import too_short
 from app.continuations.schemas import ContinueForm
 from app.errors import ServiceError
 from app.scores.schemas import ScoreForm
-from app.scores.service import clip_error, result, window_of
+from app.scores.service import clip_error, detail_of, result, window_of
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.backend import backend_for
@@ -133,7 +133,7 @@ class Continuing:
 def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSource) -> list[dict[str, Any]]:
     """One result a clip, an error in its place where it cannot be scored: what the server answers."""
     results: list[dict[str, Any]] = []
-    context, window = frames_for_seconds(form.prompt_seconds), window_of(form)
+    context, window, detail = frames_for_seconds(form.prompt_seconds), window_of(form), detail_of(form)
     for index, clip in enumerate(clips, 1):
         try:
             heard = read(clip)
@@ -141,15 +141,14 @@ def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSour
             of_all = f" ({index} of {len(clips)})" if len(clips) > 1 else ""
             with progress_bar(f"{clip.name}{of_all}", len(samples) / SAMPLE_RATE_HZ, "x real time") as bar:
                 blocks = _told(samples, bar)
-                scored = score(bundle, blocks, context_frames=context, mel=mel, window=window)
+                scored = score(bundle, blocks, context_frames=context, mel=mel, window=window, detail=detail)
+            results.append(result(clip.name, scored, form, heard.warnings))
         except (TooShortError, WindowError) as error:
             results.append({"filename": clip.name, "error": clip_error(error).body(None)})
         except ServiceError as error:
             results.append({"filename": clip.name, "error": error.body(None)})
         except OSError as error:
             results.append({"filename": clip.name, "error": {"message": error.strerror or str(error)}})
-        else:
-            results.append(result(clip.name, scored, form, heard.warnings))
     return results
 
 

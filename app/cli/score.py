@@ -1,6 +1,5 @@
 """`whisper-gpt score`: here, or against a server with `--url`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,12 +7,23 @@ import typer
 
 from app.cli.interrupt import handled, stop_at_once
 from app.cli.options import console, errors, existing_files, form_options, show_warnings
+from app.cli.output import check_output, whole_file
+from app.cli.plot import check_plot, plot_score
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
+from app.errors import UserError
+from app.scores.reports import REPORTS, Format, Scored, check_clips
 from app.scores.schemas import ScoreForm
+from app.server.schemas import checked
+from model.constants import frames_for_seconds
 
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
-NOT_OPTIONS = ("response_format", "timeout_seconds")  # a table, or --json
+NOT_OPTIONS = ("response_format", "timeout_seconds")  # the former is here, with the table as its default
+SUFFIXES: dict[str, Format] = {
+    report.suffix.lower(): name
+    for name, report in REPORTS.items()
+    if not report.picture  # which is --plot
+}
 
 
 def _show_scores(results: list[dict[str, Any]]) -> None:
@@ -34,11 +44,60 @@ def _show_scores(results: list[dict[str, Any]]) -> None:
         console.print(table)
 
 
+def _format(wanted: Format | None, as_json: bool, out: Path | None) -> Format | None:
+    """What the scores are written as, by the options or the file's name; None = a table on the terminal."""
+    if wanted is None and as_json:
+        wanted = "json"
+    if out is None:
+        return wanted
+    check_output(out)
+    by_name = SUFFIXES.get(out.suffix.lower())
+    if wanted is None and by_name is None:
+        names = ", ".join(report.suffix for report in REPORTS.values() if not report.picture)
+        raise UserError(f"{out}: the name must end in {names}, or --response-format name the format")
+    return wanted or by_name
+
+
+def _with_format(form: ScoreForm, name: Format) -> ScoreForm:
+    """The form with its format. Raises InvalidParameter where the two do not go together."""
+    fields = {field: str(value) for field, value in form.model_dump(exclude_none=True).items()}
+    return checked(ScoreForm, fields | {"response_format": name})
+
+
+def _write(name: Format, scored: Scored, out: Path | None) -> None:
+    """To a file, or to standard output. A file of one clip is not written where there is none."""
+    if REPORTS[name].one_clip and not scored.good:
+        return
+    content = REPORTS[name].content(scored)
+    if out is None:
+        typer.echo(content, nl=not content.endswith(b"\n"))
+        return
+    with whole_file(out) as part:
+        part.write_bytes(content)
+
+
 @form_options(ScoreForm, leave_out=NOT_OPTIONS)
 def score_command(
     clips: Annotated[list[Path], typer.Argument(help="audio files")],
     form: ScoreForm,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
+    response_format: Annotated[
+        Literal["json", "jsonl", "csv", "audacity", "textgrid"] | None,
+        typer.Option(help="write this, as the server answers, instead of a table"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="a file to write to; without --response-format its name tells the format: .json, "
+            ".jsonl, .csv, .txt (a label track) or .TextGrid",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="draw waveform, spectrogram and likelihood of the clip to this .png; needs the extra plot"),
+    ] = None,
     mel: Annotated[
         Literal["real", "decoded", "masked"] | None,
         typer.Option(help="mel of the clip (the default), of its decoded codes, or none; not with --url"),
@@ -55,6 +114,16 @@ def score_command(
     """
     url = check_place(url, {"mel": mel, "bundle": bundle, "device": device, "threads": threads})
     existing_files(clips)
+    written = _format(response_format, as_json, out)
+    if written is not None:
+        check_clips(written, len(clips))
+        form = _with_format(form, written).as_json()
+    detail = form.detail
+    if plot is not None:
+        check_plot(plot)
+        if len(clips) > 1:
+            raise UserError(f"--plot is of one clip, and these are {len(clips)}")
+        form = form.model_copy(update={"detail": "full" if detail == "full" else "tokens"})
     if url is not None:
         from app.cli.progress import progress_bar
         from app.client.client import post
@@ -68,8 +137,14 @@ def score_command(
         loaded, _ = load(bundle, device, threads)
         results = score_clips(loaded, clips, form, mel or "real")
         body = {"object": "audio.score", "model": loaded.name, "results": results}
-    if as_json:
-        typer.echo(json.dumps(body))
+    scored = Scored(body["model"], body["results"], frames_for_seconds(form.prompt_seconds))
+    if plot is not None:
+        plot_score(plot, clips[0], scored)
+        if detail == "summary":  # what only the picture needed
+            for one in scored.good:
+                del one["logprobs"], one["codes"]
+    if written is not None:
+        _write(written, scored, out)
     else:
         _show_scores(body["results"])
     for one in body["results"]:

@@ -153,7 +153,9 @@ class PrefillPool:
             raise Cancelled
         request.stage = "score"
         blocks = self._blocks(request, clip)
-        scored = score(self._bundle, blocks, context_frames=request.context_frames, window=request.window)
+        scored = score(
+            self._bundle, blocks, context_frames=request.context_frames, window=request.window, detail=request.detail
+        )
         if not scored.finite:
             raise NotFinite
         self._count(scored.nll, len(scored.tokens))

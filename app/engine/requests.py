@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.sampling import SamplingOptions
-from model.inference.scoring import Window
+from model.inference.scoring import Detail, Window
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -150,3 +150,4 @@ class ScoreRequest(EngineRequest):
 
     context_frames: int
     window: Window | None = None
+    detail: Detail | None = None

@@ -2,10 +2,12 @@
 
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
+from app.scores.reports import REPORTS
 from app.scores.schemas import ScoreForm, ScoreResponse
 from app.scores.service import response, score_audio
 from app.server import uploads
@@ -19,13 +21,18 @@ from app.server.tracing import mark
 router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["score"])
 
 
-@router.post("/score", response_model=ScoreResponse, openapi_extra=multipart(ScoreForm, many=True))
+OTHER_TYPES = sorted({report.media_type.partition(";")[0] for report in REPORTS.values()} - {"application/json"})
+CONTENT: dict[int | str, dict[str, Any]] = {200: {"content": {name: {} for name in OTHER_TYPES}}}
+
+
+@router.post("/score", response_model=ScoreResponse, responses=CONTENT, openapi_extra=multipart(ScoreForm, many=True))
 @router.post("/v1/audio/scores", include_in_schema=False)
 async def post_score(request: Request) -> Response:
-    """Negative log-likelihood and perplexity of clips; ``detail=tokens`` adds every token's.
+    """Negative log-likelihood and perplexity of clips; ``detail`` and ``top_logprobs`` add every token's figures.
 
     A window (``window_start``, ``window_seconds``) is scored by itself as well, given all of the clip before it;
-    ``normalise_by`` tells how much of its likelihood is owed to that past.
+    ``normalise_by`` tells how much of its likelihood is owed to that past. ``window_step`` does so all along the clip.
+    ``response_format`` writes tables and label tracks.
     """
     state = request.app.state
     async with AsyncExitStack() as permit:

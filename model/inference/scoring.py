@@ -6,7 +6,7 @@ part of the result: every token is scored with the full window of context.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -54,6 +54,76 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What is told of every position beside its token's log-probability.
+
+    ``spread``: entropy and rank. ``alternatives``: so many of the most likely tokens.
+    """
+
+    spread: bool = False
+    alternatives: int = 0
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Of each of T positions, under the model's own distribution; what was not asked for is None.
+
+    ``entropy`` (T,) float32, nats. ``rank`` (T,) int64: of the true token, 1 = the most likely one; of equally likely
+    tokens the one with the lower number comes first, so that ``rank == 1`` is a hit. ``top_tokens`` (T, k) int64 and
+    ``top_logprobs`` (T, k) float32: the k most likely tokens, in the same order.
+    """
+
+    entropy: Tensor | None = None
+    rank: Tensor | None = None
+    top_tokens: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+    @classmethod
+    def of(cls, logprobs: Tensor, tokens: Tensor, detail: Detail) -> "Positions":
+        """From the logarithms of all tokens' probabilities, (T, V), and the true tokens, (T,)."""
+        entropy = rank = top_tokens = top_logprobs = None
+        if detail.spread:
+            entropy = torch.special.entr(logprobs.exp()).sum(-1)  # a probability of 0 counts 0
+            own = logprobs.gather(-1, tokens[:, None])
+            numbers = torch.arange(logprobs.shape[-1], device=tokens.device)
+            before = (logprobs > own) | ((logprobs == own) & (numbers < tokens[:, None]))
+            rank = before.sum(-1) + 1
+        if detail.alternatives:
+            ordered, numbers = logprobs.sort(dim=-1, descending=True, stable=True)
+            top_logprobs, top_tokens = (part[:, : detail.alternatives].clone() for part in (ordered, numbers))
+        return cls(entropy, rank, top_tokens, top_logprobs)
+
+    @classmethod
+    def joined(cls, parts: "list[Positions]", rest: slice) -> "Positions":
+        """Chunks in a row, of which only the frames in ``rest`` count."""
+
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else torch.cat(values)[rest]
+
+        return cls(*(join(field.name) for field in fields(cls)))
+
+    def cpu(self) -> "Positions":
+        values = (getattr(self, field.name) for field in fields(self))
+        return Positions(*(None if value is None else value.cpu() for value in values))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Mean negative log-likelihoods of windows of ``length`` frames, one every ``step`` frames from ``start`` on.
+
+    ``nll`` (n,) float64, nats a token; ``baseline_nll`` (n,) the same by the bundle's unigram counts. All windows lie
+    within the clip.
+    """
+
+    start: int
+    length: int
+    step: int
+    nll: Tensor
+    baseline_nll: Tensor
+
+
+@dataclass(frozen=True)
 class WindowScore:
     """Log-probabilities of a window's coarse tokens, (n,) each, natural logarithms.
 
@@ -72,6 +142,24 @@ class WindowScore:
         """Mean negative log-likelihood, nats a token."""
         return -float(self.logprobs.double().mean())
 
+    @property
+    def log_likelihood(self) -> float:
+        """The sum over the window's tokens, nats."""
+        return float(self.logprobs.double().sum())
+
+    def scan(self, length: int, step: int) -> Scan:
+        """Windows within this one. Raises WindowError when not even one fits."""
+        if length > len(self.logprobs):
+            have = f"{len(self.logprobs) / FRAME_RATE_HZ:.2f} s of the clip are left for it"
+            raise WindowError(f"a window has {length / FRAME_RATE_HZ:.2f} s, and {have}", "stop")
+
+        def means(logprobs: Tensor) -> Tensor:
+            """By differences of running sums: the cost does not grow with the windows' overlap."""
+            sums = torch.cat([torch.zeros(1, dtype=torch.float64), logprobs.double().cumsum(0)])
+            return (sums[:-length] - sums[length:])[::step] / length
+
+        return Scan(self.start, length, step, means(self.logprobs), means(self.unigram))
+
     def baseline_nll(self, by: Baseline) -> float:
         """Mean negative log-likelihood of the same tokens without the clip's past, nats a token."""
         baseline = self.unigram if by == "unigram" else self.alone
@@ -85,6 +173,7 @@ class Score:
 
     ``tokens`` (T,) int64, ``logprobs`` (T,) natural logarithms, ``correct`` (T,) bool: was it the most likely one. The
     first ``context_frames`` of the clip are context only and are not in here. ``window``: the part that was asked for.
+    ``positions``: more of every position, if that was asked for.
     """
 
     tokens: Tensor
@@ -92,6 +181,7 @@ class Score:
     correct: Tensor
     context_frames: int = 0
     window: WindowScore | None = None
+    positions: Positions | None = None
 
     @property
     def finite(self) -> bool:
@@ -103,6 +193,11 @@ class Score:
     def nll(self) -> float:
         """Mean negative log-likelihood, nats a token."""
         return -float(self.logprobs.double().mean())
+
+    @property
+    def log_likelihood(self) -> float:
+        """The sum over all tokens that are scored, nats."""
+        return float(self.logprobs.double().sum())
 
     @property
     def perplexity(self) -> float:
@@ -126,6 +221,7 @@ class ForcedChunk:
     mel: Tensor  # (1, n, 64): the mel frames that go with the codes
     logprobs: Tensor
     correct: Tensor
+    positions: Positions | None = None
 
 
 class TeacherForcing:
@@ -135,30 +231,40 @@ class TeacherForcing:
     made frame, predicts from them.
     """
 
-    def __init__(self, bundle: Bundle, mel: MelSource = "real") -> None:
-        self.bundle, self.source = bundle, mel
+    def __init__(self, bundle: Bundle, mel: MelSource = "real", detail: Detail | None = None) -> None:
+        self.bundle, self.source, self.detail = bundle, mel, detail
         self.cache: LMCache = bundle.lm.new_cache(1)
         self.token = torch.full((1, 1), BOS, device=bundle.device)
         self.mel = torch.zeros(1, 1, MEL_BANDS, device=bundle.device)
 
-    def force(self, tokens: Tensor, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Score coarse tokens (1, n) that come with mel frames (1, n, 64): log-probabilities and hits, (1, n) each."""
+    def force(self, tokens: Tensor, mel: Tensor) -> tuple[Tensor, Tensor, Positions | None]:
+        """Score coarse tokens (1, n) that come with mel frames (1, n, 64).
+
+        Returns log-probabilities and hits, (1, n) each, and what ``detail`` asks for.
+        """
         model = self.bundle.lm
         inputs = torch.cat([self.token, tokens[:, :-1]], dim=1)
         late = None if self.source == "masked" else torch.cat([self.mel, mel[:, :-1]], dim=1)
         logits = model.logits(model(inputs, late, cache=self.cache)).float()
-        logprobs = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        of_all = logits.log_softmax(-1)
+        logprobs = of_all.gather(-1, tokens[..., None])[..., 0]
         self.token, self.mel = tokens[:, -1:], mel[:, -1:]
-        return logprobs, logits.argmax(-1) == tokens
+        positions = None if self.detail is None else Positions.of(of_all[0], tokens[0], self.detail)
+        return logprobs, logits.argmax(-1) == tokens, positions
 
 
 class PromptEncoder(TeacherForcing):
     """Reads a clip chunk by chunk and keeps all that is needed to go on after it."""
 
     def __init__(
-        self, bundle: Bundle, mel: MelSource = "real", codebooks: int | None = None, decode: bool = False
+        self,
+        bundle: Bundle,
+        mel: MelSource = "real",
+        codebooks: int | None = None,
+        decode: bool = False,
+        detail: Detail | None = None,
     ) -> None:
-        super().__init__(bundle, mel)
+        super().__init__(bundle, mel, detail)
         self.codebooks = codebooks or bundle.codec.config.codebooks
         self.encoder = encoder_for(bundle.codec)
         self.encoder_state: EncoderState = self.encoder.start(1)
@@ -179,8 +285,7 @@ class PromptEncoder(TeacherForcing):
             made = self.decode_codes(codes)
             if self.source == "decoded":
                 mel = self.bundle.mel(made, before)
-        logprobs, correct = self.force(codes[:, 0], mel)
-        return ForcedChunk(codes, mel, logprobs, correct)
+        return ForcedChunk(codes, mel, *self.force(codes[:, 0], mel))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Decode the next codes (1, K, n): (1, 320 n) samples; the decoder's state and its last samples move on."""
@@ -229,6 +334,7 @@ def score(
     codebooks: int | None = None,
     chunk_frames: int = CHUNK_FRAMES,
     window: Window | None = None,
+    detail: Detail | None = None,
 ) -> Score:
     """Likelihoods of a clip.
 
@@ -240,21 +346,25 @@ def score(
         codebooks: how many codebooks ``mel="decoded"`` decodes from; all by default.
         chunk_frames: bounds the memory; not part of the result.
         window: frames, counted from the clip's start, that are scored by themselves as well.
+        detail: what else to tell of every position; no part of the other figures.
 
     Raises:
         TooShortError: fewer than ``MIN_FRAMES`` frames, or none left after the context.
         WindowError: the window does not lie within the clip.
     """
-    reader = PromptEncoder(bundle, mel, codebooks)
+    reader = PromptEncoder(bundle, mel, codebooks, detail=detail)
     fresh = TeacherForcing(bundle, mel)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     alone: list[Tensor] = []
+    positions: list[Positions] = []
     position = 0
     for chunk in chunks(samples, chunk_frames):
         if len(chunk) < MIN_FRAMES * HOP_SAMPLES:
             break
         forced = reader.read(chunk)
         parts.append((forced.codes[0, 0].cpu(), forced.logprobs[0].cpu(), forced.correct[0].cpu()))
+        if forced.positions is not None:
+            positions.append(forced.positions.cpu())
         frames = forced.codes.shape[-1]
         if window is not None and window.alone:
             inside = window.within(position, frames)
@@ -268,4 +378,5 @@ def score(
         raise TooShortError(f"nothing is left to score after {context_frames} frames of context")
     local = None if window is None else _windowed(bundle, window, tokens, logprobs, alone)
     rest = slice(context_frames, None)
-    return Score(tokens[rest], logprobs[rest], correct[rest], context_frames, local)
+    more = Positions.joined(positions, rest) if positions else None
+    return Score(tokens[rest], logprobs[rest], correct[rest], context_frames, local, more)

@@ -173,8 +173,8 @@ def test_description_names_every_field(service: Any) -> None:
     assert form["required"] == ["file"]
     form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
-        "file", "prompt_seconds", "window_start", "window_seconds", "normalise_by", "detail", "response_format",
-        "timeout_seconds",
+        "file", "prompt_seconds", "window_start", "window_seconds", "window_step", "normalise_by", "detail",
+        "top_logprobs", "response_format", "timeout_seconds",
     }  # fmt: skip
 
 

@@ -172,10 +172,17 @@ def test_events_end_with_the_numbers(folder: Path, port: int) -> None:
 
 
 def test_scores(folder: Path, port: int) -> None:
-    body = json.loads(run(*block_with("curl", "/score"), folder, port))
+    body = json.loads(run(*block_with("curl", "file=@examples/music.flac localhost:8000/score"), folder, port))
     assert body["object"] == "audio.score"
     assert [result["tokens"] for result in body["results"]] == [475, 562]
     assert all(np.isfinite(result["nll"]) for result in body["results"])
+
+
+def test_labels_of_a_scan(folder: Path, port: int) -> None:
+    run(*block_with("curl", "-o labels.txt"), folder, port)
+    labels = [line.split("\t") for line in (folder / "labels.txt").read_text().splitlines()]
+    assert [float(start) for start, _, _ in labels] == pytest.approx(np.arange(12) * 38 / 75, abs=1e-5)
+    assert all(float(text) > 0 for _, _, text in labels)
 
 
 def test_python_example(folder: Path, port: int) -> None:
@@ -194,7 +201,7 @@ def test_command_line(folder: Path, port: int) -> None:
 
 def test_every_block_is_tested() -> None:
     counts = {name: len(own) for name, own in BLOCKS.items()}
-    assert counts == {"README.md": 3, "docs/api.md": 4}, "a new block needs a test here"
+    assert counts == {"README.md": 3, "docs/api.md": 5}, "a new block needs a test here"
 
 
 def test_readme_is_short() -> None:

@@ -1,6 +1,8 @@
 """The command line, driven in-process; `serve` runs for real in tests/laws/test_readme.py."""
 
 import base64
+import csv
+import io
 import json
 import shutil
 import socket
@@ -344,6 +346,63 @@ def test_score_of_a_window_that_cannot_be() -> None:
     result = run("score", SPEECH, "--window-start", 7)
     assert result.exit_code == 1
     assert "window_start: the window starts at 7.00 s, and the clip has 6.33 s" in result.stderr
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_score_in_other_forms(server: str, tmp_path: Path, remote: bool) -> None:
+    """By name or by the file's; here they are made of what a server answers."""
+    more = ["--url", server, "--api-key", "sesame"] if remote else []
+    table = run("score", SPEECH, MUSIC, "--response-format", "csv", *more)
+    assert table.exit_code == 0, table.output
+    assert table.stdout_bytes.count(b"\r\n") == table.stdout_bytes.count(b"\n") == 3, "as in a file"
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert [(row["filename"], row["tokens"]) for row in rows] == [("speech.flac", "475"), ("music.flac", "562")]
+    labels = tmp_path / "labels.txt"
+    assert run("score", SPEECH, "-o", labels, "--prompt-seconds", 1, *more).exit_code == 0
+    lines = [line.split("\t") for line in labels.read_text().splitlines()]
+    assert len(lines) == 400 and lines[0][0] == "1.000000"
+    grid, summary = tmp_path / "speech.TextGrid", tmp_path / "scores.json"
+    assert run("score", SPEECH, "-o", grid, "--detail", "full", *more).exit_code == 0
+    assert grid.read_text().count("intervals: size = 475") == 4
+    assert run("score", SPEECH, "-o", summary, "--window-step", 1, *more).exit_code == 0
+    (one,) = json.loads(summary.read_text())["results"]
+    assert len(one["scan"]["nll"]) == 6 and "logprobs" not in one
+
+
+def test_forms_that_cannot_be(tmp_path: Path) -> None:
+    refused(run("score", SPEECH, MUSIC, "-o", tmp_path / "labels.txt"), "audacity is of one clip, and these are 2")
+    refused(run("score", SPEECH, "-o", tmp_path / "scores.xlsx"), ".csv", ".TextGrid", "--response-format")
+    refused(run("score", SPEECH, "--response-format", "csv", "--detail", "tokens"), "detail: csv has no room for it")
+    text, labels = tmp_path / "text.wav", tmp_path / "labels.txt"
+    text.write_text("no audio at all, only words")
+    assert run("score", text, "-o", labels).exit_code == 1
+    assert not labels.exists(), "nothing to write"
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["here", "there"])
+def test_plots(server: str, tmp_path: Path, remote: bool) -> None:
+    more = ["--url", server, "--api-key", "sesame"] if remote else []
+    scored, made, summary = (tmp_path / name for name in ("score.png", "continuation.png", "out.json"))
+    result = run("score", SPEECH, "--plot", scored, "-o", summary, "--window-step", 1, *more)
+    assert result.exit_code == 0, result.output
+    assert "logprobs" not in json.loads(summary.read_text())["results"][0]
+    for options in ([], ["--include-prompt"]):
+        out = ["-o", tmp_path / "out.wav", "--seconds", 0.5, "--seed", 5, "--prompt-end", 2]
+        result = run("continue", SPEECH, *out, "--plot", made, *options, *more)
+        assert result.exit_code == 0, result.output
+        drawn = made.read_bytes()
+        assert drawn.startswith(b"\x89PNG") and drawn != scored.read_bytes()
+
+
+def test_plots_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plot, out = tmp_path / "plot.png", ["-o", tmp_path / "out.wav"]
+    refused(run("score", SPEECH, MUSIC, "--plot", plot), "--plot is of one clip, and these are 2")
+    refused(run("score", SPEECH, "--plot", tmp_path / "plot.jpg"), "must end in .png")
+    refused(run("continue", SPEECH, *out, "--plot", plot, "--stream"), "leave out --stream")
+    monkeypatch.setattr("app.scores.reports.find_spec", lambda name: None)
+    for command in (["score", SPEECH], ["continue", SPEECH, *out]):
+        refused(run(*command, "--plot", plot), "pip install 'whisper-gpt-server[plot]'")
+    assert not plot.exists()
 
 
 def test_score_of_nothing_good_fails(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from app.scores.reports import REPORTS, Scored
 from model.inference.scoring import score
 from model.lm.hybrid_lm import shift
 
@@ -146,3 +147,125 @@ def test_a_window_beyond_one_of_the_clips(service: Any, clip: bytes, speech: Any
     good, bad = answer.json()["results"]
     assert good["window"]["tokens"] == 38
     assert (bad["error"]["code"], bad["error"]["param"]) == ("invalid_parameter", "window_start")
+
+
+def test_log_likelihood_is_the_sum(service: Any, clip: bytes) -> None:
+    (one,) = service.post("/score", clip, data={"detail": "tokens", "window_seconds": "0.4"}).json()["results"]
+    assert one["log_likelihood"] == pytest.approx(sum(one["logprobs"]), abs=1e-3)
+    assert one["log_likelihood"] == pytest.approx(-100 * one["nll"])
+    assert one["window"]["log_likelihood"] == pytest.approx(sum(one["logprobs"][:30]), abs=1e-3)
+
+
+def test_full_detail_and_alternatives(service: Any, bundle: Any, clip: bytes) -> None:
+    (plain,) = service.post("/score", clip, data={"detail": "tokens"}).json()["results"]
+    assert set(plain).isdisjoint({"entropy", "rank", "top_codes", "top_logprobs"})
+    (one,) = service.post("/score", clip, data={"detail": "full", "top_logprobs": "3"}).json()["results"]
+    assert {name: one[name] for name in plain} == plain, "more detail changes no figure"
+    for name in ("entropy", "rank", "top_codes", "top_logprobs"):
+        assert len(one[name]) == 100
+    assert one["accuracy"] == pytest.approx(sum(rank == 1 for rank in one["rank"]) / 100)
+    for code, logprob, rank, codes, logprobs in zip(
+        one["codes"], one["logprobs"], one["rank"], one["top_codes"], one["top_logprobs"], strict=True
+    ):
+        assert len(codes) == len(logprobs) == 3 and logprobs == sorted(logprobs, reverse=True)
+        assert (code in codes) == (rank <= 3)
+        if rank <= 3:
+            assert (codes[rank - 1], logprobs[rank - 1]) == (code, logprob)
+    assert all(0 < value <= math.log(1024) + 1e-4 for value in one["entropy"])
+
+
+def test_an_answer_holds_so_many_alternatives(service: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.scores.service.MAX_ALTERNATIVES", 500)
+    fields = {"detail": "tokens", "top_logprobs": "3"}
+    good, bad = service.post("/score", clip, clip, data=fields).json()["results"]
+    assert len(good["top_codes"]) == 100
+    assert (bad["error"]["code"], bad["error"]["param"]) == ("invalid_parameter", "top_logprobs")
+
+
+def test_scan(service: Any, bundle: Any, clip: bytes) -> None:
+    """Each of its figures is what a window of its own would have."""
+    fields = {"prompt_seconds": "0.2", "window_seconds": "0.4", "window_step": "0.2", "normalise_by": "unigram"}
+    (one,) = service.post("/score", clip, data=fields).json()["results"]
+    scan = one["scan"]
+    assert "window" not in one
+    assert (scan["start"], scan["window_seconds"], scan["step_seconds"]) == (0.2, 0.4, 0.2)
+    assert len(scan["nll"]) == len(scan["baseline_nll"]) == len(scan["normalised_nll"]) == 4
+    for index, nll in enumerate(scan["nll"]):
+        single = {"window_start": str(0.2 + 0.2 * index), "window_seconds": "0.4", "normalise_by": "unigram"}
+        (alone,) = service.post("/score", clip, data=single).json()["results"]
+        assert nll == pytest.approx(alone["window"]["nll"], abs=1e-5)
+        assert scan["normalised_nll"][index] == pytest.approx(alone["window"]["normalised_nll"], abs=1e-5)
+
+
+def test_windows_of_a_scan_touch_by_default(service: Any, clip: bytes) -> None:
+    (one,) = service.post("/score", clip, data={"window_step": "0.4", "detail": "tokens"}).json()["results"]
+    assert (one["scan"]["window_seconds"], one["scan"]["step_seconds"]) == (0.4, 0.4)
+    means = [-sum(one["logprobs"][at : at + 30]) / 30 for at in (0, 30, 60)]
+    assert one["scan"]["nll"] == pytest.approx(means, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"window_step": "0.1", "window_seconds": "2"}, "window_seconds"),
+        ({"window_step": "0.1", "normalise_by": "alone"}, "normalise_by"),
+        ({"top_logprobs": "3"}, "top_logprobs"),
+        ({"response_format": "csv", "detail": "tokens"}, "detail"),
+        ({"response_format": "csv", "window_step": "1"}, "window_step"),
+        ({"response_format": "audacity", "detail": "full"}, "detail"),
+        ({"response_format": "textgrid", "detail": "full", "top_logprobs": "2"}, "top_logprobs"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together(service: Any, clip: bytes, fields: dict[str, str], param: str) -> None:
+    answer = service.post("/score", clip, data=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_parameter", param)
+
+
+@pytest.mark.parametrize(
+    ("name", "media_type"),
+    [("csv", "text/csv; charset=utf-8"), ("jsonl", "application/x-ndjson"),
+     ("audacity", "text/plain; charset=utf-8"), ("textgrid", "text/plain; charset=utf-8")],
+)  # fmt: skip
+def test_formats(service: Any, clip: bytes, name: Any, media_type: str) -> None:
+    """What the JSON answer's figures are written as."""
+    fields = {"prompt_seconds": "0.4", "detail": "tokens"}
+    results = service.post("/score", clip, data=fields).json()["results"]
+    fields |= {"response_format": name, "detail": "tokens" if name == "jsonl" else "summary"}
+    answer = service.post("/score", clip, data=fields)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, media_type)
+    assert answer.content == REPORTS[name].content(Scored("random-tiny", results, 30))
+
+
+def test_tables_hold_many_clips_and_label_tracks_one(service: Any, clip: bytes) -> None:
+    for name in ("csv", "jsonl"):
+        answer = service.post("/score", clip, b"text, not audio, and some more of it", data={"response_format": name})
+        assert answer.status_code == 200 and "unsupported_format" in answer.text
+    for name in ("audacity", "textgrid"):
+        error = service.post("/score", clip, clip, data={"response_format": name}).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_parameter", "response_format")
+        assert "is of one clip, and these are 2" in error["message"]
+
+
+def test_picture(service: Any, clip: bytes, to_file: Any, speech: Any) -> None:
+    """Of the first clip; the windows of a scan are drawn into it."""
+    fields = {"response_format": "png", "prompt_seconds": "0.4"}
+    answer = service.post("/score", clip, to_file(speech[:9600]), data=fields)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    assert answer.content == service.post("/score", clip, data=fields).content
+    with_scan = service.post("/score", clip, data=fields | {"window_step": "0.2"})
+    assert with_scan.status_code == 200 and with_scan.content != answer.content
+    bad = service.post("/score", to_file(speech[:300]), data=fields)
+    assert (bad.status_code, bad.json()["error"]["code"]) == (422, "audio_too_short")
+    full = service.post("/score", clip, data=fields | {"detail": "full"})
+    assert (full.status_code, full.json()["error"]["param"]) == (422, "detail")
+
+
+def test_picture_without_matplotlib(service: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.scores.reports.find_spec", lambda name: None)
+    answer = service.post("/score", clip, data={"response_format": "png"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (422, "invalid_parameter", "response_format")
+    assert "pip install 'whisper-gpt-server[plot]'" in error["message"]
+    assert service.post("/score", clip).status_code == 200

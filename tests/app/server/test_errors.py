@@ -165,8 +165,9 @@ def test_bad_field_of_continue(service: Any, clip: bytes, field: str, value: str
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompt_seconds", "-1"), ("prompt_seconds", "1e308"), ("detail", "all"), ("response_format", "csv"),
-     ("response_format", "png"), ("response_format", "xml"), ("seconds", "3"), ("timeout_seconds", "0")],
+    [("prompt_seconds", "-1"), ("prompt_seconds", "1e308"), ("detail", "all"), ("window_step", "0"),
+     ("top_logprobs", "21"), ("top_logprobs", "-1"), ("top_logprobs", "1"), ("response_format", "xml"),
+     ("seconds", "3"), ("timeout_seconds", "0")],
 )  # fmt: skip
 def test_bad_field_of_score(service: Any, clip: bytes, field: str, value: str) -> None:
     refused(service.post("/score", clip, data={field: value}), 422, "invalid_parameter", field)

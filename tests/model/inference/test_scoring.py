@@ -12,7 +12,9 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 from model.inference.prefill import prefill
 from model.inference.scoring import (
     MIN_FRAMES,
+    Detail,
     MelSource,
+    Positions,
     PromptEncoder,
     Score,
     TooShortError,
@@ -152,6 +154,85 @@ def test_window_outside_of_the_clip(bundle: Bundle, clip: Tensor, start: int, st
     with pytest.raises(WindowError, match=r"2\.00 s") as caught:
         score(bundle, clip, window=Window(start, stop, alone=True), chunk_frames=20)
     assert caught.value.edge == edge
+
+
+@torch.inference_mode()
+def distributions(bundle: Bundle, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain path: tokens (T,) and the log-probabilities of all of the vocabulary, (T, V)."""
+    codes = bundle.codec.encode(samples[None])
+    logits = bundle.lm.logits(bundle.lm(*shift(codes[:, 0], bundle.mel(samples[None]))))
+    return codes[0, 0], logits[0].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("context", [0, 60])
+@pytest.mark.parametrize("chunk_frames", [20, 750])
+def test_positions_are_those_of_the_distribution(bundle: Bundle, clip: Tensor, context: int, chunk_frames: int) -> None:
+    tokens, logprobs = (part[context:] for part in distributions(bundle, clip))
+    detail = Detail(spread=True, alternatives=5)
+    got = score(bundle, clip, context_frames=context, chunk_frames=chunk_frames, detail=detail)
+    more = got.positions
+    assert more is not None and more.entropy is not None and more.rank is not None
+    assert more.top_tokens is not None and more.top_logprobs is not None
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    torch.testing.assert_close(more.entropy.double(), entropy, rtol=0, atol=1e-3)
+    own = logprobs.gather(-1, tokens[:, None])
+    for slack, side in ((1e-3, torch.le), (-1e-3, torch.ge)):  # tokens as likely as that may change places
+        assert side(more.rank, (logprobs > own - slack).sum(-1) + 1).all()
+    assert torch.equal(more.rank == 1, got.correct)
+    torch.testing.assert_close(more.top_logprobs.double(), logprobs.topk(5).values, rtol=0, atol=1e-3)
+    torch.testing.assert_close(more.top_logprobs.double(), logprobs.gather(-1, more.top_tokens), rtol=0, atol=1e-3)
+    hits = more.top_tokens == got.tokens[:, None]
+    assert torch.equal(hits.any(-1), more.rank <= 5)
+    assert torch.equal(more.top_logprobs[hits], got.logprobs[hits.any(-1)]), "the same number, to the bit"
+
+
+@pytest.mark.parametrize("detail", [Detail(spread=True), Detail(alternatives=20)])
+def test_detail_changes_no_other_number(bundle: Bundle, clip: Tensor, detail: Detail) -> None:
+    """To the bit; and what is not asked for is not there."""
+    plain, more = score(bundle, clip), score(bundle, clip, detail=detail)
+    assert torch.equal(plain.logprobs, more.logprobs) and torch.equal(plain.correct, more.correct)
+    assert plain.positions is None and more.positions is not None
+    assert (more.positions.entropy is not None) == (more.positions.rank is not None) == detail.spread
+    assert (more.positions.top_tokens is not None) == (detail.alternatives > 0)
+
+
+def test_positions_of_a_known_distribution() -> None:
+    """Ties go by number, as argmax has them; a probability of 0 counts nothing in the entropy."""
+    logprobs = torch.tensor([[0.25, 0.25, 0.5, 0.0], [0.5, 0.5, 0.0, 0.0]]).log()
+    more = Positions.of(logprobs, torch.tensor([1, 0]), Detail(spread=True, alternatives=3))
+    assert more.entropy is not None and more.rank is not None and more.top_tokens is not None
+    assert more.entropy.tolist() == pytest.approx([1.5 * math.log(2), math.log(2)])
+    assert more.rank.tolist() == [3, 1]
+    assert more.top_tokens.tolist() == [[2, 0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(("length", "step"), [(1, 1), (20, 7), (75, 75), (110, 1), (33, 200)])
+def test_scan(bundle: Bundle, clip: Tensor, length: int, step: int) -> None:
+    """Means over windows of the clip's own log-probabilities, each window within the clip."""
+    scored = score(bundle, clip, window=Window(40))
+    local = scored.window
+    assert local is not None
+    scan = local.scan(length, step)
+    starts = range(40, 150 - length + 1, step)
+    assert (scan.start, scan.length, scan.step, len(scan.nll)) == (40, length, step, len(starts))
+    direct = [-float(scored.logprobs[start : start + length].double().mean()) for start in starts]
+    assert scan.nll.tolist() == pytest.approx(direct, abs=1e-9)
+    counted = [-float(local.unigram[at - 40 : at - 40 + length].double().mean()) for at in starts]
+    assert scan.baseline_nll.tolist() == pytest.approx(counted, abs=1e-9)
+
+
+def test_scan_with_no_room_for_a_window(bundle: Bundle, clip: Tensor) -> None:
+    local = score(bundle, clip, window=Window(40)).window
+    assert local is not None
+    with pytest.raises(WindowError, match=r"1\.48 s, and 1\.47 s") as caught:
+        local.scan(111, 1)
+    assert caught.value.edge == "stop"
+
+
+def test_log_likelihood_is_the_sum(bundle: Bundle, clip: Tensor) -> None:
+    scored = score(bundle, clip, window=Window(10, 60))
+    assert scored.log_likelihood == pytest.approx(-150 * scored.nll)
+    assert scored.window is not None and scored.window.log_likelihood == pytest.approx(-50 * scored.window.nll)
 
 
 def test_finite() -> None:

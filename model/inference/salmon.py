@@ -1,0 +1,63 @@
+"""A bundle as a model of SALMon, the suite for acoustic language models (arXiv 2409.07437, github.com/slp-rl/salmon).
+
+SALMon asks a model for one number a clip, and counts how often the natural clip of a pair gets the higher one. Its
+models are in no registry: a line is added to the function `InferenceModelFactory.get_model`,
+
+    if config["model_type"] == "whisper-gpt": return SalmonModel(load_bundle(Path(config["bundle"])))
+
+after which its `log_likelihood` and `to` find these. Duck-typed, so that SALMon is no dependency.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+from model.checkpoint import Bundle
+from model.constants import SAMPLE_RATE_HZ
+from model.inference.scoring import score
+
+SALMON_RATE_HZ = 16_000  # SALMon passes no rate on; this is what its baselines take the samples for
+
+
+class SalmonModel:
+    """Scores clips as SALMon's baselines do.
+
+    Args:
+        bundle: the model.
+        mean_nll: as in SALMon's configurations: the mean over the tokens instead of the sum. Clips of a pair may differ
+            in length, and a sum then prefers the shorter one.
+        sample_rate_hz: of the clips.
+    """
+
+    def __init__(self, bundle: Bundle, mean_nll: bool = False, sample_rate_hz: int = SALMON_RATE_HZ) -> None:
+        self.bundle, self.mean_nll, self.sample_rate_hz = bundle, mean_nll, sample_rate_hz
+
+    def log_likelihood(self, wavs: Sequence[Tensor]) -> Tensor:
+        """Clips, (N,) or (channels, N) each, of any lengths -> (len(wavs),) float32, nats; higher is likelier.
+
+        One after the other: padding would be heard. Raises TooShortError.
+        """
+        scores = [score(self.bundle, self._heard(wav)) for wav in wavs]
+        figures = [-one.nll if self.mean_nll else one.log_likelihood for one in scores]
+        return torch.tensor(figures, dtype=torch.float32, device=self.bundle.device)
+
+    def to(self, device: str | torch.device) -> "SalmonModel":
+        self.bundle.to(device)
+        return self
+
+    def _heard(self, wav: Tensor) -> Tensor:
+        """Mono at the model's rate: (N,) float32."""
+        mono = wav.detach().cpu().float()
+        if mono.ndim > 1:
+            mono = mono.mean(0)
+        if self.sample_rate_hz == SAMPLE_RATE_HZ:
+            return mono
+        return torch.from_numpy(
+            np.asarray(soxr.resample(mono.numpy(), self.sample_rate_hz, SAMPLE_RATE_HZ), dtype=np.float32)
+        )
+
+    def __str__(self) -> str:
+        return f"whisper-gpt {self.bundle.name}"
