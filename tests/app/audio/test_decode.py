@@ -32,6 +32,7 @@ def by_av(form: str, codec: str, layout: str = "mono") -> Callable[[], bytes]:
         out = io.BytesIO()
         with av.open(out, "w", format=form) as container:
             stream = container.add_stream(codec, rate=RATE, layout=layout)
+            assert isinstance(stream, av.AudioStream)
             channels = np.repeat(TONE[None], 2 if layout == "stereo" else 1, axis=0)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
             frame.sample_rate = RATE

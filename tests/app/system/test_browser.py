@@ -367,7 +367,7 @@ def test_what_breaks_off(pages: Pages, status: int, end: str, told: str) -> None
     page = pages.open()
     choose(page, SPEECH)
     settings(page, include_prompt=False)
-    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2")).decode() if status == 200 else ""
+    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2").tobytes()).decode() if status == 200 else ""
     headers = {"content-type": "text/event-stream", "x-whispergpt-prompt-tokens": str(SPEECH_FRAMES)}
     page.route("**/continue", lambda route: route.fulfill(status=status, headers=headers, body=begun + end))
     page.click("#go")

@@ -1,7 +1,7 @@
 """Training of the language model: resumed = uninterrupted to the bit, and batches that hold what they should."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from model.codec.codec import Codec
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import BOS, HybridLM
+from model.lm.transformer import Block
 from model.training.corpus import Corpus
 from model.training.loop import Run
 from model.training.token_set import TokenSet, TokenSettings, build_tokens
@@ -44,7 +45,8 @@ def run(tokens: TokenSet, out: Path, training: LMTraining, stop: int | None = No
     steps = train_lm(CONFIG, training, tokens, out)
     for done in steps:
         if done == stop:
-            steps.close()  # type: ignore[attr-defined]
+            assert isinstance(steps, Generator)
+            steps.close()
             break
     state: dict[str, Any] = torch.load(out / "checkpoint.pt", weights_only=True)
     return state
@@ -140,9 +142,11 @@ def test_a_training_begins_with_signals_of_unit_size(preset: str) -> None:
     model = HybridLM(PRESETS[preset])
     initialise(model)
     tokens = torch.randint(0, 1024, (2, 100))
+    first = model.stack.blocks[0]
+    assert isinstance(first, Block)
     with torch.no_grad():
         embedded = model.embedding(tokens)
-        keys = model.stack.blocks[0].attention.qkv(model.stack.blocks[0].attention_norm(torch.randn(2, 100, 256)))
+        keys = first.attention.qkv(first.attention_norm(torch.randn(2, 100, 256)))
         logits = model.logits(model(tokens, torch.randn(2, 100, 64)))
         assert 0.9 < float(embedded.std()) < 1.1 and 0.9 < float(keys.std()) < 1.1
         if model.mel is not None:
@@ -240,9 +244,12 @@ def test_music_gets_its_share_and_no_window_is_left_out(
     batches = Batches(tokens, plain(batch=size, steps=100, long_from=2.0, music_share=share), DEVIATION)
     asked: list[tuple[str, int]] = []
     window = batches._row
-    monkeypatch.setattr(
-        batches, "_row", lambda kind, number, length: asked.append((kind, number)) or window(kind, number, length)
-    )
+
+    def watched(kind: str, number: int, length: int) -> Any:
+        asked.append((kind, number))
+        return window(kind, number, length)
+
+    monkeypatch.setattr(batches, "_row", watched)
     for step in range(20):
         assert batches(step).inputs.shape == (size, 64)
     for kind, wanted in (("music", 20 * size * share), ("speech", 20 * size * (1 - share))):
