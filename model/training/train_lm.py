@@ -250,7 +250,7 @@ class LMTrainer:
         counts, shares = zip(*training.recalled, strict=True)
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
-        (coarse + training.fine_weight * fine).backward()  # type: ignore[no-untyped-call]
+        (coarse + training.fine_weight * fine).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return {"loss": float(coarse.detach()), "fine": float(fine.detach()), "rate": rate}
