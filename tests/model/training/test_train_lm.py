@@ -163,7 +163,7 @@ def test_statistics_are_in_the_model(tokens: TokenSet) -> None:
 
 def test_weights_that_decay_are_the_matrices(tokens: TokenSet) -> None:
     groups = LMTrainer(CONFIG, TRAINING, tokens).optimizer.param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0] and all(group["params"] for group in groups)
     assert all(parameter.dim() >= 2 for parameter in groups[0]["params"])
     assert all(parameter.dim() < 2 for parameter in groups[1]["params"])
 
