@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from model.codec.codec import Codec
 from model.lm.config import PRESETS
@@ -20,6 +19,7 @@ from model.training.corpus import Corpus
 from model.training.loop import Run
 from model.training.token_set import TokenSet, TokenSettings, build_tokens
 from model.training.train_lm import Batches, LMTrainer, LMTraining, Stream, document_batch, initialise, train_lm
+from tests.support.states import same
 
 CONFIG = PRESETS["tiny"]
 TRAINING = LMTraining(steps=6, batch=4, length=64, warmup=2)
@@ -50,14 +50,6 @@ def run(tokens: TokenSet, out: Path, training: LMTraining, stop: int | None = No
             break
     state: dict[str, Any] = torch.load(out / "checkpoint.pt", weights_only=True)
     return state
-
-
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(two) and all(map(same, one, two))
-    return torch.equal(one, two) if isinstance(one, Tensor) else bool(one == two)
 
 
 @pytest.mark.usefixtures("quick")
