@@ -75,7 +75,8 @@ def best_run(name: str, runs: Path = TABLE) -> Path | None:
         kinds = [
             (sum(one["nll"] for one in kind), sum(one["frames"] for one in kind)) for kind in result["valid"].values()
         ]
-        return sum(nll / frames for nll, frames in kinds) / len(kinds)
+        mean: float = sum(nll / frames for nll, frames in kinds) / len(kinds)
+        return mean
 
     results = [(path.parent, json.loads(path.read_text())) for path in sorted(runs.glob("*/result.json"))]
     found = {folder: valid_nll(result) for folder, result in results if result["row"] == name}

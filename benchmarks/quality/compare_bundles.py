@@ -82,9 +82,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compare_bundles.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    bundles = [load_bundle(path) for path in (arguments.first, arguments.second)]
-    report = compare(*bundles, TokenSet(arguments.tokens), arguments.limit)
-    names = dict(zip(("first", "second"), (bundle.hashes for bundle in bundles), strict=True))
+    first, second = load_bundle(arguments.first), load_bundle(arguments.second)
+    report = compare(first, second, TokenSet(arguments.tokens), arguments.limit)
+    names = {"first": first.hashes, "second": second.hashes}
     for kind, figures in report.items():
         for name, row in figures.items():
             if isinstance(row, dict):

@@ -20,6 +20,7 @@ POOL_FRAMES = 25  # a third of a second
 COMPONENTS = 32
 RESAMPLES = 200
 Array = npt.NDArray[np.floating]
+Clips = Array | Sequence[Array]  # of vectors: (clips, pieces, D), or a (pieces, D) each
 
 
 @torch.inference_mode()
@@ -56,11 +57,12 @@ class Space:
         return projected
 
 
-def distance(real: Sequence[Array], made: Sequence[Array], seed: int = 0) -> dict[str, float]:
-    """Frechet distance of clips of vectors (pieces, D) each, with an interval: both sets' clips are drawn together."""
+def distance(real: Clips, made: Clips, seed: int = 0) -> dict[str, float]:
+    """Frechet distance of clips of vectors, with an interval: both sets' clips are drawn together."""
 
     def of(rows: npt.NDArray[np.integer]) -> float:
-        return acoustics.frechet(*(np.concatenate([clips[row] for row in rows]) for clips in (real, made)))
+        one, other = (np.concatenate([clips[row] for row in rows]) for clips in (real, made))
+        return acoustics.frechet(one, other)
 
     picks = np.random.default_rng(seed).integers(0, len(real), (RESAMPLES, len(real)))
     low, high = np.percentile([of(rows) for rows in picks], [2.5, 97.5])

@@ -24,8 +24,10 @@ def plot(report: Report, path: Path) -> None:
         for colour, (name, curves) in enumerate(drawn):
             for number, curve in enumerate(curves):
                 points = [(point[0] * a_step / 1e3, point[column]) for point in curve]
-                style = {"color": f"C{colour}", "linewidth": 1.2, "linestyle": "--" if name == "gpt-l" else "-"}
-                axes.plot(*zip(*points, strict=True), label=None if number else name, **style)
+                axes.plot(
+                    *zip(*points, strict=True), label=None if number else name, color=f"C{colour}", linewidth=1.2,
+                    linestyle="--" if name == "gpt-l" else "-",
+                )  # fmt: skip
         axes.set_title(f"{kind}, validation")
         axes.set_xlabel("tokens seen, thousands")
         axes.set_ylabel("NLL, nats a token")

@@ -100,11 +100,11 @@ def main() -> None:
         with open(f"/proc/{decoders.pids()[0]}/status") as file:
             status = dict(line.split(":", 1) for line in file)
         memory = {name: int(status[name].split()[0]) / 1024 for name in ("VmPeak", "VmHWM", "RssAnon")}
-        seconds = replaced(decoders)
+        death = replaced(decoders)
     finally:
         decoders.close()
-    print(f"replaced in {seconds:.2f} s; MiB {memory}")
-    body = {"clips": rows, "memory_mib": memory, "replaced_seconds": seconds}
+    print(f"replaced in {death:.2f} s; MiB {memory}")
+    body = {"clips": rows, "memory_mib": memory, "replaced_seconds": death}
     conditions = {"load_average": os.getloadavg()[0], "turns": turns}
     write_json(RESULTS / "decoders.json", rounded(body | conditions))
 

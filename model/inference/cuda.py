@@ -23,7 +23,7 @@ def graphs_wanted() -> bool:
 
 def new_stream(device: torch.device, urgent: bool = False) -> "torch.cuda.Stream | None":
     """A stream on a GPU, that goes before others when it is urgent; None elsewhere."""
-    return torch.cuda.Stream(device, priority=-1 if urgent else 0) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device, priority=-1 if urgent else 0) if device.type == "cuda" else None
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def mark(device: torch.device) -> "torch.cuda.Event | None":
     """An event behind all that this thread has queued; None where there is no GPU."""
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return event
 

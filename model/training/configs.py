@@ -176,6 +176,9 @@ class LMTraining:
     recalled: Shares = field(
         default=((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05)), metadata=ADDED
     )  # codes of the frame before that are known
+    judged_silence: Annotated[
+        float, "seconds at the beginning of a silence that count in the loss, and then the sound that ends it; 0 = all"
+    ] = field(default=0.0, metadata=ADDED)
     bf16: Annotated[bool, "under bfloat16 autocast; the losses stay in float32"] = False
 
 

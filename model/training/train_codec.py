@@ -298,7 +298,7 @@ class CodecTrainer:
             figures |= judged.figures()
         self.optimizer.zero_grad(set_to_none=True)
         loss: Tensor = (made * gradient).sum() + regular
-        loss.backward()  # type: ignore[no-untyped-call]  # the sum's gradient at the samples is the one just made
+        loss.backward()  # the sum's gradient at the samples is the one just made
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}

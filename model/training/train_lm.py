@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.constants import MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
+from model.constants import FRAME_RATE_HZ, MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
 from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import NO_CODE, frames_before
 from model.lm.hybrid_lm import HybridLM
+from model.lm.mel import LOG_FLOOR
 from model.training.configs import LMTraining as LMTraining
 from model.training.configs import TokenSettings, before
 from model.training.loop import Run, State, cosine_rate, step_rng
@@ -62,7 +63,7 @@ class Batch:
     """``inputs`` (B, T) int64 with BOS, ``mel`` (B, T, 64), ``masked`` (B, T) bool, targets ``codes`` (B, T, 8).
 
     ``before`` (B, T, 8): the codes of the frame before each target, NO_CODE where a document starts.
-    ``judged`` (B, T) bool: the targets that count, which are all but those in pauses that were put in.
+    ``judged`` (B, T) bool: the targets that count, all but those in pauses that were put in, or deep in a silence.
     """
 
     inputs: Tensor
@@ -86,6 +87,8 @@ class Batches:
         self.documents = {kind: found for kind, found in documents.items() if found}
         if not self.documents:
             raise ValueError(f"no training documents in {tokens.folder}")
+        judged = training.judged_silence
+        self._deep = deep_silence(tokens, tokens.of("train"), judged) if judged > 0 else None
         self._streams: dict[tuple[str, int], Stream] = {}
 
     def _stream(self, kind: str, epoch: int) -> Stream:
@@ -103,7 +106,8 @@ class Batches:
         first = (window * length + shift) % max(total - length, 1)
         stream = self._stream(kind, epoch)
         frames, starts = stream.frames(first, min(length, total))
-        return frames, starts, ~stream.in_pause(frames)
+        left_out = stream.in_pause(frames) if self._deep is None else stream.in_pause(frames) | self._deep[frames]
+        return frames, starts, ~left_out
 
     def __call__(self, step: int) -> Batch:
         """Batch of a step. Reads only what the step needs."""
@@ -140,6 +144,27 @@ class Batches:
                 first = int(rng.integers(0, len(frames)))
                 masked[first : first + int(rng.integers(2, 80))] = True
         return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before, judged
+
+
+QUIET_SHARE = 0.02  # of a document's loud frames, below which a frame is silent: -34 dB
+
+
+def deep_silence(tokens: TokenSet, documents: list[Document], seconds: float) -> np.ndarray:
+    """Which frames of the set, (F,) bool, lie more than ``seconds`` into a silence of their document.
+
+    Told that silence follows silence, a model at a temperature below 1 makes it certain, and stays silent. With these
+    frames left out of the loss, what it knows of a silence that has lasted is the sound that ends it.
+    """
+    deep = np.zeros(len(tokens.codes), dtype=bool)
+    first_frames = round(seconds * FRAME_RATE_HZ)
+    for document in documents:
+        rows = slice(document.start, document.start + document.frames)
+        levels = np.exp(tokens.mel_real[rows].astype(np.float32)).mean(1) - LOG_FLOOR
+        quiet = levels < QUIET_SHARE * np.quantile(levels, 0.9)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
+        for first, last in zip(edges[::2], edges[1::2], strict=True):
+            deep[document.start + first + first_frames : document.start + last] = True
+    return deep
 
 
 def initialise(model: HybridLM) -> None:
@@ -250,7 +275,7 @@ class LMTrainer:
         counts, shares = zip(*training.recalled, strict=True)
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
-        (coarse + training.fine_weight * fine).backward()  # type: ignore[no-untyped-call]
+        (coarse + training.fine_weight * fine).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         return {"loss": float(coarse.detach()), "fine": float(fine.detach()), "rate": rate}

@@ -275,7 +275,7 @@ class SourceFilterTrainer:
                 losses["envelope"] = self.envelope(made[:, cut:], samples[:, cut:])
         total = torch.stack([weights_of[name] * value for name, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
         self.optimizer.step()
         keep = min(training.average, (step + 1) / (step + 10)) if step >= training.waveform_from else 0.0

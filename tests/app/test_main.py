@@ -16,7 +16,7 @@ from app.main import create_app
 from app.settings import Settings, load_settings
 
 OPENAPI = Path(__file__).with_name("openapi.json")
-KEYS = {"api_keys": [SecretStr("first"), SecretStr("second")]}
+KEYS: dict[str, Any] = {"api_keys": [SecretStr("first"), SecretStr("second")]}
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])

@@ -18,6 +18,9 @@ DOCUMENTS = sorted(
 )
 HISTORY = {"CHANGELOG.md", "docs/log.md"}  # they tell of what was: its names need not exist any more
 GUIDES = [name for name in DOCUMENTS if name not in HISTORY]
+LINK, NAMED = r"\]\((?!https?:)([^)]+)\)", r"`((?:app|model|benchmarks|tests|docs|deploy|weights)/[\w./-]+)`"
+NAMED_MODULE = r"\b((?:app|model|benchmarks)(?:\.\w+)+)"
+CALL, SCRIPT, TARGET = r"(?:^|[ /])(?:whisper-gpt) (.*)", r"python -m ([\w.]+)", r"^make ([a-z-]+)"
 TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
 
 
@@ -43,7 +46,7 @@ def places_in(path: Path) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
     source = ROOT / document
-    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text_of(document)):
+    for link in re.findall(LINK, text_of(document)):
         name, _, place = link.partition("#")
         target = source.parent / name if name else source
         assert target.exists(), link
@@ -52,13 +55,13 @@ def test_links_lead_somewhere(document: str) -> None:
 
 @pytest.mark.parametrize("document", GUIDES)
 def test_files_that_are_named_exist(document: str) -> None:
-    named = re.findall(r"`((?:app|model|benchmarks|tests|docs|deploy|weights)/[\w./-]+)`", text_of(document))
+    named = re.findall(NAMED, text_of(document))
     assert {name for name in named if not (ROOT / name).exists()} <= {"weights/mine"}
 
 
 @pytest.mark.parametrize("document", GUIDES)
 def test_modules_that_are_named_exist(document: str) -> None:
-    named = re.findall(r"\b((?:app|model|benchmarks)(?:\.\w+)+)", " ".join(code_of(document)))
+    named = re.findall(NAMED_MODULE, " ".join(code_of(document)))
     for name in named:
         parent = name.rpartition(".")[0]
         assert any((ROOT / one.replace(".", "/")).with_suffix(end).exists() for one in (name, parent)
@@ -80,7 +83,7 @@ def command(words: list[str]) -> tuple[Any, list[str]] | None:
 @pytest.mark.parametrize("document", GUIDES)
 def test_commands_and_their_options_exist(document: str) -> None:
     for line in code_of(document):
-        for call in re.findall(r"(?:^|[ /])(?:whisper-gpt) (.*)", line):
+        for call in re.findall(CALL, line):
             one = command(re.split(r"\s+", call.split("|")[0].split("#")[0].strip()))
             if one is not None:
                 found, options = one
@@ -91,11 +94,20 @@ def test_commands_and_their_options_exist(document: str) -> None:
 @pytest.mark.parametrize("document", GUIDES)
 def test_scripts_and_targets_exist(document: str) -> None:
     for line in code_of(document):
-        for module in re.findall(r"python -m ([\w.]+)", line):
+        for module in re.findall(SCRIPT, line):
             if module.split(".")[0] in ("app", "model", "benchmarks"):
                 assert importlib.util.find_spec(module) is not None, line
-        for target in re.findall(r"^make ([a-z-]+)", line):
+        for target in re.findall(TARGET, line):
             assert target in TARGETS, line
+
+
+def test_there_is_something_to_check() -> None:
+    """Expressions that find nothing would let every page pass."""
+    for pattern in (LINK, NAMED):
+        assert any(re.search(pattern, text_of(document)) for document in GUIDES), pattern
+    lines = [line for document in GUIDES for line in code_of(document)]
+    for pattern in (NAMED_MODULE, CALL, SCRIPT, TARGET):
+        assert any(re.search(pattern, line) for line in lines), pattern
 
 
 def test_every_page_is_listed() -> None:

@@ -75,7 +75,8 @@ class Visitor:
     ) -> None:
         request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
-        self.service, self.sent = service, []
+        self.service = service
+        self.sent: list[Any] = []
         self._body = body[: int(len(body) * part)]
         self._whole, self._takes = part == 1.0, takes
         self._scope = {

@@ -26,7 +26,8 @@ def noise(samples: int, seed: int = 0) -> Samples:
 def speechlike(samples: int) -> Samples:
     times = np.arange(samples) / 24_000
     rising = np.sin(2 * np.pi * (200 * times + 150 * times**2)) * (1 + np.sin(2 * np.pi * 3 * times))
-    return (0.3 * rising).astype(np.float32)
+    made: Samples = (0.3 * rising).astype(np.float32)
+    return made
 
 
 def streamed(form: Any, samples: Samples, cuts: list[int]) -> bytes:
@@ -86,7 +87,7 @@ def test_a_streamed_wav_is_read_by_what_we_read_with() -> None:
     assert rate == 24_000
     np.testing.assert_array_equal(read, to_pcm(samples))
     assert len(decode(io.BytesIO(content), 10)) == len(samples)
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) == len(samples)
 
 

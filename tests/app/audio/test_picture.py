@@ -20,7 +20,8 @@ def opened(content: bytes) -> Image.Image:
 
 
 def tone(frames: int) -> np.ndarray:
-    return (0.3 * np.sin(np.arange(frames * HOP_SAMPLES) * 0.1)).astype(np.float32)
+    wave: np.ndarray = (0.3 * np.sin(np.arange(frames * HOP_SAMPLES) * 0.1)).astype(np.float32)
+    return wave
 
 
 @pytest.mark.parametrize("frames", [1, 7, 475, 30_000], ids=lambda frames: f"{frames}-frames")

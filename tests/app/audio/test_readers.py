@@ -101,7 +101,7 @@ def of_unknown_length(content: bytes) -> bytes:
 def ffmpeg_seconds(content: bytes, form: str) -> float:
     """The second opinion."""
     seconds = 0.0
-    with av.open(io.BytesIO(content), format=form) as container:
+    with av.open(io.BytesIO(content), "r", format=form) as container:
         for packet in container.demux(container.streams.audio[0]):
             try:
                 seconds += sum(frame.samples / frame.sample_rate for frame in packet.decode())

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -47,10 +48,11 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, ["bench", *map(str, arguments)], env={"COLUMNS": "160"})
 
 
-def measured(*arguments: object) -> dict:  # type: ignore[type-arg]
+def measured(*arguments: object) -> dict[str, Any]:
     result = run(*arguments, "--json", *KEY)
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 def test_whole_answers(server: str) -> None:

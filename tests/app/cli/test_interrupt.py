@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -88,10 +89,10 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
 
 def test_an_end_other_than_ctrl_c_is_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    monkeypatch.setattr(interrupt.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
     for code in (0, 1, STOPPED):
         with pytest.raises(SystemExit) as ended:
-            interrupt.run(lambda code=code: sys.exit(code))  # type: ignore[misc]
+            interrupt.run(partial(sys.exit, code))
         assert ended.value.code == code
     assert left == [STOPPED]
 

@@ -19,6 +19,7 @@ GOOD = {"seconds": "0.4", "seed": "7"}
 
 
 def audio_of(choice: dict[str, Any]) -> np.ndarray:
+    samples: np.ndarray
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(choice["audio"]["data"])), dtype="int16")
     assert rate == 24_000
     return samples
@@ -108,7 +109,7 @@ def test_lossy_formats(service: Any, clip: bytes, form: Any, media: str, added: 
     expected = audio_of(service.post("/continue", clip, data=GOOD).json()["choices"][0])
     answers = [service.post("/continue", clip, data=GOOD | {"response_format": form}) for _ in range(2)]
     assert answers[0].headers["content-type"] == media
-    assert answers[0].content == answers[1].content == encode(expected.astype(np.float32) / 32767, form)
+    assert answers[0].content == answers[1].content == encode(expected.astype(np.float32) / np.float32(32767), form)
     samples, rate = soundfile.read(io.BytesIO(answers[0].content))
     assert rate == 24_000
     assert len(expected) + added <= len(samples) <= len(expected) + added + (2 * 576 if added else 0)

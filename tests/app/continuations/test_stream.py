@@ -17,8 +17,9 @@ from app.audio.encode import wav_head
 from app.engine.requests import AudioChunk
 from tests.support.engine import busy, until
 
-GOOD = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}
-LONG = {"seconds": "900", "timeout_seconds": "100", "stream": "true"}
+# for `Reader`, whose other arguments are no texts
+GOOD: dict[str, Any] = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}
+LONG: dict[str, Any] = {"seconds": "900", "timeout_seconds": "100", "stream": "true"}
 RAW = ("wav", "pcm", "opus", "mp3")
 
 
@@ -48,7 +49,8 @@ class Reader:
     ) -> None:
         request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
-        self.service, self.status, self.headers, self.content = service, 0, {}, b""
+        self.service, self.status, self.content = service, 0, b""
+        self.headers: dict[bytes, bytes] = {}
         self.chunks, self.ended = 0, False
         self._body, self._whole = body[: int(len(body) * part)], part == 1.0
         self._takes = takes  # so many chunks, and then none until it is told to go on
@@ -286,7 +288,7 @@ def test_time_up_in_the_middle(serve: Any, clip: bytes, form: str) -> None:
 def test_a_slow_reader_holds_no_place(serve: Any, clip: bytes, form: str) -> None:
     """The engine makes all of it while the reader takes nothing; what waits is then sent whole."""
     service = serve(queue=0)
-    fields = {"seconds": "3", "seed": "7", "response_format": form}
+    fields: dict[str, Any] = {"seconds": "3", "seed": "7", "response_format": form}
     reader = Reader(service, clip, takes=1, stream="true", **fields)
     until(lambda: reader.chunks == 1 and service.app.state.engine.in_use == 0)
     assert not reader.done.done()
@@ -317,7 +319,7 @@ def test_a_slow_reader_of_a_whole_answer_holds_no_place(serve: Any, clip: bytes,
 def test_a_whole_answer_is_sent_as_it_is_taken(serve: Any, clip: bytes) -> None:
     """In parts, so that a client that takes a few and stops does not leave the rest with the server for ever."""
     service = serve(send_timeout_seconds=0.1)
-    fields = {"seconds": "3", "n": "4", "seed": "7"}
+    fields: dict[str, Any] = {"seconds": "3", "n": "4", "seed": "7"}
     slow = Reader(service, clip, takes=2, **fields)
     slow.done.result(10)
     assert slow.chunks == 2 and not slow.ended
@@ -336,7 +338,7 @@ def test_slow_readers_without_a_place_are_counted(serve: Any, clip: bytes, strea
     service = serve()
     service.app.state.unread = asyncio.Semaphore(1)
     engine = service.app.state.engine
-    fields = {"seconds": "0.6", "stream": stream}
+    fields: dict[str, Any] = {"seconds": "0.6", "stream": stream}
     first = Reader(service, clip, takes=0, **fields)
     until(lambda: first.status == 200 and engine.in_use == 0)
     second = Reader(service, clip, takes=0, **fields)

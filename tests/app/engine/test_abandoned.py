@@ -43,6 +43,10 @@ def until(true: Callable[[], bool]) -> None:
     until_within(true, 20)
 
 
+def steps_beyond(service: Any, count: float) -> Callable[[], bool]:
+    return lambda: bool(service.value("step_seconds_count") > count)
+
+
 def few(kept: Callable[[], int]) -> None:
     """What the threads have in hand is gone in a moment."""
     end = time.monotonic() + 20
@@ -101,9 +105,9 @@ def test_leaving_while_all_slots_are_taken(service: Any, clip: bytes, middling: 
 def test_leaving_while_it_is_made(service: Any, clip: bytes, stream: str) -> None:
     with bytes_kept() as kept:
         for _ in range(2):
-            begun = service.value("step_seconds_count")
+            more_steps = steps_beyond(service, service.value("step_seconds_count") + 3)
             visitor = Visitor(service, "/continue", clip, seconds="900", n="4", stream=stream)
-            until(lambda at=begun: service.value("step_seconds_count") > at + 3)
+            until(more_steps)
             assert kept() > 3e6
             visitor.leave()
             few(kept)
@@ -113,7 +117,7 @@ def test_leaving_while_it_is_made(service: Any, clip: bytes, stream: str) -> Non
     ("/score", {}), ("/continue", {"seconds": "15", "n": "4"}),
     ("/continue", {"seconds": "15", "n": "4", "stream": "true"}),
 ])  # fmt: skip
-def test_leaving_with_the_answer_unread(service: Any, clip: bytes, path: str, fields: dict[str, str]) -> None:
+def test_leaving_with_the_answer_unread(service: Any, clip: bytes, path: str, fields: dict[str, Any]) -> None:
     with bytes_kept() as kept:
         visitor = Visitor(service, path, clip, takes=0, **fields)
         until(lambda: len(visitor.sent) == 2 and service.app.state.engine.in_use == 0)
@@ -149,7 +153,7 @@ def test_a_bad_clip_is_gone_when_the_next_one_is_decoded(service: Any, middling:
 
 @pytest.mark.parametrize("fields", [{}, {"stream": "true"}, {"stream": "true", "include_prompt": "true"}], ids=str)
 def test_a_bug_keeps_nothing(
-    service: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str]
+    service: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     """In the middle of a continuation."""
     workers = service.app.state.engine.workers

@@ -17,7 +17,7 @@ from app.main import drain
 from model.inference.sampling import SamplingOptions
 from tests.support.engine import Gate, Visitor, busy, in_background, request_that, until
 
-LONG = {"seconds": "900", "timeout_seconds": "100"}
+LONG: dict[str, Any] = {"seconds": "900", "timeout_seconds": "100"}
 
 
 def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> None:
@@ -288,9 +288,12 @@ def test_a_prompt_that_is_told_to_be_read_waits_for_a_slot(
     now = time.monotonic()
     request = ContinueRequest(now, now + 60, speech, 2, SamplingOptions(seed=1), 1)
     observe = engine.metrics.prefill_seconds.observe
-    monkeypatch.setattr(
-        engine.metrics.prefill_seconds, "observe", lambda took: (seen.append(request.stage), observe(took))
-    )
+
+    def watched(took: float) -> None:
+        seen.append(request.stage)
+        observe(took)
+
+    monkeypatch.setattr(engine.metrics.prefill_seconds, "observe", watched)
     service.wait(engine.submit(request))
     assert seen == ["slot"]
 

@@ -5,7 +5,7 @@ import gc
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, N
 from app.engine.scheduler import PLAYBACK_LEAD_SECONDS
 from app.engine.sequence import FIRST_CHUNK_FRAMES, LONGEST_CHUNK_FRAMES
 from app.errors import DeadlinePassed
-from model.inference.backend import Backend
+from model.codec.streaming import StreamingDecoder
+from model.inference.backend import Backend, backend_for
 from model.inference.sampling import SamplingOptions
+from model.inference.scoring import PromptEncoder
 from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames
 from tests.support.engine import until
 
-KINDS = [
+KINDS: list[dict[str, Any]] = [
     {"temperature": 1.0}, {"temperature": 0.0}, {"top_k": 30}, {"top_p": 0.9}, {"temperature": 0.7, "top_p": 0.8},
 ]  # fmt: skip
 
@@ -107,10 +109,9 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
     monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: workers)
     gate = threading.Event()
     gate.set()
-    real = engine_module.backend_for
 
     def gated(*given: Any) -> Backend:
-        slots = real(*given)
+        slots = backend_for(*given)
         step = slots.step
 
         def wait_and_step(active: Sequence[int]) -> Frames:
@@ -201,6 +202,10 @@ def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monk
     engine = service.app.state.engine
     stays = asyncio.run_coroutine_threadsafe(engine.submit(job(speech, frames=100_000)), service.loop)
     until(lambda: service.value("slots_used") == 1)
+
+    def steps_after(moment: float) -> Callable[[], bool]:
+        return lambda: sum(one > moment for one, _ in begun) > 3
+
     for streamed in (False, True):
         leaves = job(speech, 2, 100_000)
         run = collect(engine, leaves) if streamed else engine.submit(leaves)
@@ -210,7 +215,7 @@ def test_who_leaves_is_gone_after_the_step_in_hand(serve: Any, speech: Any, monk
         task.cancel()
         until(leaves.cancelled.is_set)
         gone = time.monotonic()
-        until(lambda at=gone: sum(one > at for one, _ in begun) > 3)
+        until(steps_after(gone))
         assert [len(active) for at, active in begun if at > gone][1:4] == [1, 1, 1]
         assert service.value("slots_used") == 1
     stays.cancel()
@@ -371,7 +376,7 @@ def uncollected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[weakref.ref[An
     """What prompts leave in memory, while Python's collector of circles does not run."""
     seen: list[weakref.ref[Any]] = []
 
-    class Seen(model.inference.prefill.PromptEncoder):
+    class Seen(PromptEncoder):
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             seen.extend([weakref.ref(self), weakref.ref(self.cache)])  # the cache goes on into the prompt's state
@@ -394,7 +399,7 @@ def test_a_prompt_leaves_memory_with_its_answer(
     elif how == "stream":
         service.wait(collect(engine, job(speech)))
     elif how == "fails":
-        monkeypatch.setattr(model.inference.prefill.StreamingDecoder, "step", lambda *given: 1 / 0)
+        monkeypatch.setattr(StreamingDecoder, "step", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             service.wait(engine.submit(job(speech)))
     else:

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 import app.server.connection
 from app.main import create_app
-from app.server.connection import HEAD_BYTES, HEADERS, SLICE_BYTES, connection
+from app.server.connection import HEAD_BYTES, HEADERS, SLICE_BYTES, Connection, connection
 from app.settings import Settings
 
 WAITING = 50
@@ -287,6 +287,7 @@ def test_few_requests_are_taken_up_behind_one_that_is_answered(running: Running)
         with suppress(TimeoutError):
             client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + one * 500_000)
         (only,) = running.server.server_state.connections
+        assert isinstance(only, Connection)
         assert 0 < len(only.pipeline) <= SLICE_BYTES / len(one) + 1
         running.works()
     running.loop.call_soon_threadsafe(running.go_on.set)

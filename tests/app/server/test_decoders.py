@@ -106,7 +106,7 @@ def test_a_window_and_warnings_cross(pool: Decoders, speech: Any, to_file: Any) 
      (None, {"max_seconds": 0.5}, AudioTooLong), (None, {"start_seconds": 9.0}, AudioTooShort)],
 )  # fmt: skip
 def test_errors_cross(
-    pool: Decoders, clip: bytes, content: bytes | None, order: dict[str, float], error: type[ServiceError]
+    pool: Decoders, clip: bytes, content: bytes | None, order: dict[str, Any], error: type[ServiceError]
 ) -> None:
     given = clip if content is None else content
     with pytest.raises(error) as there:

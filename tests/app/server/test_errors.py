@@ -18,16 +18,11 @@ import soundfile
 import torch
 
 from app.server.multipart import FIELD_BYTES
+from tests.support.service import sound
 
 BOUNDARY = "----b0undary"
 MULTIPART = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 TONE = (0.3 * np.sin(np.arange(24_000) * 0.05)).astype(np.float32)
-
-
-def sound(samples: Any, rate: int = 24_000, form: str = "WAV", subtype: str | None = None) -> bytes:
-    out = io.BytesIO()
-    soundfile.write(out, samples, rate, subtype, format=form)
-    return out.getvalue()
 
 
 def with_nan() -> bytes:

@@ -401,7 +401,7 @@ def test_what_breaks_off(pages: Pages, status: int, end: str, told: str) -> None
     page = pages.open()
     choose(page, SPEECH)
     settings(page, include_prompt=False)
-    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2")).decode() if status == 200 and end else ""
+    begun = DELTA % base64.b64encode(np.full(640, 8_000, "<i2").tobytes()).decode() if status == 200 and end else ""
     headers = {"content-type": "text/event-stream", "x-whispergpt-prompt-tokens": str(SPEECH_FRAMES)}
     page.route("**/continue", lambda route: route.fulfill(status=status, headers=headers, body=begun + end))
     page.click("#go")
@@ -550,7 +550,7 @@ def test_the_prompt_is_chosen_in_the_picture(pages: Pages) -> None:
     assert range_of(page) == (0, 6.34)
     drag(page, "#timeline", 0.25, 0.75)
     start, end = range_of(page)
-    assert (start, end) == (pytest.approx(6.342 / 4, abs=0.05), pytest.approx(6.342 * 3 / 4, abs=0.05))
+    assert (start, end) == pytest.approx((6.342 / 4, 6.342 * 3 / 4), abs=0.05)
     box = page.locator("#timeline").bounding_box()
     drag(page, "#timeline", end / 6.342, 1.2)  # the handle, beyond the picture's edge
     assert range_of(page) == (start, 6.34)
@@ -561,7 +561,7 @@ def test_the_prompt_is_chosen_in_the_picture(pages: Pages) -> None:
     page.get_by_role("slider", name="Prompt start").focus()
     page.keyboard.press("Home")
     page.keyboard.press("Shift+ArrowRight")
-    assert range_of(page) == (1, pytest.approx(5.24, abs=0.01))
+    assert range_of(page) == pytest.approx((1, 5.24), abs=0.01)
     assert page.input_value("[name=from]") == "1"
     has_text(page, "#status", re.compile(r"^Prompt: 1\.00 s to 5\.2\d s, 4\.2\d s\.$"))
     assert box == page.locator("#timeline").bounding_box(), "nothing moves beneath the pointer"

@@ -13,6 +13,7 @@ from benchmarks.common import Subject
 from benchmarks.quality import acoustics, latents
 from benchmarks.quality import continuations as quality
 from benchmarks.quality.continuations import Prompts, best, cut, make, measure, strangers, summary
+from benchmarks.quality.continuing import continue_all
 from benchmarks.quality.latents import Space, distance, pooled
 from model.checkpoint import Bundle
 from model.inference.sampling import SamplingOptions
@@ -91,11 +92,10 @@ def test_made_once(bundle: Bundle, speech_like: Tensor, tmp_path: Path, monkeypa
     kept = list(tmp_path.iterdir())
     assert len(kept) == 2
     calls: list[int] = []
-    real = quality.continue_all
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
-        return real(*arguments)
+        return continue_all(*arguments)
 
     monkeypatch.setattr(quality, "continue_all", counted)
     again = make(subject, prompts, options, tmp_path)
@@ -111,7 +111,8 @@ def test_made_once(bundle: Bundle, speech_like: Tensor, tmp_path: Path, monkeypa
 def test_measure(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spectrum(samples: np.ndarray) -> np.ndarray:
         power = np.abs(np.fft.rfft(samples)[:4000]).reshape(20, 200).mean(1)
-        return power / np.linalg.norm(power)
+        unit: np.ndarray = power / np.linalg.norm(power)
+        return unit
 
     monkeypatch.setattr(quality, "embedding", spectrum)
     monkeypatch.setattr(acoustics, "pitch", lambda wave: np.where(np.arange(200) % 2, 100.0 + np.arange(200) % 50, 0.0))
@@ -141,7 +142,7 @@ if find_spec("pyworld") and find_spec("resemblyzer"):  # pip install -e ".[quali
 
     def test_pitch_of_a_tone() -> None:
         times = np.arange(24_000) / 24_000
-        tone = sum(np.sin(2 * np.pi * 150 * k * times) / k for k in range(1, 10))
+        tone = sum((np.sin(2 * np.pi * 150 * k * times) / k for k in range(1, 10)), np.zeros(24_000))
         f0 = acoustics.pitch(0.1 * tone)
         assert acoustics.voiced_ratio(f0) > 0.9
         assert np.median(f0[f0 > 0]) == pytest.approx(150, abs=1)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import nn
 
 from benchmarks.quality import table as table_module
 from benchmarks.quality.compare_bundles import compare
@@ -32,7 +33,7 @@ from model.lm.mel import LOG_FLOOR, LogMel, mel_filter_bank
 from model.training.corpus import Corpus, build_corpus, is_valid_group
 from model.training.loop import Run
 from model.training.token_set import Document, TokenSet, TokenSettings, build_tokens
-from model.training.train_lm import document_batch
+from model.training.train_lm import document_batch, train_lm
 from tests.support.signals import enliven, make_speech_like
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,7 +138,7 @@ def test_variants_differ_in_their_mel_alone(tokens: TokenSet) -> None:
     rows = slice(one.start, one.start + one.frames)
     assert np.array_equal(variants["decoded"].mel_real[rows], tokens.mel_decoded[rows])
     for split in ("train", "valid"):
-        where = np.concatenate([np.arange(d.start, d.start + d.frames) for d in variants["real"].of(split)])  # type: ignore[arg-type]
+        where = np.concatenate([np.arange(d.start, d.start + d.frames) for d in variants["real"].of(split)])
         real, shuffled = (np.asarray(variants[mel].mel_real[where], np.float32) for mel in ("real", "shuffled"))
         assert np.array_equal(np.sort(real, axis=0), np.sort(shuffled, axis=0))
         apart = [float(np.corrcoef(real[:, band], shuffled[:, band])[0, 1]) for band in (5, 20, 40)]
@@ -234,11 +235,10 @@ def test_from_folders_to_figures_and_on_after_a_kill(
     assert "hybrid-4m, leaky mel" in text and f"{report['rows']['gpt-l']['speech']['nll']['mean']:.3f}" in text
 
     trained: list[Path] = []
-    real = table_module.train_lm
 
     def watched(*values: Any) -> Iterator[int]:
         trained.append(values[3])
-        yield from real(*values)
+        yield from train_lm(*values)
 
     monkeypatch.setattr(table_module, "train_lm", watched)
     main(arguments)
@@ -251,7 +251,7 @@ def test_from_folders_to_figures_and_on_after_a_kill(
         path.unlink()
 
     def killed(*values: Any) -> Iterator[int]:
-        for done in real(*values):
+        for done in train_lm(*values):
             yield done
             if done == 5:
                 raise KeyboardInterrupt
@@ -289,7 +289,8 @@ def test_rates_come_from_validation_alone(tokens: TokenSet, tmp_path: Path, monk
         return {"valid": {"speech": [{"nll": 100.0 * (1 + rate), "frames": 50}]}}
 
     monkeypatch.setattr(Table, "run", measured)
-    assert table.sweep(ROWS[2]) == (3e-3, {"0.003": pytest.approx(2.006), "0.01": pytest.approx(2.02)})
+    rate, losses = table.sweep(ROWS[2])
+    assert rate == 3e-3 and losses == pytest.approx({"0.003": 2.006, "0.01": 2.02})
     assert asked == [("hybrid-4m", 0, False)] * 2
 
 
@@ -339,9 +340,11 @@ def test_bundles_are_compared_on_validation(tokens: TokenSet, make_codec: Callab
     bundle.codec = codec
     other = random_bundle("tiny")
     other.codec = codec
+    fine_head = other.lm.fine.heads[2]
+    assert isinstance(fine_head, nn.Linear)
     with torch.no_grad():
         other.lm.head.weight.mul_(30.0)
-        other.lm.fine.heads[2].weight.mul_(30.0)
+        fine_head.weight.mul_(30.0)
     tokens.made_from["codec_sha256"] = tokeniser_sha256(codec)
     same = compare(bundle, bundle, tokens)["speech"]
     assert same["tokens"] == sum(one.frames for one in tokens.of("valid"))

@@ -5,9 +5,11 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from benchmarks.speed import batching, first_audio, memory, score_throughput, streams
 from benchmarks.speed.memory import Watch, slope
@@ -17,15 +19,17 @@ from model.constants import FRAME_RATE_HZ
 from model.inference.prefill import prefill
 
 
-def ran(monkeypatch: pytest.MonkeyPatch, script, tmp_path: Path, folder: Path, *arguments: object) -> dict:  # type: ignore[no-untyped-def, type-arg]
+def ran(
+    monkeypatch: pytest.MonkeyPatch, script: Any, tmp_path: Path, folder: Path, *arguments: object
+) -> dict[str, Any]:
     """What a script writes."""
     out = tmp_path / "out.json"
     words = ["script", "--bundle", str(folder), "--out", str(out), *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", words)
     script.main()
-    found = json.loads(out.read_text())
+    found: dict[str, Any] = json.loads(out.read_text())
     assert found["conditions"]["cores"] and found["conditions"]["torch"]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def test_frames_in_time_are_heard_without_a_gap() -> None:
@@ -44,7 +48,7 @@ def test_the_most_streams_are_those_below_the_first_that_fails() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_workers_share_the_streams(bundle: Bundle, speech_like, count: int) -> None:  # type: ignore[no-untyped-def]
+def test_workers_share_the_streams(bundle: Bundle, speech_like: Tensor, count: int) -> None:
     found = streams.in_workers(bundle, prefill(bundle, speech_like[:24000]), count, 2, frames=75)
     assert found["workers"] == min(count, 2) and found["streams"] == count
     assert found["times_real_time"] > 1 and found["holds"], "the tiny model is far faster than this"

@@ -1,9 +1,12 @@
 """The step benchmark: everything that needs no transformers, with the tiny model; and the roofline's counts."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 
-from benchmarks.speed.baselines import bundle_of, closed_loop, random_model, token_step, torch_token_step, uncached
+from benchmarks.speed.baselines import Run, bundle_of, closed_loop, random_model, token_step, torch_token_step, uncached
 from benchmarks.speed.prompts_together import PARTS, ways
 from benchmarks.speed.roofline import Roof, Work, frame_work, peak_operations, read_bandwidth, token_work
 from benchmarks.speed.step import DYNAMIC, HYBRID, LARGE, OURS, STATIC, TORCH, UNCACHED, ratios
@@ -18,13 +21,13 @@ from model.lm.config import PRESETS
 @pytest.mark.parametrize(
     "contender", [token_step, torch_token_step, uncached], ids=["compiled", "torch", "uncached"]
 )  # fmt: skip
-def test_a_token_step_has_a_time(bundle: Bundle, contender, rows: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_token_step_has_a_time(bundle: Bundle, contender: Callable[[Bundle, int, int], Run], rows: int) -> None:
     wall, processor = contender(bundle, rows, 3)()
     assert wall > 0 and processor > 0
 
 
 @pytest.mark.parametrize("kind", ["compiled", "torch"])
-def test_a_frame_has_a_time(bundle: Bundle, kind) -> None:  # type: ignore[no-untyped-def]
+def test_a_frame_has_a_time(bundle: Bundle, kind: Literal["compiled", "torch"]) -> None:
     assert min(closed_loop(bundle, 4, 3, kind)()) > 0
 
 

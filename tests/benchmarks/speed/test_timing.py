@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.speed.timing import Figure, clocks, conditions, in_turns, since,
 def test_contenders_take_turns_and_the_first_turn_is_not_counted() -> None:
     order = []
 
-    def contender(name: str):  # type: ignore[no-untyped-def]
+    def contender(name: str) -> Callable[[], tuple[float, float]]:
         def run() -> tuple[float, float]:
             order.append(name)
             return float(len(order)), 0.0

@@ -39,7 +39,7 @@ def make_codec() -> MakeCodec:
                 layer._codebook.embed.normal_(std=0.9**index)
             for parameter in codec.parameters():
                 if parameter.dim() == 1:
-                    parameter += torch.randn_like(parameter) * 0.05  # biases count, too
+                    parameter.add_(torch.randn_like(parameter) * 0.05)  # biases count, too
             if isinstance(codec.encoder, SpectralEncoder):  # noise looks much the same in every frame
                 latents = codec.encoder(torch.randn(2, 1, 320 * 30) * 0.1)
                 deviation = latents.std((0, 2))

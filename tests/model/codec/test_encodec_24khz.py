@@ -69,7 +69,7 @@ def test_folding_is_torchs_weight_norm() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         normed = torch.nn.utils.weight_norm(torch.nn.ConvTranspose1d(3, 5, 4))
     with torch.no_grad():
-        normed.weight_g.mul_(3.0)
+        normed.get_parameter("weight_g").mul_(3.0)
     plain.load_state_dict({n.removeprefix("x."): t for n, t in fold_weight_norm(
         {f"x.{name}": tensor for name, tensor in normed.state_dict().items()}
     ).items()})  # fmt: skip

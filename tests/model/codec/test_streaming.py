@@ -1,6 +1,6 @@
 """Streaming = whole, for all decoders and both ways to pad, any chunks, any rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -208,7 +208,9 @@ def test_the_weights_are_the_codecs(codec: Codec) -> None:
 
 
 @pytest.mark.parametrize("frames", range(1, PRIMING_FRAMES))
-def test_a_first_chunk_that_cannot_be_mirrored(make_codec, codes: Tensor, samples: Tensor, frames: int) -> None:  # type: ignore[no-untyped-def]
+def test_a_first_chunk_that_cannot_be_mirrored(
+    make_codec: Callable[..., Codec], codes: Tensor, samples: Tensor, frames: int
+) -> None:
     codec = make_codec("seanet", "reflect")
     with pytest.raises(StreamingError, match="7 frames or more"):
         StreamingDecoder(codec).step(codes[:, :, :frames], StreamState(3))

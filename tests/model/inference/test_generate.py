@@ -1,5 +1,6 @@
 """The closed loop: repeatable, independent of its neighbours, and true to what a plain forward over it says."""
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ def reference(speech_like: Tensor) -> Tensor:
 
 
 def made(bundle: Bundle, prompt: Tensor | PromptState, **settings: Any) -> list[GeneratedFrame]:
-    return list(generate(bundle, prompt, **({"frames": MADE, "options": OPTIONS} | settings)))
+    defaults: dict[str, Any] = {"frames": MADE, "options": OPTIONS}
+    return list(generate(bundle, prompt, **(defaults | settings)))
 
 
 def joined(frames: list[GeneratedFrame], name: str, dim: int) -> Tensor:
@@ -149,7 +151,8 @@ def test_inference_mode_does_not_leak_to_the_caller(bundle: Bundle, prompt: Tens
     frames = generate(bundle, prompt, frames=3, options=OPTIONS)
     next(frames)
     assert not torch.is_inference_mode_enabled()
-    frames.close()  # type: ignore[attr-defined]
+    assert isinstance(frames, Generator)
+    frames.close()
     assert not torch.is_inference_mode_enabled()
 
 

@@ -61,12 +61,12 @@ def test_one_bit_is_seen(bundle: Bundle, company: int, field: str) -> None:
 
 
 class Mixing(TorchBackend):
-    """Slots whose rows see the last frame of the row beside them."""
+    """Slots whose rows see the last mel frame of the row beside them."""
 
     def step(self, active: Sequence[int]) -> Frames:
         if len(active) > 1:
             with torch.inference_mode():
-                self._slice[active[-1]] += 1e-6 * self._slice[active[0]]
+                self._state.mel[active[-1]] += 1e-6 * self._state.mel[active[0]]
         return super().step(active)
 
 

@@ -23,7 +23,7 @@ class Published(ABC):
     def to(self, device: str) -> "Published": ...
 
 
-class Adapted(SalmonModel, Published):
+class Adapted(SalmonModel, Published):  # type: ignore[misc]  # `to` returns its own class, where the other has its own
     """Cannot be made unless both methods are there."""
 
 

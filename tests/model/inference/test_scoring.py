@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from model.inference.scoring import (
 )
 from model.lm.hybrid_lm import shift
 
-TOLERANCE = dict(rtol=0, atol=2e-4)
+TOLERANCE: dict[str, Any] = dict(rtol=0, atol=2e-4)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_chunked_equals_whole(bundle: Bundle, clip: Tensor, mel: MelSource, chun
 
 
 def test_the_source_of_the_mel_matters(bundle: Bundle, clip: Tensor) -> None:
-    figures = [score(bundle, clip, mel=mel).nll for mel in ("real", "decoded", "masked")]  # type: ignore[arg-type]
+    figures = [score(bundle, clip, mel=mel).nll for mel in ("real", "decoded", "masked")]
     figures.append(score(bundle, clip, mel="decoded", codebooks=2).nll)
     assert len({round(figure, 5) for figure in figures}) == 4
 

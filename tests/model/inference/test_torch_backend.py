@@ -130,8 +130,8 @@ def poison(slots: Any, rows: list[int]) -> None:
             (ring.view(np.float16) if ring.dtype == np.uint16 else ring)[:, rows] = np.nan
         for array in (state.histories, state.reader_histories):
             array[:, rows] = np.nan
-        for array in (state.slices, state.entries, *state.voices, *state.tones, state.tails):
-            array[rows] = np.nan if array.dtype.kind == "f" else 2**40
+        for part in (state.slices, state.entries, *state.voices, *state.tones, state.tails):
+            part[rows] = np.nan if part.dtype.kind == "f" else 2**40
         return
     with torch.inference_mode():
         for ring in (slots._lm.stack, slots._lm.mel):

@@ -18,7 +18,7 @@ def fine() -> DepthDecoder:
     fine = DepthDecoder(CONFIG).requires_grad_(False)
     for parameter in fine.parameters():
         if parameter.dim() == 2:
-            parameter *= 10
+            parameter.mul_(10)
     fine.begin_with(torch.randn(8, VOCABULARY, LATENT_DIM))
     return fine
 

@@ -1,6 +1,7 @@
 """The hybrid model: causal from the samples on, to the bit; cached = uncached; and it does listen to the mel."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def model() -> HybridLM:
     model = HybridLM(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         if parameter.dim() == 2:
-            parameter *= 6
+            parameter.mul_(6)
     model.mel_mean.normal_()
     model.mel_std.uniform_(0.5, 2.0)
     return model.double()  # see tests/model/lm/test_transformer.py
@@ -88,7 +89,8 @@ def test_repeated_cache(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]
 def centred(bundle: Bundle, samples: Tensor) -> Tensor:
     """The mel that must not be used: windows centred on the start of each frame, as Whisper's and librosa's are."""
     left = torch.cat([samples.new_zeros(1, MEL_LEFT_SAMPLES - REACH), samples[:, :REACH]], dim=1)
-    return bundle.mel(torch.nn.functional.pad(samples[:, REACH:], (0, REACH)), left)
+    made: Tensor = bundle.mel(torch.nn.functional.pad(samples[:, REACH:], (0, REACH)), left)
+    return made
 
 
 def everything(bundle: Bundle, samples: Tensor, leaky: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,9 +154,9 @@ def test_the_learned_mask_is_what_stands_for_a_gap(model: HybridLM, sequence: tu
     tokens, _, _ = sequence
     assert model.mel is not None
     before = model(tokens)
-    model.mel.mask += 1.0
+    model.mel.mask.add_(1.0)
     after = model(tokens)
-    model.mel.mask -= 1.0
+    model.mel.mask.sub_(1.0)
     assert not torch.equal(before, after)
 
 
@@ -205,7 +207,7 @@ def test_logits_are_of_the_vocabulary(model: HybridLM, sequence: tuple[Tensor, T
 @pytest.mark.parametrize(
     "wrong", [{"dim": 30, "heads": 4}, {"dim": 12, "heads": 4}, {"mel_out": 256}, {"mel_dim": 63}], ids=str
 )
-def test_widths_that_do_not_divide(wrong: dict[str, int]) -> None:
+def test_widths_that_do_not_divide(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         DecoderConfig(**wrong)
 

@@ -1,5 +1,7 @@
 """The sliding window and its ring cache: cached = uncached, in any chunks, for ever, and with NaN in unused slots."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,12 +9,12 @@ from torch import Tensor
 
 from model.lm.kv_cache import KVCache, round_to_cache_dtype
 from model.lm.rotary import rotary, rotate
-from model.lm.transformer import RMSNorm, Stack, band_mask
+from model.lm.transformer import Block, RMSNorm, Stack, band_mask
 
 DIM, LAYERS, HEADS, WINDOW = 16, 2, 2, 10
 # In double precision: what two orders of summation differ by moves no key or value across a float16's rounding, so the
 # laws hold as sharply as if nothing were rounded. In float32 one does now and then, and shows as some 1e-5.
-TOLERANCE = dict(rtol=0, atol=1e-9)
+TOLERANCE: dict[str, Any] = dict(rtol=0, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def stack() -> Stack:
     stack = Stack(DIM, LAYERS, HEADS, WINDOW).eval().requires_grad_(False).double()
     for parameter in stack.parameters():
         if parameter.dim() == 2:
-            parameter *= 10  # so that attention is far from even, and a wrong key shows
+            parameter.mul_(10)  # so that attention is far from even, and a wrong key shows
     return stack
 
 
@@ -46,6 +48,7 @@ def plain_stack(stack: Stack, x: Tensor) -> Tensor:
     rows, count, dim = x.shape
     width = dim // HEADS
     for block in stack.blocks:
+        assert isinstance(block, Block)
         qkv = F.rms_norm(x, (dim,), block.attention_norm.weight, 1e-6) @ block.attention.qkv.weight.T
         q, k, v = (part.view(rows, count, HEADS, width) for part in qkv.chunk(3, -1))
         angles = torch.arange(count)[:, None] * 10_000.0 ** (-torch.arange(0, width, 2).double() / width)

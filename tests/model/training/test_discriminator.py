@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.training.configs import AdversaryKind
 from model.training.discriminator import (
     Adversary,
-    AdversaryKind,
     LightDiscriminator,
     Round,
     SpectrumDiscriminator,

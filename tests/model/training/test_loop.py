@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,8 @@ def test_checkpoints_come_with_time(tmp_path: Path) -> None:
         assert state is not None and state["step"] == done
         if done == 4:
             break
-    steps.close()  # type: ignore[attr-defined]
+    assert isinstance(steps, Generator)
+    steps.close()
     lazy = Run(tmp_path / "lazy", {})
     for done in lazy.steps(0, 10, lambda index: {"loss": 0.0}, dict):
         assert (lazy.load() is not None) == (done == 10)

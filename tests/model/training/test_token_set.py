@@ -55,8 +55,8 @@ def test_content_is_what_the_codec_makes(corpus: Corpus, codec: Codec, tmp_path:
 def test_splits_are_the_corpus(corpus: Corpus, codec: Codec, tmp_path: Path) -> None:
     made = build_tokens(corpus, codec, "hash", PLAIN, tmp_path)
     for split in ("train", "valid"):
-        groups = {clip.group for clip in corpus.split(split)}  # type: ignore[arg-type]
-        assert {document.group for document in made.of(split)} == groups  # type: ignore[arg-type]
+        groups = {clip.group for clip in corpus.split(split)}
+        assert {document.group for document in made.of(split)} == groups
     assert len(made.of("valid")) == len(made.of("valid", "speech")) == 2 and not made.of("valid", "music")
 
 
@@ -66,7 +66,8 @@ def test_resumed_equals_at_once(corpus: Corpus, codec: Codec, tmp_path: Path, mo
     settings = TokenSettings(document_seconds=0.5, seed=3)  # with augmentation: 78 documents
     whole = build_tokens(corpus, codec, "hash", settings, tmp_path / "whole")
     assert len(whole.documents) == 78
-    quantize, calls = codec.quantize, []
+    quantize = codec.quantize
+    calls: list[int] = []
 
     def fails_at_last(latents: Tensor) -> Tensor:
         calls.append(len(latents))
@@ -80,7 +81,12 @@ def test_resumed_equals_at_once(corpus: Corpus, codec: Codec, tmp_path: Path, mo
     with pytest.raises(FileNotFoundError):
         TokenSet(tmp_path / "cut")
     calls.clear()
-    monkeypatch.setattr(codec, "quantize", lambda latents: (calls.append(1), quantize(latents))[1])
+
+    def counted(latents: Tensor) -> Tensor:
+        calls.append(1)
+        return quantize(latents)
+
+    monkeypatch.setattr(codec, "quantize", counted)
     resumed = build_tokens(corpus, codec, "hash", settings, tmp_path / "cut")
     assert len(calls) == 28  # 78 less the 50 that were recorded
     assert resumed.documents == whole.documents
@@ -95,8 +101,9 @@ def test_other_tokens_are_not_overwritten(
 ) -> None:
     build_tokens(corpus, codec, "hash", PLAIN, tmp_path)
     before = contents(tmp_path)
+    wanted: dict[str, Any] = {"codec_sha256": "hash", "settings": PLAIN} | changed
     with pytest.raises(DataError, match="choose another folder"):
-        build_tokens(corpus, codec, out=tmp_path, **{"codec_sha256": "hash", "settings": PLAIN} | changed)
+        build_tokens(corpus, codec, out=tmp_path, **wanted)
     assert contents(tmp_path) == before
 
 

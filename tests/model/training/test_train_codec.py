@@ -1,7 +1,7 @@
 """Training the codec: resumed = uninterrupted to the bit, an initialisation that lives, codebooks that work."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from model.codec.decoders.frame import CausalConv
 from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.training.corpus import Corpus
 from model.training.loop import Run, step_rng
-from model.training.losses import LoudnessLoss
+from model.training.losses import EnvelopeLoss, LoudnessLoss, SpectralLoss
 from model.training.train_codec import (
     CodecTrainer,
     CodecTraining,
-    EnvelopeLoss,
-    SpectralLoss,
     crops,
     draw_codebooks,
     effective_dimensions,
@@ -113,6 +111,7 @@ class TestResumed:
         run = Run(tmp_path / "cut", settings)
         going = run.steps(0, 4, first.train_step, first.state, save_seconds=0.0)
         assert [next(going), next(going)] == [1, 2]
+        assert isinstance(going, Generator)
         going.close()  # the kill
         assert list(train_codec(CONFIG, training, corpus, tmp_path / "cut")) == [3, 4]
         assert same(torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True), wanted)

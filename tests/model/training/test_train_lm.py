@@ -1,24 +1,35 @@
 """Training of the language model: resumed = uninterrupted to the bit, and batches that hold what they should."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from model.codec.codec import Codec
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import BOS, HybridLM
+from model.lm.transformer import Block
 from model.training.corpus import Corpus
 from model.training.loop import Run
 from model.training.token_set import TokenSet, TokenSettings, build_tokens
-from model.training.train_lm import Batches, LMTrainer, LMTraining, Stream, document_batch, initialise, train_lm
+from model.training.train_lm import (
+    Batches,
+    LMTrainer,
+    LMTraining,
+    Stream,
+    deep_silence,
+    document_batch,
+    initialise,
+    train_lm,
+)
+from tests.support.states import same
 
 CONFIG = PRESETS["tiny"]
 TRAINING = LMTraining(steps=6, batch=4, length=64, warmup=2)
@@ -44,18 +55,11 @@ def run(tokens: TokenSet, out: Path, training: LMTraining, stop: int | None = No
     steps = train_lm(CONFIG, training, tokens, out)
     for done in steps:
         if done == stop:
-            steps.close()  # type: ignore[attr-defined]
+            assert isinstance(steps, Generator)
+            steps.close()
             break
     state: dict[str, Any] = torch.load(out / "checkpoint.pt", weights_only=True)
     return state
-
-
-def same(one: Any, two: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(two) and all(map(same, one, two))
-    return torch.equal(one, two) if isinstance(one, Tensor) else bool(one == two)
 
 
 @pytest.mark.usefixtures("quick")
@@ -140,9 +144,11 @@ def test_a_training_begins_with_signals_of_unit_size(preset: str) -> None:
     model = HybridLM(PRESETS[preset])
     initialise(model)
     tokens = torch.randint(0, 1024, (2, 100))
+    first = model.stack.blocks[0]
+    assert isinstance(first, Block)
     with torch.no_grad():
         embedded = model.embedding(tokens)
-        keys = model.stack.blocks[0].attention.qkv(model.stack.blocks[0].attention_norm(torch.randn(2, 100, 256)))
+        keys = first.attention.qkv(first.attention_norm(torch.randn(2, 100, 256)))
         logits = model.logits(model(tokens, torch.randn(2, 100, 64)))
         assert 0.9 < float(embedded.std()) < 1.1 and 0.9 < float(keys.std()) < 1.1
         if model.mel is not None:
@@ -159,7 +165,7 @@ def test_statistics_are_in_the_model(tokens: TokenSet) -> None:
 
 def test_weights_that_decay_are_the_matrices(tokens: TokenSet) -> None:
     groups = LMTrainer(CONFIG, TRAINING, tokens).optimizer.param_groups
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0] and all(group["params"] for group in groups)
     assert all(parameter.dim() >= 2 for parameter in groups[0]["params"])
     assert all(parameter.dim() < 2 for parameter in groups[1]["params"])
 
@@ -240,9 +246,12 @@ def test_music_gets_its_share_and_no_window_is_left_out(
     batches = Batches(tokens, plain(batch=size, steps=100, long_from=2.0, music_share=share), DEVIATION)
     asked: list[tuple[str, int]] = []
     window = batches._row
-    monkeypatch.setattr(
-        batches, "_row", lambda kind, number, length: asked.append((kind, number)) or window(kind, number, length)
-    )
+
+    def watched(kind: str, number: int, length: int) -> Any:
+        asked.append((kind, number))
+        return window(kind, number, length)
+
+    monkeypatch.setattr(batches, "_row", watched)
     for step in range(20):
         assert batches(step).inputs.shape == (size, 64)
     for kind, wanted in (("music", 20 * size * share), ("speech", 20 * size * (1 - share))):
@@ -299,3 +308,25 @@ def test_no_documents(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tokens, "documents", [])
     with pytest.raises(ValueError, match="no training documents"):
         Batches(tokens, TRAINING, DEVIATION)
+
+
+def test_what_lies_deep_in_a_silence_does_not_count(tokens: TokenSet) -> None:
+    document = next(document for document in tokens.of("train") if not document.pauses)
+    mel = np.array(tokens.mel_real)
+    loud = np.zeros(len(mel), dtype=bool)
+    silent = np.arange(document.start + 20, document.start + 50)
+    mel[silent] = np.log(1e-3)
+    loud[document.start : document.start + 20] = loud[silent[-1] + 1 : document.start + document.frames] = True
+    mel[loud] = 0.0
+    heard = SimpleNamespace(codes=tokens.codes, mel_real=mel)
+    deep = deep_silence(heard, [document], seconds=0.2)  # type: ignore[arg-type]
+    assert np.flatnonzero(deep).tolist() == list(silent[15:]), "the first 0.2 s count, and the sound that ends it"
+    found, everything = Batches(tokens, plain(judged_silence=0.2), DEVIATION), Batches(tokens, plain(), DEVIATION)
+    found._deep = deep
+    total = sum(document.frames for document in tokens.of("train"))
+    left_out = 0
+    for number in range(total // 64):
+        (frames, _, judged), (_, _, before) = (made._row("speech", number, 64) for made in (found, everything))
+        np.testing.assert_array_equal(judged, before & ~deep[frames])
+        left_out += int((before & ~judged).sum())
+    assert left_out > 0

@@ -1,7 +1,6 @@
 """Training the codec of tones: resumed = uninterrupted to the bit, depths of rows, losses, averaged weights."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,20 +22,13 @@ from model.training.train_source_filter import (
     quantize_rows,
     train_source_filter,
 )
+from tests.support.states import same
 
 CONFIG = SourceFilterConfig(frame_dim=16, frame_blocks=1, encoder_dim=16, encoder_blocks=1, codebooks=4)
 TRAINING = SourceFilterTraining(
     steps=12, batch=2, frames=40, warmup=2, kmeans_at=(), waveform_from=4, envelope_from=8, rate=3e-3,
     depths=((1, 0.5), (4, 0.5)),
 )  # fmt: skip
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
 
 
 @pytest.fixture

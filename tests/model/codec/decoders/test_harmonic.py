@@ -50,7 +50,8 @@ def noise() -> Tensor:
     spectrum = torch.fft.rfft(torch.randn(1, 60, HOP_SAMPLES, generator=torch.Generator().manual_seed(1)))
     spectrum[..., 0] = 0
     spectrum[..., 41:] = 0  # 3 kHz
-    return torch.fft.irfft(spectrum, n=HOP_SAMPLES)
+    made: Tensor = torch.fft.irfft(spectrum, n=HOP_SAMPLES)
+    return made
 
 
 class TestTables:

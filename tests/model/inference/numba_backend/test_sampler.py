@@ -32,7 +32,7 @@ def test_what_can_be_drawn(seed: int, spread: float, temperature: float, top_k: 
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(SIZE) * spread).astype(np.float32)
     if ties:
-        logits = np.round(logits * 4) / 4
+        logits = (np.round(logits * 4) / 4).astype(np.float32)
     options = SamplingOptions(temperature, top_k, top_p)
     chances = probabilities(torch.from_numpy(logits)[None], options)[0].numpy()
     ladder = np.concatenate([[0.0], np.cumsum(chances)])

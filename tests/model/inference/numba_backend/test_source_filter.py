@@ -91,9 +91,9 @@ def test_frames_one_by_one(decoder: SourceFilterDecoder, weights: ToneWeights) -
         play(np.ascontiguousarray(features[:, frame].numpy()), weights, tones, rows, out)
         made.append(out[:, :HOP_SAMPLES])
     np.testing.assert_allclose(np.concatenate(made, 1), wanted[:, 0].numpy(), rtol=1e-3, atol=2e-4)
-    for name, own in zip(tones._fields, tones, strict=True):
-        expected = state[tones._fields.index(name)].numpy()
-        np.testing.assert_allclose(own[rows], expected, atol=1e-4, err_msg=name)
+    for name, expected in zip(tones._fields, state, strict=True):
+        own: np.ndarray = getattr(tones, name)
+        np.testing.assert_allclose(own[rows], expected.numpy(), atol=1e-4, err_msg=name)
         assert not own[1].any(), f"a row that was not played moved: {name}"
 
 
