@@ -613,8 +613,9 @@ def test_dataclass_fields_become_options() -> None:
 def test_every_training_setting_is_an_option() -> None:
     for command, settings in (("seanet", CodecTraining), ("decoder", DecoderTraining)):
         shown = run("train", command, "--help").output
-        for name in settings.__dataclass_fields__:
-            assert f"--{name.replace('_', '-')}" in shown, name
+        for name, one in settings.__dataclass_fields__.items():
+            table = isinstance(one.default, tuple) and one.default and isinstance(one.default[0], tuple)  # no option
+            assert table or f"--{name.replace('_', '-')}" in shown, name
 
 
 # config
