@@ -54,9 +54,9 @@ def same(one: Frames, index: int, other: Frames) -> bool:
 def test_it_makes_what_generate_makes(shipped: Bundle, prompts: list[PromptState], which: int) -> None:
     """Other sums of the same numbers: equal tokens (a draw within rounding of a rung may differ, 1 in 100,000; these
     seeds have none), values within rounding. (A pitch on the edge of a step of 1/64 Hz, one of some hundred, rounds to
-    either side; the pulses are then 0.0002 cycles apart, which a quiet band of mel shows, and samples where they are loud.
-    Of 24 tries of the fourth edition, eight seeds for each, three drew another code; the furthest log-probability was
-    7e-4 away, the furthest sample 2e-3. Of the third, whose distributions are flatter: three, 8e-4 and 4e-4.)"""
+    either side; the pulses are then 0.0002 cycles apart: a quiet band of mel shows it, and loud samples do.
+    Of 24 tries of the fourth edition (8 seeds for each) three drew another code; the furthest log-probability was
+    7e-4 away, the furthest sample 2e-3. Of the third, whose distributions are flatter: 3, 8e-4, 4e-4.)"""
     made = alone(shipped, prompts[which], OPTIONS[which], 40)
     expected = generate(shipped, prompts[which], frames=40, options=OPTIONS[which])
     for frame, plain in zip(made, expected, strict=True):
