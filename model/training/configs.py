@@ -179,6 +179,9 @@ class LMTraining:
     judged_silence: Annotated[
         float, "seconds at the beginning of a silence that count in the loss, and then the sound that ends it; 0 = all"
     ] = field(default=0.0, metadata=ADDED)
+    quiet_share: Annotated[float, "of a clip's loud frames, below which a frame is silent: -34 dB"] = field(
+        default=0.02, metadata=ADDED
+    )
     bf16: Annotated[bool, "under bfloat16 autocast; the losses stay in float32"] = False
 
 

@@ -14,6 +14,7 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.backend import backend_for
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
+from model.training.pauses import stretches
 from model.training.tuning import chroma_similarity, in_tune
 
 SILENT_DB = -40.0  # below the prompt's loud frames: what counts as silence
@@ -32,8 +33,7 @@ def frame_levels(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 def longest_run(values: npt.NDArray[np.bool_]) -> int:
     """Length of the longest stretch of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], values, [False]]).astype(np.int8)))
-    return int((edges[1::2] - edges[::2]).max(initial=0))
+    return max((last - first for first, last in stretches(values)), default=0)
 
 
 def sound_figures(made: npt.NDArray[np.float32], prompt: npt.NDArray[np.float32]) -> dict[str, float]:

@@ -31,14 +31,12 @@ from model.training.configs import TokenSettings as TokenSettings
 from model.training.configs import before
 from model.training.corpus import Clip, Corpus, DataError, Split
 from model.training.loop import filled
+from model.training.pauses import Pauses, Spans, insert_pauses, shorten_pauses
 
 BATCH_SECONDS = 60.0  # of audio in one batch of documents
 CHUNK_SECONDS = (
     8.0  # of audio in one pass of the encoder: more does not fit a processor's cache (9 against 52 x real time)
 )
-
-
-Spans = tuple[tuple[int, int], ...]  # first and last (excluded) frame of each
 
 
 @dataclass(frozen=True)
@@ -104,15 +102,12 @@ def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
 
 @dataclass(frozen=True)
 class _Take:
-    """What chance decides about a document: speed, gain, the quality that its decoded mel is made at, and pauses.
-
-    ``pauses``: how far each lies behind the one before, how long it is, both in samples, and its hiss' deviation.
-    """
+    """What chance decides about a document: speed, gain, the quality that its decoded mel is made at, and pauses."""
 
     speed: float
     gain: float
     codebooks: int
-    pauses: tuple[tuple[int, int, float], ...] = ()
+    pauses: Pauses = ()
 
 
 def _take(job: _Job, settings: TokenSettings) -> _Take:
@@ -133,50 +128,6 @@ def _take(job: _Job, settings: TokenSettings) -> _Take:
             pauses.append((gap, length, hiss))
             left -= gap
     return _Take(speed, gain, codebooks, tuple(pauses))
-
-
-def shorten_pauses(
-    samples: npt.NDArray[np.float32], longest: float, at_ends: float, quiet_share: float = TokenSettings.quiet_share
-) -> npt.NDArray[np.float32]:
-    """Samples (N,) with no silence longer than ``longest`` seconds, nor than ``at_ends`` at the beginning and the end.
-
-    ``quiet_share``: of the loud frames' level, below which a frame is silent.
-
-    A recording that ends in silence teaches that silence is followed by silence, and a continuation has no end: a model
-    that has heard many such ends stays silent once it is. What is cut is the middle of a pause.
-    """
-    frames = len(samples) // HOP_SAMPLES
-    levels = np.sqrt(np.square(samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)).mean(1))
-    quiet = levels < max(quiet_share * float(np.quantile(levels, 0.9)), 1e-5)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
-    kept = np.ones(frames, dtype=bool)
-    for first, last in zip(edges[::2], edges[1::2], strict=True):  # a pause of frames first to last - 1
-        outer = round((at_ends if first == 0 or last == frames else longest) * FRAME_RATE_HZ)
-        before = 0 if first == 0 else outer if last == frames else outer // 2
-        kept[first + before : max(last - (outer - before), first + before)] = False
-    if not kept.any():
-        return samples
-    return samples[: frames * HOP_SAMPLES].reshape(frames, HOP_SAMPLES)[kept].reshape(-1)
-
-
-def insert_pauses(
-    samples: npt.NDArray[np.float32], pauses: tuple[tuple[int, int, float], ...], rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float32], Spans]:
-    """Samples (N,) with pauses put in (see `_Take`), and the frames from where each begins to where sound goes on.
-
-    A recording that a person uploads often ends in digital silence, wherever the talk stood; what a corpus knows of
-    such silence is that it lasts. Here sound follows every one, so a model learns that it ends. Where it begins can
-    not be foreseen, nor should it be foretold: the language model's loss leaves these frames out.
-    """
-    parts, spans, read, made = [], [], 0, 0
-    for gap, length, hiss in pauses:
-        if read + gap + SAMPLE_RATE_HZ // 4 > len(samples):  # sound follows
-            break
-        noise = hiss * rng.standard_normal(length, dtype=np.float32) if hiss else np.zeros(length, dtype=np.float32)
-        parts += [samples[read : read + gap], noise.astype(np.float32)]
-        read, made = read + gap, made + gap + length
-        spans.append(((made - length) // HOP_SAMPLES, made // HOP_SAMPLES))
-    return np.concatenate([*parts, samples[read:]]), tuple(spans)
 
 
 def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> tuple[npt.NDArray[np.float32], Spans]:

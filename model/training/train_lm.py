@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.constants import FRAME_RATE_HZ, MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
+from model.constants import MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
 from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import NO_CODE, frames_before
 from model.lm.hybrid_lm import HybridLM
-from model.lm.mel import LOG_FLOOR
 from model.training.configs import LMTraining as LMTraining
 from model.training.configs import TokenSettings, before
 from model.training.loop import Run, State, cosine_rate, step_rng
+from model.training.pauses import deep_silence
 from model.training.token_set import Document, TokenSet
 
 BOS = VOCABULARY
@@ -87,9 +87,17 @@ class Batches:
         self.documents = {kind: found for kind, found in documents.items() if found}
         if not self.documents:
             raise ValueError(f"no training documents in {tokens.folder}")
-        judged = training.judged_silence
-        self._deep = deep_silence(tokens, tokens.of("train"), judged) if judged > 0 else None
+        self._deep = self._deep_silence() if training.judged_silence > 0 else None
         self._streams: dict[tuple[str, int], Stream] = {}
+
+    def _deep_silence(self) -> np.ndarray:
+        """Which frames of the set, (F,) bool, lie so deep in a silence that their targets do not count."""
+        deep = np.zeros(len(self.tokens.codes), dtype=bool)
+        for document in self.tokens.of("train"):
+            rows = slice(document.start, document.start + document.frames)
+            mel = self.tokens.mel_real[rows].astype(np.float32)
+            deep[rows] = deep_silence(mel, self.training.judged_silence, self.training.quiet_share)
+        return deep
 
     def _stream(self, kind: str, epoch: int) -> Stream:
         if (kind, epoch) not in self._streams:
@@ -144,27 +152,6 @@ class Batches:
                 first = int(rng.integers(0, len(frames)))
                 masked[first : first + int(rng.integers(2, 80))] = True
         return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before, judged
-
-
-QUIET_SHARE = 0.02  # of a document's loud frames, below which a frame is silent: -34 dB
-
-
-def deep_silence(tokens: TokenSet, documents: list[Document], seconds: float) -> np.ndarray:
-    """Which frames of the set, (F,) bool, lie more than ``seconds`` into a silence of their document.
-
-    Told that silence follows silence, a model at a temperature below 1 makes it certain, and stays silent. With these
-    frames left out of the loss, what it knows of a silence that has lasted is the sound that ends it.
-    """
-    deep = np.zeros(len(tokens.codes), dtype=bool)
-    first_frames = round(seconds * FRAME_RATE_HZ)
-    for document in documents:
-        rows = slice(document.start, document.start + document.frames)
-        levels = np.exp(tokens.mel_real[rows].astype(np.float32)).mean(1) - LOG_FLOOR
-        quiet = levels < QUIET_SHARE * np.quantile(levels, 0.9)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(np.int8)))
-        for first, last in zip(edges[::2], edges[1::2], strict=True):
-            deep[document.start + first + first_frames : document.start + last] = True
-    return deep
 
 
 def initialise(model: HybridLM) -> None:

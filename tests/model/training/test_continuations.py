@@ -10,7 +10,7 @@ from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.generate import generate
 from model.inference.sampling import SamplingOptions
 from model.training.continuations import Continued, continued, drift, longest_run, prompts_of, sound_figures, summary
-from model.training.token_set import shorten_pauses
+from model.training.pauses import shorten_pauses
 
 
 def noise(seconds: float, level: float, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,8 @@ from model.constants import HOP_SAMPLES
 from model.lm.mel import LogMel
 from model.training import token_set as tokens_module
 from model.training.corpus import Corpus, DataError
-from model.training.token_set import TokenSet, TokenSettings, build_tokens, document_samples, insert_pauses
+from model.training.pauses import insert_pauses
+from model.training.token_set import TokenSet, TokenSettings, build_tokens, document_samples
 
 PLAIN = TokenSettings(augment=False, pause_every=0)
 NAMES = ("codes", "mel_real", "mel_decoded")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,17 @@ import torch
 from model.codec.codec import Codec
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import BOS, HybridLM
+from model.lm.mel import LOG_FLOOR
 from model.lm.transformer import Block
 from model.training.corpus import Corpus
 from model.training.loop import Run
+from model.training.pauses import deep_silence
 from model.training.token_set import TokenSet, TokenSettings, build_tokens
 from model.training.train_lm import (
     Batches,
     LMTrainer,
     LMTraining,
     Stream,
-    deep_silence,
     document_batch,
     initialise,
     train_lm,
@@ -311,18 +311,14 @@ def test_no_documents(tokens: TokenSet, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_lies_deep_in_a_silence_does_not_count(tokens: TokenSet) -> None:
-    document = next(document for document in tokens.of("train") if not document.pauses)
-    mel = np.array(tokens.mel_real)
-    loud = np.zeros(len(mel), dtype=bool)
-    silent = np.arange(document.start + 20, document.start + 50)
-    mel[silent] = np.log(1e-3)
-    loud[document.start : document.start + 20] = loud[silent[-1] + 1 : document.start + document.frames] = True
-    mel[loud] = 0.0
-    heard = SimpleNamespace(codes=tokens.codes, mel_real=mel)
-    deep = deep_silence(heard, [document], seconds=0.2)  # type: ignore[arg-type]
-    assert np.flatnonzero(deep).tolist() == list(silent[15:]), "the first 0.2 s count, and the sound that ends it"
-    found, everything = Batches(tokens, plain(judged_silence=0.2), DEVIATION), Batches(tokens, plain(), DEVIATION)
-    found._deep = deep
+    mel = np.zeros((80, 64), np.float32)
+    mel[20:50] = np.log(LOG_FLOOR)  # digital silence
+    assert np.flatnonzero(deep_silence(mel, 0.2, 0.02)).tolist() == list(range(35, 50)), "0.2 s count, and the end"
+    found, everything = Batches(tokens, plain(judged_silence=0.04), DEVIATION), Batches(tokens, plain(), DEVIATION)
+    deep = np.concatenate(
+        [deep_silence(tokens.mel_real[d.start : d.start + d.frames].astype(np.float32), 0.04, 0.02)
+         for d in sorted(tokens.documents, key=lambda document: document.start)]
+    )  # fmt: skip
     total = sum(document.frames for document in tokens.of("train"))
     left_out = 0
     for number in range(total // 64):
