@@ -14,7 +14,7 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
 def check_plot(out: Path) -> None:
     """Raises UserError when no picture can be drawn, or not to this file."""
     if not can_draw():
-        raise UserError("--plot needs matplotlib: pip install 'whisper-gpt-server[plot]'")
+        raise UserError("--plot needs matplotlib: pip install matplotlib")
     if out.suffix.lower() != ".png":
         raise UserError(f"{out}: a picture's name must end in .png")
     check_output(out)

@@ -221,7 +221,7 @@ REPORTS: dict[Format, Report] = {
 def check_clips(name: Format, clips: int) -> None:
     """Raises InvalidParameter when the format cannot be written: of so many clips, or without what draws it."""
     if REPORTS[name].picture and not can_draw():
-        message = f"response_format: {name} needs matplotlib at the server: pip install 'whisper-gpt-server[plot]'"
+        message = f"response_format: {name} needs matplotlib at the server: pip install matplotlib"
         raise InvalidParameter(message, "response_format")
     if REPORTS[name].one_clip and clips > 1:
         raise InvalidParameter(

@@ -110,7 +110,7 @@ def tracing_for(settings: Settings) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise UserError('otlp_endpoint: install "whisper-gpt-server[tracing]" first') from error
+        raise UserError('otlp_endpoint: install its packages first: pip install ".[tracing]" in a clone') from error
     resource = Resource.create({
         "service.name": os.environ.get("OTEL_SERVICE_NAME", SERVICE), "service.version": __version__
     })  # fmt: skip

@@ -151,7 +151,7 @@ def test_off_it_costs_no_import() -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(UserError, match=r"whisper-gpt-server\[tracing\]"):
+    with pytest.raises(UserError, match=r"pip install .*\[tracing\]"):
         tracing_for(Settings(otlp_endpoint="http://127.0.0.1:4318"))
 
 
