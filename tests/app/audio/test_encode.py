@@ -155,3 +155,5 @@ def test_an_encoder_that_is_not_finished_can_be_closed(form: Any) -> None:
         one.feed(noise(fed))
         one.close()
         one.close()
+    one = encoder(form)
+    assert one.feed(noise(5_000)) + one.finish(), "what was closed early takes nothing from the next"
