@@ -25,7 +25,9 @@ from model.lm.mel import LogMel
 
 FORMAT = 1
 CONFIG, CODEC, DECODER = "config.json", "codec.safetensors", "decoder.safetensors"
-KEYS = {"format", "name", "preset", "codec", "codec_sha256", "decoder", "decoder_sha256", "licence", "made_by"}
+KEYS = {
+    "format", "name", "preset", "codec", "codec_sha256", "decoder", "decoder_sha256", "licence", "made_by", "levels",
+}  # fmt: skip
 
 
 class BundleError(ValueError):
@@ -45,6 +47,13 @@ class Bundle:
     hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the weight files
     folder: Path | None = None
     mel: LogMel = field(default_factory=LogMel)
+    levels: tuple[int, ...] = ()  # of each coarse token, the loudest last (`model.training.levels`); () = unknown
+
+    def __post_init__(self) -> None:
+        # (L, V) bool, which tokens are of which level; None where there are fewer than two
+        count = max(self.levels, default=0) + 1
+        of = [[level == one for level in self.levels] for one in range(count)]
+        self.level_of = torch.tensor(of) if count > 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +62,7 @@ class Bundle:
     def to(self, device: str | torch.device) -> "Bundle":
         for module in (self.codec, self.lm, self.mel):
             module.to(device)
+        self.level_of = None if self.level_of is None else self.level_of.to(device)
         return self
 
 
@@ -150,7 +160,17 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
         "decoder_sha256": sha256_of(folder / DECODER),
         "made_by": bundle.made_by,
     }
+    if bundle.levels:
+        config["levels"] = "".join(f"{level:x}" for level in bundle.levels)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _levels(config: dict[str, Any]) -> tuple[int, ...]:
+    """The level of each coarse token, which a config has as a hexadecimal digit each. Raises ValueError, TypeError."""
+    levels = tuple(int(digit, 16) for digit in config.get("levels", ""))
+    if levels and (len(levels) != VOCABULARY or set(levels) != set(range(max(levels) + 1))):
+        raise ValueError(f"levels: {len(levels)} digits for {VOCABULARY} tokens, or a level without a token")
+    return levels
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -207,6 +227,7 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
                 )
             codec = load_codec(CodecConfig.from_dict(codec_config), path)
         decoder = HybridLM(DecoderConfig.from_dict(config["decoder"]))
+        levels = _levels(config)
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, BundleError) else BundleError(f"{CONFIG}: {error}") from error
     if decoder.config.codebooks < codec.config.codebooks:
@@ -214,7 +235,7 @@ def load_bundle(folder: Path, device: str = "cpu", codec_path: Path | None = Non
     _load(decoder, folder / DECODER)
     bundle = Bundle(
         codec.eval(), decoder.eval(), config["name"], config.get("preset", "custom"), config.get("licence", ""),
-        config.get("made_by", {}), hashes, folder,
+        config.get("made_by", {}), hashes, folder, levels=levels,
     )  # fmt: skip
     for module in (bundle.codec, bundle.lm):
         module.requires_grad_(False)

@@ -165,7 +165,8 @@ def form_options(
     shown = {name: field for name, field in form.model_fields.items() if name not in leave_out}
     parameters = []
     for name, field in shown.items():
-        names = ["--" + name.replace("_", "-")] if field.annotation is bool else []
+        flag = "--" + name.replace("_", "-")  # what is on unless one says otherwise needs a way to say so
+        names = [flag + f"/--no-{flag[2:]}" * bool(field.default)] if field.annotation is bool else []
         parameters.append(option(name, field.annotation, field.default, *names, help=field_help(field)))
 
     def make(given: Mapping[str, Any]) -> Any:

@@ -28,6 +28,13 @@ class ContinueForm(Form):
     top_p: Annotated[
         float, Field(gt=0, le=1, description="draw among the likeliest tokens that together have this probability")
     ] = 1.0
+    keep_level: Annotated[
+        bool,
+        Field(
+            description="temperature, top_k and top_p choose among tokens about as loud as each other; "
+            "false: among all, which below 1 often ends in silence"
+        ),
+    ] = True
     seed: Annotated[
         int | None,
         Field(ge=0, le=MAX_SEED, description="the same one gives the same bytes; drawn and told when absent"),

@@ -83,7 +83,7 @@ def _token_step(
     model: Any, fine: Any, state: Any, options: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
 ) -> None:
     lm_logits(model, state, rows, buffers)
-    sample_codes(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
+    sample_codes(fine, model.levels, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     for a in range(rows.shape[0]):
         state.codes[rows[a], 0] = codes[a, 0]
         state.positions[rows[a]] += 1

@@ -60,7 +60,7 @@ def closed_loop_step(
     """
     model = bundle.lm
     hidden = model(state.codes[:, :1], None if masked else state.mel, cache=cache)[:, 0]  # (R, dim)
-    coarse, logprobs = draw_scored(model.logits(hidden), options, uniform[:, 0])
+    coarse, logprobs = draw_scored(model.logits(hidden), options, uniform[:, 0], bundle.level_of)
     codes, fine_logprobs = [coarse], []
 
     def drawn(logits: Tensor, book: int) -> Tensor:

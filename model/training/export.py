@@ -116,7 +116,8 @@ def replace_decoder(bundle: Path, codec_folder: Path, share: float = 1.0) -> Non
 def export_bundle(
     run: Path, codec_folder: Path, tokens: TokenSet, out: Path, *, name: str, preset: str, licence: str = ""
 ) -> Bundle:
-    """Write a bundle from a language-model run, the codec whose tokens it learned, and those tokens (for the unigram).
+    """Write a bundle from a language-model run, the codec whose tokens it learned, and those tokens (for the unigram
+    and the levels).
 
     Raises DataError when the run was trained on the tokens of another codec.
     """
@@ -135,7 +136,7 @@ def export_bundle(
         "tokens": settings["tokens"]["settings"],
         "machine": known["machine"],
     }
-    bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by)
+    bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by, levels=tokens.levels())
     save_bundle(bundle, out)
     if _is_meta(codec_folder):  # named by its hash, and not shipped: it has terms of its own
         (out / CODEC).unlink()

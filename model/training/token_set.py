@@ -24,7 +24,7 @@ from torch import Tensor
 from model.checkpoint import decoder_sha256
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder
-from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ
+from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.inference.scoring import MIN_FRAMES
 from model.lm.mel import LogMel
 from model.training.configs import TokenSettings as TokenSettings
@@ -33,6 +33,7 @@ from model.training.corpus import Clip, Corpus, DataError, Split
 from model.training.loop import filled
 from model.training.pauses import Pauses, Spans, insert_pauses, shorten_pauses
 
+LEVELS = 8  # of loudness, that a temperature below 1 chooses within (docs/method.md says why 8)
 BATCH_SECONDS = 60.0  # of audio in one batch of documents
 CHUNK_SECONDS = (
     8.0  # of audio in one pass of the encoder: more does not fit a processor's cache (9 against 52 x real time)
@@ -189,6 +190,21 @@ class TokenSet:
         for d in self.of("train"):
             counts += np.bincount(self.codes[d.start : d.start + d.frames, 0], minlength=1024)
         return torch.from_numpy(np.log(counts / counts.sum()))
+
+    def levels(self, count: int = LEVELS, rows: int = 1_000_000) -> tuple[int, ...]:
+        """Of each coarse token, to which of ``count`` equal shares of them it belongs, by loudness: 0 is the quietest.
+
+        A token's loudness is the mean over the bands of the log-mel frames that it was made of, in the training split;
+        that of a token which occurs nowhere is the median of the others.
+        """
+        picks = np.concatenate([np.arange(d.start, d.start + d.frames) for d in self.of("train")])
+        picks = picks[:: max(1, len(picks) // rows)]
+        tokens, loudness = self.codes[picks, 0].astype(np.int64), self.mel_real[picks].astype(np.float32).mean(1)
+        times = np.bincount(tokens, minlength=VOCABULARY)
+        means = np.bincount(tokens, loudness, VOCABULARY) / np.maximum(times, 1)
+        means[times == 0] = np.median(means[times > 0])
+        ranks = np.argsort(np.argsort(means, kind="stable"), kind="stable")
+        return tuple(int(level) for level in ranks * count // VOCABULARY)
 
 
 def _batches(jobs: list[_Job]) -> Iterator[list[_Job]]:

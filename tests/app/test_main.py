@@ -167,8 +167,8 @@ def test_description_names_every_field(service: Any) -> None:
     paths = service.get("/openapi.json").json()["paths"]
     form = paths["/continue"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
-        "file", "seconds", "temperature", "top_k", "top_p", "seed", "n", "prompt_start", "prompt_end",
-        "include_prompt", "response_format", "stream", "timeout_seconds",
+        "file", "seconds", "temperature", "top_k", "top_p", "keep_level", "seed", "n", "prompt_start",
+        "prompt_end", "include_prompt", "response_format", "stream", "timeout_seconds",
     }  # fmt: skip
     assert form["required"] == ["file"]
     form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

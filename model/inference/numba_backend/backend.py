@@ -98,7 +98,7 @@ class NumbaBackend:
             ),
             tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
         )
-        self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows))
+        self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows), np.ones(rows, np.int64))
 
         def buffer(width: int) -> npt.NDArray[np.float32]:
             return np.zeros((rows, -(-width // TILE) * TILE), np.float32)
@@ -108,7 +108,8 @@ class NumbaBackend:
         self._buffers = Buffers(
             x=buffer(narrow), normed=buffer(narrow), wide=buffer(widest), mixed=buffer(narrow),
             logits=buffer(VOCABULARY), small=buffer(decoder.mel_dim), scores=np.zeros((1, tiles * TILE), np.float32),
-            chances=np.zeros(VOCABULARY, np.float32), work=np.zeros(VOCABULARY, np.float32),
+            chances=np.zeros(VOCABULARY, np.float32), within=np.zeros(VOCABULARY, np.float32),
+            work=np.zeros(VOCABULARY, np.float32),
             windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
         check(self._state, rows=rows)
@@ -139,8 +140,8 @@ class NumbaBackend:
             self._fill_rings(state.mel_rings, row, prompt.cache.mel)
         self._fill_decoder(row, prompt.codec.layers)
         _fill(state.tails[row], prompt.tail[0])
-        for name, value in (("temperature", options.temperature), ("top_k", options.top_k), ("top_p", options.top_p)):
-            getattr(self._options, name)[row] = value
+        for name in Options._fields:
+            getattr(self._options, name)[row] = getattr(options, name)
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
 
     def _fill_rings(self, rings: Rings, row: int, cache: KVCache) -> None:

@@ -13,7 +13,7 @@ from model.inference.numba_backend.harmonics import Voices
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.log_mel import log_mel_frame
 from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
-from model.inference.numba_backend.sampler import draw
+from model.inference.numba_backend.sampler import LevelTables, draw
 from model.inference.numba_backend.source_filter import Tones
 
 
@@ -39,6 +39,7 @@ class ModelWeights(NamedTuple):
     stack: StackWeights
     norm: Annotated[Floats, Shape("dim")]
     head: Annotated[Matrices, Shape("tiles", "dim", TILE)]
+    levels: LevelTables
 
 
 class FineWeights(NamedTuple):
@@ -76,6 +77,7 @@ class Options(NamedTuple):
     temperature: Annotated[Doubles, Shape("rows")]
     top_k: Annotated[Integers, Shape("rows")]
     top_p: Annotated[Doubles, Shape("rows")]
+    keep_level: Annotated[Integers, Shape("rows")]  # 0 or 1
 
 
 class Buffers(NamedTuple):
@@ -89,6 +91,7 @@ class Buffers(NamedTuple):
     small: Annotated[Floats, Shape("rows", "mel")]
     scores: Annotated[Floats, Shape(1, "slots")]  # of one head of one row
     chances: Annotated[Floats, Shape(VOCABULARY)]  # of one row
+    within: Annotated[Floats, Shape(VOCABULARY)]  # of one level
     work: Annotated[Floats, Shape(VOCABULARY)]
     windows: Annotated[Floats, Shape("rows", "latents seen")]
     samples: Annotated[Floats, Shape("rows", HOP_SAMPLES)]
@@ -144,11 +147,12 @@ def lm_logits(model: Any, state: Any, rows: Any, buffers: Any) -> None:
 
 @compiled
 def sample_codes(
-    fine: Any, options: Any, before: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any, logprobs: Any
-) -> None:
+    fine: Any, levels: Any, options: Any, before: Any, rows: Any, uniforms: Any, buffers: Any, codes: Any,
+    logprobs: Any,
+) -> None:  # fmt: skip
     """Draws all codes of a frame: uniforms (A, K) -> codes and log-probabilities (A, K). Starts from `lm_logits`.
 
-    ``before`` (rows, K): the codes of each row's last frame.
+    ``before`` (rows, K): the codes of each row's last frame. ``levels``: of the coarse tokens; fine ones have none.
     """
     count, books = uniforms.shape
     sums, normed, wide = buffers.x, buffers.normed, buffers.wide
@@ -181,7 +185,8 @@ def sample_codes(
             row = rows[a]
             codes[a, book], logprobs[a, book] = draw(
                 buffers.logits[a], VOCABULARY, options.temperature[row], options.top_k[row], options.top_p[row],
-                uniforms[a, book], buffers.chances, buffers.work,
+                options.keep_level[row] if book == 0 else 0, levels, uniforms[a, book], buffers.chances,
+                buffers.within, buffers.work,
             )  # fmt: skip
 
 
@@ -195,7 +200,7 @@ def step(
     Fills codes (A, K) int64, logprobs (A, K), mel (A, 64) and ``buffers.samples`` (A, 320).
     """
     lm_logits(model, state, rows, buffers)
-    sample_codes(fine, options, state.codes, rows, uniforms, buffers, codes, logprobs)
+    sample_codes(fine, model.levels, options, state.codes, rows, uniforms, buffers, codes, logprobs)
     decode(codes, decoder, state, rows, buffers)
     log_mel_frame(buffers.samples, tables, state.tails, rows, mel)
     for a in range(rows.shape[0]):

@@ -1,15 +1,24 @@
 """Drawing a token from a row of logits, with the meaning of `model.inference.sampling`."""
 
 import math
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from model.constants import VOCABULARY
+from model.inference.numba_backend.arrays import Integers, Shape
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import EXP_MIN, ZERO, copy, exp, f32, total
 
 MINUS_INFINITY = f32(-np.inf)
 LANES = 16
+
+
+class LevelTables(NamedTuple):
+    """Which tokens are about equally loud; one level of all where a bundle knows of none."""
+
+    tokens: Annotated[Integers, Shape(VOCABULARY)]  # level by level
+    starts: Annotated[Integers, Shape("levels and 1")]  # where each begins, and the end of the last
 
 
 @compiled
@@ -105,13 +114,50 @@ def _keep_top_p(chances: Any, top_p: float, work: Any) -> None:
 
 
 @compiled
+def _by_level(
+    logits: Any, levels: Any, temperature: float, top_k: int, top_p: float, chances: Any, within: Any, work: Any
+) -> None:
+    """Temperature and top-p within each level, whose sum of ``chances`` stays what it was, or is 0 after top-k.
+
+    chances: (V,), the logits' exponents; within, work: buffers (V,).
+    """
+    inverse = f32(1.0 / max(temperature, 1e-30))
+    least = ZERO
+    if 0 < top_k < chances.shape[0]:
+        least = _kth(chances, top_k, work)
+    for level in range(levels.starts.shape[0] - 1):
+        tokens = levels.tokens[levels.starts[level] : levels.starts[level + 1]]
+        count = tokens.shape[0]
+        peak, whole, left = MINUS_INFINITY, 0.0, 0
+        for i in range(count):
+            token = tokens[i]
+            whole += chances[token]
+            if chances[token] >= least:
+                left += 1
+                peak = peak if peak > logits[token] else logits[token]
+        for i in range(count):
+            token = tokens[i]
+            off = (logits[token] - peak) * inverse
+            within[i] = exp(off) if left > 0 and chances[token] >= least and off > EXP_MIN else ZERO
+        if top_p < 1.0 and left > 0:
+            _keep_top_p(within[:count], top_p, work)
+        held = 0.0
+        for i in range(count):
+            held += within[i]
+        factor = f32(whole / held) if left > 0 else ZERO
+        for i in range(count):
+            chances[tokens[i]] = within[i] * factor
+
+
+@compiled
 def draw(
-    logits: Any, vocabulary: int, temperature: float, top_k: int, top_p: float, uniform: float, chances: Any, work: Any
-) -> tuple[int, float]:
+    logits: Any, vocabulary: int, temperature: float, top_k: int, top_p: float, keep_level: int, levels: Any,
+    uniform: float, chances: Any, within: Any, work: Any,
+) -> tuple[int, float]:  # fmt: skip
     """A token and its log-probability before temperature, top-k and top-p.
 
-    logits: (V or more,); chances, work: buffers (V,). Temperature 0 is greedy; top_k 0 and top_p 1 are off. A row with
-    a NaN gives token 0 and a NaN.
+    logits: (V or more,); chances, within, work: buffers (V,). Temperature 0 is greedy; top_k 0, top_p 1 and keep_level
+    0 are off. A row with a NaN gives token 0 and a NaN.
     """
     peak = largest(logits, vocabulary)
     for i in range(vocabulary):
@@ -124,18 +170,22 @@ def draw(
         while logits[token] < peak:
             token += 1
         return token, logits[token] - peak - normal
-    if temperature != 1.0:
-        inverse = f32(1.0 / max(temperature, 1e-30))
-        for i in range(vocabulary):
-            off = (logits[i] - peak) * inverse
-            chances[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
-    if 0 < top_k < vocabulary:
-        kth = _kth(chances[:vocabulary], top_k, work)
-        for i in range(vocabulary):
-            if chances[i] < kth:
-                chances[i] = ZERO
-    if top_p < 1.0:
-        _keep_top_p(chances[:vocabulary], top_p, work)
+    limited = temperature != 1.0 or 0 < top_k < vocabulary or top_p < 1.0
+    if limited and keep_level and levels.starts.shape[0] > 2:
+        _by_level(logits, levels, temperature, top_k, top_p, chances[:vocabulary], within, work)
+    else:
+        if temperature != 1.0:
+            inverse = f32(1.0 / max(temperature, 1e-30))
+            for i in range(vocabulary):
+                off = (logits[i] - peak) * inverse
+                chances[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
+        if 0 < top_k < vocabulary:
+            kth = _kth(chances[:vocabulary], top_k, work)
+            for i in range(vocabulary):
+                if chances[i] < kth:
+                    chances[i] = ZERO
+        if top_p < 1.0:
+            _keep_top_p(chances[:vocabulary], top_p, work)
     rungs = 0.0
     for i in range(vocabulary):
         rungs += chances[i]

@@ -1,7 +1,7 @@
 """A bundle's weights as arrays that the compiled step reads; made once a bundle and shared by all slots."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,7 +17,7 @@ from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
 from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchEstimator
 from model.codec.decoders.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
 from model.codec.encoders.spectral import NOTES
-from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ
+from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
 from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import StackWeights
 from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
@@ -25,6 +25,7 @@ from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES, is_half, pac
 from model.inference.numba_backend.harmonics import VoiceWeights
 from model.inference.numba_backend.lm_step import FineWeights, MelWeights, ModelWeights
 from model.inference.numba_backend.log_mel import MelTables
+from model.inference.numba_backend.sampler import LevelTables
 from model.inference.numba_backend.source_filter import ToneWeights
 from model.lm.hybrid_lm import HybridLM
 from model.lm.mel import LogMel
@@ -66,7 +67,13 @@ def _stack(stack: Stack, packed: Packer) -> StackWeights:
     )
 
 
-def _model(model: HybridLM, packed: Packer) -> ModelWeights:
+def level_tables(levels: Sequence[int]) -> LevelTables:
+    """From the level of each token (V,), or from () where nothing is known of them."""
+    known = np.array(levels or [0] * VOCABULARY)
+    return LevelTables(np.argsort(known, kind="stable"), np.concatenate([[0], np.bincount(known).cumsum()]))
+
+
+def _model(model: HybridLM, levels: Sequence[int], packed: Packer) -> ModelWeights:
     stack = _stack(model.stack, packed)
     if model.mel is None:  # the same types, never read
         nothing = np.ones(1, np.float32)
@@ -90,6 +97,7 @@ def _model(model: HybridLM, packed: Packer) -> ModelWeights:
         stack=stack,
         norm=array(model.norm.weight),
         head=packed(array(model.head.weight)),
+        levels=level_tables(levels),
     )
 
 
@@ -231,14 +239,14 @@ def mel_tables(mel: LogMel) -> MelTables:
     )
 
 
-_packed: "WeakKeyDictionary[HybridLM, tuple[Codec, Packed]]" = WeakKeyDictionary()
+_packed: "WeakKeyDictionary[HybridLM, tuple[Codec, tuple[int, ...], Packed]]" = WeakKeyDictionary()
 
 
 def packed(bundle: Bundle) -> Packed:
     """A bundle's weights, packed; the same object for the same modules (their weights are not expected to change)."""
     known = _packed.get(bundle.lm)
-    if known is not None and known[0] is bundle.codec:
-        return known[1]
+    if known is not None and known[0] is bundle.codec and known[1] == bundle.levels:
+        return known[2]
     matrices = [p for module in (bundle.lm, bundle.codec.decoder) for p in module.parameters() if p.dim() > 1]
     half = WIDENS_HALVES and all(is_half(array(matrix)) for matrix in matrices)
 
@@ -247,12 +255,12 @@ def packed(bundle: Bundle) -> Packed:
 
     decoder, codec = bundle.lm.config, bundle.codec.config
     made = Packed(
-        _model(bundle.lm, packer), _fine(bundle.lm, packer), _decoder(bundle.codec, packer),
+        _model(bundle.lm, bundle.levels, packer), _fine(bundle.lm, packer), _decoder(bundle.codec, packer),
         mel_tables(bundle.mel),
         max(4 * decoder.dim, 4 * decoder.mel_dim, 2 * decoder.fine_dim, codec.frame_expansion * codec.frame_dim,
             codec.frame_expansion * codec.pitch_dim, 2 * LINES, MEL_BANDS),
     )  # fmt: skip
     for record in (made.model, made.fine, made.decoder, made.tables):
         check(record)
-    _packed[bundle.lm] = (bundle.codec, made)
+    _packed[bundle.lm] = (bundle.codec, bundle.levels, made)
     return made

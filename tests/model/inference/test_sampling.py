@@ -158,3 +158,41 @@ def test_a_row_does_not_depend_on_its_neighbours(logits: Tensor) -> None:
 def test_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingOptions(**wrong)  # type: ignore[arg-type]
+
+
+def levelled(logits: Tensor, levels: int = 4) -> Tensor:
+    return torch.arange(logits.shape[-1]) % levels == torch.arange(levels)[:, None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [SamplingOptions(0.5), SamplingOptions(2.0), SamplingOptions(top_p=0.7), SamplingOptions(0.8, top_p=0.9)],
+    ids=["cold", "hot", "top-p", "both"],
+)
+def test_levels_keep_their_probability(logits: Tensor, options: SamplingOptions) -> None:
+    of = levelled(logits)
+    got, plain = probabilities(logits, options, of), logits.double().softmax(-1)
+    torch.testing.assert_close(got @ of.double().t(), plain @ of.double().t())
+    for level in of:  # and within a level, what is drawn is what the options make of its tokens alone
+        within = got[:, level] / got[:, level].sum(-1, keepdim=True)
+        torch.testing.assert_close(within, probabilities(logits[:, level], options))
+
+
+def test_levels_after_top_k(logits: Tensor) -> None:
+    """The k likeliest of all tokens; the levels that are left weigh against each other as before."""
+    of, plain = levelled(logits), logits.double().softmax(-1)
+    got = probabilities(logits, SamplingOptions(top_k=3), of)
+    assert torch.equal(got > 0, probabilities(logits, SamplingOptions(top_k=3)) > 0)
+    left = (got @ of.double().t()) > 0
+    shares = (plain @ of.double().t()) * left
+    torch.testing.assert_close(got @ of.double().t(), shares / shares.sum(-1, keepdim=True))
+    assert torch.equal(draw(logits, SamplingOptions(top_k=1), torch.full((4,), 0.9), of), logits.argmax(-1))
+
+
+def test_levels_change_nothing_unasked(logits: Tensor) -> None:
+    of = levelled(logits)
+    for options in (SamplingOptions(), SamplingOptions(0.5, 9, 0.9, keep_level=False)):
+        assert torch.equal(probabilities(logits, options, of), probabilities(logits, options))
+    uniform = torch.full((4,), 0.9, dtype=torch.float64)
+    greedy = SamplingOptions(temperature=0.0)
+    assert torch.equal(draw(logits, greedy, uniform, of), logits.argmax(-1))

@@ -33,6 +33,9 @@ class Counted:
     def unigram(self) -> torch.Tensor:
         return torch.linspace(-8.0, -6.0, 1024).double().log_softmax(-1)
 
+    def levels(self) -> tuple[int, ...]:
+        return tuple(token % 8 for token in range(1024))
+
 
 @pytest.fixture
 def codec_run(tmp_path: Path, bundle: Bundle) -> Path:
@@ -72,6 +75,7 @@ def test_the_served_codec_makes_the_tokens_that_were_trained_on(
     assert (served.name, served.preset, served.licence) == ("made", "tiny", "CC0-1.0")
     assert served.made_by["steps"] == 2
     assert torch.allclose(served.lm.unigram.double(), Counted().unigram(), atol=1e-2)  # float16 on disk
+    assert served.levels == Counted().levels() and served.level_of is not None and served.level_of[3, 11]
 
 
 def test_files_can_be_read_by_others(codec_run: Path, tmp_path: Path) -> None:

@@ -183,6 +183,11 @@ def test_statistics_are_of_the_training_split(corpus: Corpus, codec: Codec, tmp_
     assert float(unigram.exp().sum()) == pytest.approx(1.0)
     counts = np.bincount(made.codes[rows, 0], minlength=1024)
     np.testing.assert_allclose(unigram.exp(), (counts + 1) / (len(rows) + 1024), rtol=1e-9)
+    levels = made.levels()
+    assert np.bincount(levels).tolist() == [128] * 8
+    loudness = {int(token): wanted[made.codes[rows, 0] == token].mean() for token in np.unique(made.codes[rows, 0])}
+    in_order = sorted(loudness, key=lambda token: (loudness[token], token))
+    assert sorted(in_order, key=lambda token: levels[token]) == in_order  # none is in a lower level than a quieter one
 
 
 class TestPauses:

@@ -1,6 +1,8 @@
 """Drawing means what `model.inference.sampling` means."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,38 +11,50 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.inference.numba_backend.sampler import draw
+from model.inference.numba_backend.weights import level_tables
 from model.inference.sampling import SamplingOptions, probabilities
 from model.inference.sampling import draw as reference
 
 SIZE = 1024
 
 
-def compiled(logits: np.ndarray, options: SamplingOptions, uniform: float) -> tuple[int, float]:
-    chances, work = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
-    token, logprob = draw(logits, SIZE, options.temperature, options.top_k, options.top_p, uniform, chances, work)
+def compiled(
+    logits: np.ndarray, options: SamplingOptions, uniform: float, levels: Sequence[int] = ()
+) -> tuple[int, float]:
+    chances, within, work = np.zeros((3, SIZE), np.float32)
+    token, logprob = draw(
+        logits, SIZE, options.temperature, options.top_k, options.top_p, int(options.keep_level), level_tables(levels),
+        uniform, chances, within, work,
+    )  # fmt: skip
     return int(token), float(logprob)
 
 
 @given(
     seed=st.integers(0, 10_000), spread=st.floats(0.1, 8), temperature=st.floats(0.05, 2.0),
     top_k=st.sampled_from([0, 1, 2, 5, 50, 1023, 1024, 5000]), top_p=st.sampled_from([1.0, 0.99, 0.9, 0.5, 0.01]),
-    ties=st.booleans(),
+    ties=st.booleans(), levels=st.sampled_from([0, 1, 2, 8]), keep_level=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
-def test_what_can_be_drawn(seed: int, spread: float, temperature: float, top_k: int, top_p: float, ties: bool) -> None:
+@settings(max_examples=400, deadline=None)
+def test_what_can_be_drawn(
+    seed: int, spread: float, temperature: float, top_k: int, top_p: float, ties: bool, levels: int, keep_level: bool
+) -> None:
     """The token stands where the number falls on the reference's ladder, but for rounding at a rung."""
     rng = np.random.default_rng(seed)
+    level = rng.permutation(np.arange(SIZE) % levels) if levels else np.zeros(0, int)
     logits = (rng.standard_normal(SIZE) * spread).astype(np.float32)
     if ties:
         logits = (np.round(logits * 4) / 4).astype(np.float32)
-    options = SamplingOptions(temperature, top_k, top_p)
-    chances = probabilities(torch.from_numpy(logits)[None], options)[0].numpy()
-    ladder = np.concatenate([[0.0], np.cumsum(chances)])
+    options = SamplingOptions(temperature, top_k, top_p, keep_level=keep_level)
+    level_of = torch.from_numpy(level == np.arange(levels)[:, None]) if levels > 1 else None
+    # the rounding of a float32 may move a token over the edge of the set that top-p keeps: either is right
+    near = {top_p, max(top_p - 1e-5, 1e-6), min(top_p + 1e-5, 1.0)} if top_p < 1 else {top_p}
+    ladders = []
+    for edge in near:
+        chances = probabilities(torch.from_numpy(logits)[None], replace(options, top_p=edge), level_of)[0].numpy()
+        ladders.append(np.concatenate([[0.0], np.cumsum(chances)]))
     for uniform in rng.random(5):
-        token, logprob = compiled(logits, options, uniform)
-        # a set that is cut by top-p may differ by a token that the rounding of a float32 moves over the edge
-        slack = 1e-5 + (chances[chances > 0].min() if top_p < 1 else 0.0)
-        assert ladder[token] - slack <= uniform <= ladder[token + 1] + slack
+        token, logprob = compiled(logits, options, uniform, level.tolist())
+        assert any(ladder[token] - 1e-5 <= uniform <= ladder[token + 1] + 1e-5 for ladder in ladders)
         exact = torch.from_numpy(logits).double().log_softmax(-1)[token]
         assert math.isclose(logprob, float(exact), abs_tol=2e-5)
 
@@ -73,3 +87,17 @@ def test_a_nan_is_told() -> None:
     logits[17] = np.nan
     token, logprob = compiled(logits, SamplingOptions(), 0.5)
     assert token == 0 and math.isnan(logprob)
+
+
+def test_a_level_keeps_its_probability() -> None:
+    """A quiet token that is the likeliest of all is drawn as often at a low temperature as the model says: not more."""
+    logits = np.zeros(SIZE, np.float32)
+    logits[7] = np.log(1024 / 4)  # a fifth of all, and the only one of its level
+    levels = [0 if token == 7 else 1 for token in range(SIZE)]
+    chance = 256 / (256 + 1023)
+    for options in (SamplingOptions(0.3), SamplingOptions(0.7, top_p=0.5)):
+        numbers = (np.arange(2000) + 0.5) / 2000
+        drawn = np.array([compiled(logits, options, number, levels)[0] for number in numbers])
+        assert abs((drawn == 7).mean() - chance) < 2e-3
+        every = replace(options, keep_level=False)
+        assert abs(np.mean([compiled(logits, every, number, levels)[0] == 7 for number in numbers]) - chance) > 2e-3
