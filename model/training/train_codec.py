@@ -173,8 +173,9 @@ class CodecTrainer:
         torch.manual_seed(training.seed)
         self.training, self.corpus, self.device = training, corpus, device
         self.codec = Codec(config)
-        self.spectral = SpectralLoss().to(device)
-        self.envelope = EnvelopeLoss().to(device)
+        self.spectral = SpectralLoss(training.spectral_windows, training.spectral_floor).to(device)
+        self.measure = SpectralLoss().to(device)
+        self.envelope = EnvelopeLoss(training.envelope_heard, training.envelope_stride).to(device)
         self.step = 0
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
@@ -317,7 +318,7 @@ class CodecTrainer:
             first.append(codes[:, 0].flatten())
             for count in (1, 2, 4, 8):
                 if count <= self.codec.config.codebooks:
-                    distance, _ = self.spectral(self.codec.decode(codes[:, :count]), samples)
+                    distance, _ = self.measure(self.codec.decode(codes[:, :count]), samples)
                     figures.setdefault(f"valid_log_mel_{count}", []).append(float(distance))
         share = torch.bincount(torch.cat(first), minlength=VOCABULARY).float()
         share = share[share > 0] / share.sum()
