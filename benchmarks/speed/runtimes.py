@@ -92,7 +92,7 @@ def by_numba(bundle: Bundle, rows: int) -> Begin:
 
         def step(tokens: npt.NDArray[np.int64], mel: npt.NDArray[np.float32]) -> Any:
             state.codes[:, 0] = tokens[:, 0]
-            state.slices[:] = mel[:, 0]
+            state.mel[:] = mel[:, 0]
             _logits(weights.model, state, every, buffers)
             return buffers.logits[:, :VOCABULARY]
 

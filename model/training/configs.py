@@ -55,7 +55,7 @@ class CodecTraining:
     )
     unquantized: Annotated[float, "share of the rows whose decoder hears the latents themselves"] = 0.2
     mel_weight: Annotated[
-        float, "of the auxiliary task: read the frame's mel slice off the quantised latent, linearly"
+        float, "of the auxiliary task: read the frame's mel frame off the quantised latent, linearly"
     ] = 0.5
     waveform_weight: Annotated[float, "of the samples' distance"] = 0.1
     envelope_weight: Annotated[float, "of the envelopes' distance"] = 1.0

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.codec.codec import Codec
-from model.codec.decoders.frame import FrameDecoder
-from model.codec.decoders.harmonic import HarmonicDecoder, band_hertz
+from model.codec.decoders.harmonic import band_hertz
 from model.training.corpus import DataError
 from model.training.pitch import PitchTracker, pitch
 
@@ -22,9 +21,9 @@ def with_oscillators(codec: Codec) -> Codec:
 
     Raises DataError when the codec's decoder is not at 75 Hz. One that has oscillators is returned as it is.
     """
-    if isinstance(codec.decoder, HarmonicDecoder):
+    if codec.config.decoder == "harmonic":
         return codec
-    if not isinstance(codec.decoder, FrameDecoder):
+    if codec.config.decoder != "frame":
         raise DataError("oscillators need a `frame` decoder to begin from")
     made = Codec(replace(codec.config, decoder="harmonic")).eval()
     known = {

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -84,9 +84,11 @@ class DecoderTrainer:
             codec.decoder.parameters(), training.rate, betas=(0.8, 0.99), weight_decay=0.01
         )
         self.reader_optimizer: torch.optim.Optimizer | None = None
-        if isinstance(codec.decoder, HarmonicDecoder):
+        self.harmonic: HarmonicDecoder | None = None  # the decoder, where it is of that kind: it has a reader to teach
+        if codec.config.decoder == "harmonic":
+            self.harmonic = cast(HarmonicDecoder, codec.decoder)
             self.reader_optimizer = torch.optim.AdamW(
-                codec.decoder.reader.parameters(), training.reader_rate, weight_decay=0.05
+                self.harmonic.reader.parameters(), training.reader_rate, weight_decay=0.05
             )
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
@@ -139,8 +141,8 @@ class DecoderTrainer:
 
     def reader_step(self, step: int) -> dict[str, float]:
         """One step of the reader alone; returns the losses."""
-        training, decoder = self.training, self.codec.decoder
-        assert isinstance(decoder, HarmonicDecoder) and self.reader_optimizer is not None
+        training, decoder = self.training, self.harmonic
+        assert decoder is not None and self.reader_optimizer is not None
         batch = self.batch(step_rng(training.seed, step), training.reader_batch, training.reader_frames)
         rate = cosine_rate(step, training.reader_steps, training.reader_rate, training.warmup)
         for group in self.reader_optimizer.param_groups:
@@ -162,10 +164,10 @@ class DecoderTrainer:
 
     def _sung(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the decoder makes of a batch, (B, 320 frames), and the distance of what its reader reads."""
-        training, decoder = self.training, self.codec.decoder
+        training, decoder = self.training, self.harmonic
         with torch.autocast(batch.real.device.type, torch.bfloat16, enabled=training.bf16):
-            if not isinstance(decoder, HarmonicDecoder):
-                made = decoder(batch.latents)
+            if decoder is None:
+                made = self.codec.decoder(batch.latents)
                 return made[:, 0, training.context * HOP_SAMPLES :].float(), None
             frames = decoder.frame.frames_from(decoder.frame.features(batch.latents))
             features = decoder.reader.features(batch.latents)
@@ -275,7 +277,7 @@ def train_decoder(
         "training": json.loads(json.dumps(asdict(training))),
         "corpus": corpus.folder.name,
     }
-    reading = training.reader_steps if isinstance(codec.decoder, HarmonicDecoder) else 0
+    reading = training.reader_steps if codec.config.decoder == "harmonic" else 0
     run = Run(out, settings, {"training": before(DecoderTraining)})
     hours = {"speech": training.speech_hours, "music": training.music_hours}
     codes = build_codes(corpus, codec, hours, out / "codes", device)

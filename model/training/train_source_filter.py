@@ -162,10 +162,7 @@ class SourceFilterTrainer:
         """For a run that starts from nothing: LSUV where the encoder is SEANet."""
         if not isinstance(self.codec.encoder, SpectralEncoder):
             samples, _ = self.batch(step_rng(self.training.seed, 2**31))
-            decoder = self.codec.decoder
-            self.codec.decoder = nn.Conv1d(LATENT_DIM, 1, 1)  # type: ignore[assignment]  # the decoder keeps its own
-            lsuv(self.codec, samples)
-            self.codec.decoder = decoder
+            lsuv(self.codec.encoder, samples[:, None])
 
     @torch.no_grad()
     def fit_quantizer(self, rng: np.random.Generator) -> None:

@@ -77,7 +77,7 @@ def answers(service: Service) -> Iterator[tuple[str, str]]:
 
 def record() -> dict[str, str]:
     """Every bundle's every answer."""
-    found = {}
+    found: dict[str, str] = {}
     for name, bundle in bundles():
         with serving(bundle, threads=1) as service:
             found |= {f"{name}: {request}": one for request, one in answers(service)}

@@ -27,10 +27,10 @@ def largest(logits: Any, count: int) -> Any:
 
 
 @compiled
-def _kth(chances: Any, k: int, work: Any) -> Any:
-    """The k-th largest of chances (V,), by quickselect in ``work`` (V,)."""
-    count = chances.shape[0]
-    copy(chances, work, count)
+def _kth(probabilities: Any, k: int, work: Any) -> Any:
+    """The k-th largest of probabilities (V,), by quickselect in ``work`` (V,)."""
+    count = probabilities.shape[0]
+    copy(probabilities, work, count)
     low, high, place = 0, count - 1, k - 1
     while low < high:
         pivot = work[(low + high) // 2]
@@ -54,69 +54,76 @@ def _kth(chances: Any, k: int, work: Any) -> Any:
 
 
 @compiled
-def _keep_top_p(chances: Any, top_p: float, work: Any) -> None:
+def _keep_top_p(probabilities: Any, top_p: float, work: Any) -> None:
     """Sets to 0 what is not in the smallest set of most likely tokens that reaches top_p of the whole.
 
     The threshold is found by a quickselect that adds up what lies above the pivot, so that nothing is sorted. Of the
     tokens as likely as the threshold, the first ones are kept until top_p is reached.
     """
-    count = chances.shape[0]
+    count = probabilities.shape[0]
     whole = 0.0
     for i in range(count):
-        whole += chances[i]
+        whole += probabilities[i]
     wanted = top_p * whole
-    copy(chances, work, count)
-    held, above = count, 0.0  # candidates are work[:held]; `above` is what all larger ones hold
+    copy(probabilities, work, count)
+    candidates, above = count, 0.0  # candidates are work[:candidates]; `above` is what all larger ones hold
     while True:
-        pivot = work[held // 2]
+        pivot = work[candidates // 2]
         larger, equal = 0.0, 0.0
-        for i in range(held):
+        for i in range(candidates):
             if work[i] > pivot:
                 larger += work[i]
             elif work[i] == pivot:
                 equal += work[i]
         if above + larger >= wanted and larger > 0.0:
-            kept = 0
-            for i in range(held):
+            remaining = 0
+            for i in range(candidates):
                 if work[i] > pivot:
-                    work[kept] = work[i]
-                    kept += 1
-            held = kept
+                    work[remaining] = work[i]
+                    remaining += 1
+            candidates = remaining
         elif above + larger + equal >= wanted:
             threshold, before = pivot, above + larger
             break
         else:
             above += larger + equal
-            kept = 0
-            for i in range(held):
+            remaining = 0
+            for i in range(candidates):
                 if work[i] < pivot:
-                    work[kept] = work[i]
-                    kept += 1
-            held = kept
-            if held == 0:  # rounding: all of them are needed
+                    work[remaining] = work[i]
+                    remaining += 1
+            candidates = remaining
+            if candidates == 0:  # rounding: all of them are needed
                 return
     for i in range(count):
-        if chances[i] < threshold:
-            chances[i] = ZERO
-        elif chances[i] == threshold:
+        if probabilities[i] < threshold:
+            probabilities[i] = ZERO
+        elif probabilities[i] == threshold:
             if before >= wanted:
-                chances[i] = ZERO
+                probabilities[i] = ZERO
             before += threshold
 
 
 @compiled
 def draw(
-    logits: Any, vocabulary: int, temperature: float, top_k: int, top_p: float, uniform: float, chances: Any, work: Any
+    logits: Any,
+    vocabulary: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    uniform: float,
+    probabilities: Any,
+    work: Any,
 ) -> tuple[int, float]:
     """A token and its log-probability before temperature, top-k and top-p.
 
-    logits: (V or more,); chances, work: buffers (V,). Temperature 0 is greedy; top_k 0 and top_p 1 are off. A row with
-    a NaN gives token 0 and a NaN.
+    logits: (V or more,); probabilities, work: buffers (V,). Temperature 0 is greedy; top_k 0 and top_p 1 are off.
+    A row with a NaN gives token 0 and a NaN.
     """
     peak = largest(logits, vocabulary)
     for i in range(vocabulary):
-        chances[i] = exp(logits[i] - peak)
-    normal = math.log(total(chances, vocabulary))
+        probabilities[i] = exp(logits[i] - peak)
+    normal = math.log(total(probabilities, vocabulary))
     if not normal >= 0.0:
         return 0, math.nan
     token = 0
@@ -128,21 +135,21 @@ def draw(
         inverse = f32(1.0 / max(temperature, 1e-30))
         for i in range(vocabulary):
             off = (logits[i] - peak) * inverse
-            chances[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
+            probabilities[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
     if 0 < top_k < vocabulary:
-        kth = _kth(chances[:vocabulary], top_k, work)
+        kth = _kth(probabilities[:vocabulary], top_k, work)
         for i in range(vocabulary):
-            if chances[i] < kth:
-                chances[i] = ZERO
+            if probabilities[i] < kth:
+                probabilities[i] = ZERO
     if top_p < 1.0:
-        _keep_top_p(chances[:vocabulary], top_p, work)
-    rungs = 0.0
+        _keep_top_p(probabilities[:vocabulary], top_p, work)
+    whole = 0.0
     for i in range(vocabulary):
-        rungs += chances[i]
-    target, rung = uniform * rungs, 0.0
+        whole += probabilities[i]
+    target, cdf = uniform * whole, 0.0
     for i in range(vocabulary):
-        rung += chances[i]
-        if rung > target:
+        cdf += probabilities[i]
+        if cdf > target:
             token = i
             break
     return token, logits[token] - peak - normal

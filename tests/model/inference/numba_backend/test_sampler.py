@@ -16,8 +16,8 @@ SIZE = 1024
 
 
 def compiled(logits: np.ndarray, options: SamplingOptions, uniform: float) -> tuple[int, float]:
-    chances, work = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
-    token, logprob = draw(logits, SIZE, options.temperature, options.top_k, options.top_p, uniform, chances, work)
+    expected, work = np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
+    token, logprob = draw(logits, SIZE, options.temperature, options.top_k, options.top_p, uniform, expected, work)
     return int(token), float(logprob)
 
 
@@ -28,19 +28,19 @@ def compiled(logits: np.ndarray, options: SamplingOptions, uniform: float) -> tu
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_what_can_be_drawn(seed: int, spread: float, temperature: float, top_k: int, top_p: float, ties: bool) -> None:
-    """The token stands where the number falls on the reference's ladder, but for rounding at a rung."""
+    """The token stands where the number falls in the reference's cdf, but for rounding at an edge."""
     rng = np.random.default_rng(seed)
     logits = (rng.standard_normal(SIZE) * spread).astype(np.float32)
     if ties:
         logits = (np.round(logits * 4) / 4).astype(np.float32)
     options = SamplingOptions(temperature, top_k, top_p)
-    chances = probabilities(torch.from_numpy(logits)[None], options)[0].numpy()
-    ladder = np.concatenate([[0.0], np.cumsum(chances)])
+    expected = probabilities(torch.from_numpy(logits)[None], options)[0].numpy()
+    cdf = np.concatenate([[0.0], np.cumsum(expected)])
     for uniform in rng.random(5):
         token, logprob = compiled(logits, options, uniform)
         # a set that is cut by top-p may differ by a token that the rounding of a float32 moves over the edge
-        slack = 1e-5 + (chances[chances > 0].min() if top_p < 1 else 0.0)
-        assert ladder[token] - slack <= uniform <= ladder[token + 1] + slack
+        slack = 1e-5 + (expected[expected > 0].min() if top_p < 1 else 0.0)
+        assert cdf[token] - slack <= uniform <= cdf[token + 1] + slack
         exact = torch.from_numpy(logits).double().log_softmax(-1)[token]
         assert math.isclose(logprob, float(exact), abs_tol=2e-5)
 
