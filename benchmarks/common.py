@@ -122,10 +122,10 @@ def clips_in(folder: Path, min_seconds: float = 0.0) -> list[tuple[str, str, Ten
 
 
 @torch.inference_mode()
-def logprobs(subject: Subject, tokens: Tensor, slices: Tensor) -> Tensor:
-    """Of coarse tokens (B, T) that come with slices (B, T, 64), each row a document: (B, T)."""
+def logprobs(subject: Subject, tokens: Tensor, mel_frames: Tensor) -> Tensor:
+    """Of coarse tokens (B, T) that come with mel frames (B, T, 64), each row a document: (B, T)."""
     model = subject.bundle.lm
-    inputs, mel = shift(tokens, None if subject.mel == "masked" else slices)
+    inputs, mel = shift(tokens, None if subject.mel == "masked" else mel_frames)
     logits = model.logits(model(inputs, mel)).float()
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 

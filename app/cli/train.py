@@ -256,7 +256,7 @@ def codec_table(report: dict[str, Any]) -> "Table":
 
 
 def language_table(report: dict[str, Any]) -> "Table":
-    """What `evaluate` says of the language model, one row a source of mel slices."""
+    """What `evaluate` says of the language model, one row a source of mel frames."""
     from rich.table import Table
 
     language = report["language_model"]

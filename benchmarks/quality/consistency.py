@@ -41,12 +41,12 @@ BATCH = 2  # pairs encoded at a time: larger tensors cost more in fresh memory t
 
 
 @torch.inference_mode()
-def score_clips(subject: Subject, tokens: Tensor, slices: Tensor) -> dict[str, Tensor]:
-    """Each score of clips with their joint in the middle, tokens (B, T) and slices (B, T, 64): (B,), nats a token."""
+def score_clips(subject: Subject, tokens: Tensor, mel_frames: Tensor) -> dict[str, Tensor]:
+    """Each score of clips with their joint in the middle, tokens (B, T), mel frames (B, T, 64): (B,), nats a token."""
     joint = tokens.shape[1] // 2
     window = slice(joint, joint + WINDOW_FRAMES)
-    whole = -logprobs(subject, tokens, slices)
-    alone = -logprobs(subject, tokens[:, window], slices[:, window])
+    whole = -logprobs(subject, tokens, mel_frames)
+    alone = -logprobs(subject, tokens[:, window], mel_frames[:, window])
     unigram = -subject.bundle.lm.unigram[tokens[:, window]]
     local = whole[:, window].double().mean(1)
     return {
@@ -82,11 +82,11 @@ def measure(subjects: Sequence[Subject], pairs: Sequence[made.Pair]) -> dict[str
             np.stack([clip for pair in some for clip in (pair.consistent, pair.changed)])
         ).float()
         with torch.inference_mode():
-            tokens, slices = bundle.codec.encode(samples)[:, 0], bundle.mel(samples)
+            tokens, mel_frames = bundle.codec.encode(samples)[:, 0], bundle.mel(samples)
         for pair in some:
             bases.setdefault(pair.kind, []).append(pair.base)
         for subject in subjects:
-            for name, values in score_clips(subject, tokens, slices).items():
+            for name, values in score_clips(subject, tokens, mel_frames).items():
                 for pair, verdict in zip(some, verdicts(values[0::2], values[1::2]), strict=True):
                     right.setdefault((subject.name, pair.kind, name), []).append(verdict)
     report: dict[str, dict[str, dict[str, Any]]] = {}

@@ -34,11 +34,11 @@ def read(subject: Subject, prompts: Tensor) -> tuple[LMCache, LoopState]:
     decoder, encoder = StreamingDecoder(bundle.codec), StreamingEncoder(bundle.codec)
     codes, _ = encoder.step(prompts, encoder.start(rows))
     heard, state = decoder.step(codes[:, : subject.codebooks], decoder.start(rows))
-    slices = bundle.mel(prompts)
+    mel_frames = bundle.mel(prompts)
     cache = bundle.lm.new_cache(rows)
     bundle.lm(shift(codes[:, 0], None)[0], cache=cache)
     tail = heard[:, -MEL_LEFT_SAMPLES:]
-    return cache, LoopState(codes[:, : subject.codebooks, -1], slices[:, -1:], state, tail)
+    return cache, LoopState(codes[:, : subject.codebooks, -1], mel_frames[:, -1:], state, tail)
 
 
 def _served(subject: Subject, prompts: Tensor, frames: int, options: SamplingOptions, words: str) -> Made:

@@ -85,8 +85,8 @@ def measured(bundle: Bundle, samples: Tensor, seed: int) -> Clip:
     """One clip (N,)."""
     codes = bundle.codec.encode(samples[None])[0].T  # (T, K)
     real = samples[: len(codes) * HOP_SAMPLES]
-    tokens, slices = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.lm.config.mel else None)
-    hidden = bundle.lm(tokens, slices)[0]
+    tokens, mel_frames = shift(codes[None, :, 0], LogMel()(real[None]) if bundle.lm.config.mel else None)
+    hidden = bundle.lm(tokens, mel_frames)[0]
     logprobs = bundle.lm.fine(hidden, codes, frames_before(codes[None])[0]).log_softmax(-1)
     nll = -logprobs.gather(-1, codes[:, 1:, None])[..., 0].mean(0)
     variants = {"true": codes, "shuffled": shuffled_codes(codes, seed)}

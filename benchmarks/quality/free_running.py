@@ -46,11 +46,11 @@ UNITS = {"token entropy": "nats", "surprise": "nats", "silence ratio": "share", 
 SPANS = {"seconds 1 to 5": slice(0, 5), "seconds 26 to 30": slice(25, 30)}
 
 
-def late(slices: Tensor, masked: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Input slices (B, T, 64) and what is masked of them (B, T), ``frames`` positions later; the start is masked."""
+def late(mel_frames: Tensor, masked: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Input mel frames (B, T, 64) and what is masked (B, T), ``frames`` positions later; the start is masked."""
     if frames == 0:
-        return slices, masked
-    moved = torch.cat([torch.zeros_like(slices[:, :frames]), slices[:, :-frames]], 1)
+        return mel_frames, masked
+    moved = torch.cat([torch.zeros_like(mel_frames[:, :frames]), mel_frames[:, :-frames]], 1)
     return moved, torch.cat([torch.ones_like(masked[:, :frames]), masked[:, :-frames]], 1)
 
 
@@ -62,10 +62,10 @@ def clip_nll(bundle: Bundle, samples: Tensor) -> dict[str, float]:
     heard = samples[: codes.shape[-1] * HOP_SAMPLES][None]
     found = {}
     for source, wave, delays in (("real", heard, (0,)), ("decoded", bundle.codec.decode(codes), (0, *DELAYS))):
-        inputs, slices = shift(tokens, bundle.mel(wave))
-        assert slices is not None
+        inputs, mel_frames = shift(tokens, bundle.mel(wave))
+        assert mel_frames is not None
         for delay in delays:
-            mel, masked = late(slices, inputs == BOS, delay)
+            mel, masked = late(mel_frames, inputs == BOS, delay)
             logits = bundle.lm.logits(bundle.lm(inputs, mel, masked)).float()
             found[f"{source}, {delay} late" if delay else source] = logits
     found["masked"] = bundle.lm.logits(bundle.lm(inputs)).float()

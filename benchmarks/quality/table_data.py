@@ -41,8 +41,8 @@ def leaky_mel(samples: Tensor) -> Tensor:
     whole = samples.shape[-1] // HOP_SAMPLES * HOP_SAMPLES
     ahead = torch.nn.functional.pad(samples, (0, LEAK_SAMPLES))[:, LEAK_SAMPLES : LEAK_SAMPLES + whole]
     before = torch.nn.functional.pad(samples[:, :LEAK_SAMPLES], (MEL_LEFT_SAMPLES - LEAK_SAMPLES, 0))
-    slices: Tensor = LogMel()(ahead, before)
-    return slices
+    mel_frames: Tensor = LogMel()(ahead, before)
+    return mel_frames
 
 
 @torch.inference_mode()
@@ -55,9 +55,9 @@ def build_leaky(corpus: Corpus, settings: TokenSettings, tokens: TokenSet) -> No
     with part.open("wb") as file:
         pairs = zip(tokens.documents, document_samples(corpus, settings), strict=True)
         for document, samples in track(pairs, total=len(tokens.documents), description="leaky mel"):
-            slices = leaky_mel(torch.from_numpy(samples)[None])[0]
-            assert len(slices) == document.frames, f"{document} has {len(slices)} frames"
-            file.write(slices.numpy().astype(np.float16).tobytes())
+            mel_frames = leaky_mel(torch.from_numpy(samples)[None])[0]
+            assert len(mel_frames) == document.frames, f"{document} has {len(mel_frames)} frames"
+            file.write(mel_frames.numpy().astype(np.float16).tobytes())
     os.replace(part, path)
 
 

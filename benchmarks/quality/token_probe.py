@@ -5,7 +5,7 @@
 Asked for are, of a frame, from its latent and the eight before it (9 x 128 numbers):
 
 * `waveform`: its samples below 1.2 kHz, scaled to unit level. R2 above 0 says that phase is in the tokens;
-* `mel`: its log-mel slice, as R2 (a check that the probe works);
+* `mel`: its log-mel frame, as R2 (a check that the probe works);
 * `pitch`: of voiced frames of speech: share within 50 cents, and median error in cents.
 
 Training speakers train it, validation speakers judge it; the test sets are not touched.

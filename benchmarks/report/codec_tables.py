@@ -45,7 +45,7 @@ def token_probe(report: Report) -> list[str]:
     speech, music, found = report["speech"], report["music"], report["speech"]["pitch"]
     rows = [
         ["samples below 1.2 kHz, R2", f"{speech['waveform_r2']:.3f}", f"{music['waveform_r2']:.3f}"],
-        ["log-mel slice, R2", f"{speech['mel_r2']:.3f}", f"{music['mel_r2']:.3f}"],
+        ["log-mel frame, R2", f"{speech['mel_r2']:.3f}", f"{music['mel_r2']:.3f}"],
         ["pitch within 50 cents", f"{found['within_50_cents']:.3f}", "-"],
         ["the same, always guessing the median pitch", f"{found['within_50_cents_of_the_median']:.3f}", "-"],
     ]

@@ -63,7 +63,7 @@ def filled(slots: Backend, bundle: Bundle) -> Backend:
 
 
 def closed_loop(bundle: Bundle, rows: int, steps: int, kind: Literal["compiled", "torch"], codebooks: int = 8) -> Run:
-    """The whole frame of each row: all codes, samples, mel slice."""
+    """The whole frame of each row: all codes, samples, mel frame."""
     make = NumbaBackend if kind == "compiled" else TorchBackend
     every = list(range(rows))
 
@@ -132,12 +132,12 @@ def torch_token_step(bundle: Bundle, rows: int, steps: int) -> Run:
             rings.join(row, prompt.cache)
         rings.attend_to(-(-(PROMPT_POSITIONS + steps + 2) // 64) * 64)
         token, going = prompt.codes[:, :1].expand(rows, 1), torch.ones(rows, dtype=torch.bool)
-        slices = prompt.mel[:, -1:].expand(rows, 1, -1)
+        mel_frames = prompt.mel[:, -1:].expand(rows, 1, -1)
         begin = clocks()
         for index in range(steps + 1):
             if index == 1:
                 begin = clocks()
-            logits = model.logits(model(token, slices, cache=rings)[:, 0])
+            logits = model.logits(model(token, mel_frames, cache=rings)[:, 0])
             rings.advance(going)
             token = draw(logits, options, torch.rand(rows, dtype=torch.float64))[:, None]
         return each(since(begin), steps)

@@ -55,7 +55,7 @@ def token_work(config: DecoderConfig, rows: int, positions: int, weight_width: i
 def frame_work(bundle: Bundle, rows: int, positions: int, codebooks: int, weight_width: int = HALF) -> Work:
     """One frame of the closed loop: the token, the depth decoder and the codec's decoder.
 
-    Each of their matrices is used once a row. Left out, at most 3 % of it: the mel slice (a transform of 1,024), and
+    Each of their matrices is used once a row. Left out, at most 3 % of it: the mel frame (a transform of 1,024), and
     the lines of codebooks and embeddings that a step looks up.
     """
     token = token_work(bundle.lm.config, rows, positions, weight_width)

@@ -72,3 +72,8 @@ class Decoder(_Streaming):
         to frame is heard.
         """
         return None
+
+    @property
+    def output_layer(self) -> nn.Conv1d | nn.Linear:
+        """What a training begins with a tenth of, so that the first output is quiet: here the last convolution."""
+        return [module for module in self.modules() if isinstance(module, nn.Conv1d)][-1]

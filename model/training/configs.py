@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 AdversaryKind = Literal["package", "light"]
 Shares = tuple[tuple[int, float], ...]  # numbers, and how often each is drawn
+Windows = tuple[tuple[int, int], ...]  # samples of a transform's window, and mel bands of its spectrum
 
 
 # Of a field that came later: what was made before it, and does not name it, was made with its default. A field
@@ -21,6 +22,19 @@ def before(settings: type[Any]) -> dict[str, Any]:
     known = {one.name: one.default for one in fields(settings) if "added" in one.metadata}
     plain: dict[str, Any] = json.loads(json.dumps(known))
     return plain
+
+
+# What two trainings share, with the same help.
+SpectralFloor = Annotated[float, "of full scale, that the distance of log-mel spectra is blind below"]
+EnvelopeHeard = Annotated[float, "of the loudest segment's power, below which a segment's envelope does not count"]
+EnvelopeStride = Annotated[int, "windows from one segment of the envelopes' distance to the next"]
+PitchWindow = Annotated[int, "samples about a frame in which its pitch is looked for"]
+PitchShortest = Annotated[int, "period that is looked for, in samples: 480 Hz"]
+PitchLongest = Annotated[int, "period that is looked for, in samples: 71 Hz; the one before it is the last"]
+PitchVoiced = Annotated[float, "of the normalised autocorrelation, above which a frame counts as voiced"]
+PitchQuiet = Annotated[float, "root mean square below which a frame counts as silent"]
+PitchOctaveCost = Annotated[float, "taken off the autocorrelation per octave of longer period: twice the period fits"]
+PitchSpread = Annotated[float, "deviation of the bell about the real pitch that is to be told, in bins"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class CodecTraining:
     )
     unquantized: Annotated[float, "share of the rows whose decoder hears the latents themselves"] = 0.2
     mel_weight: Annotated[
-        float, "of the auxiliary task: read the frame's mel slice off the quantised latent, linearly"
+        float, "of the auxiliary task: read the frame's mel frame off the quantised latent, linearly"
     ] = 0.5
     waveform_weight: Annotated[float, "of the samples' distance"] = 0.1
     envelope_weight: Annotated[float, "of the envelopes' distance"] = 1.0
@@ -62,6 +76,10 @@ class CodecTraining:
     adversary: Annotated[AdversaryKind, "package: encodec's discriminator; light: a smaller one, for a CPU"] = "package"
     bf16: Annotated[bool, "encoder and decoder under bfloat16 autocast; quantiser and losses stay in float32"] = False
     depths: Shares = field(default=((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50)), metadata=ADDED)  # codebooks of a step
+    spectral_windows: Windows = field(default=((2048, 128), (1024, 80), (512, 40)), metadata=ADDED)
+    spectral_floor: SpectralFloor = field(default=1e-4, metadata=ADDED)
+    envelope_heard: EnvelopeHeard = field(default=1e-3, metadata=ADDED)
+    envelope_stride: EnvelopeStride = field(default=10, metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,27 @@ class SourceFilterTraining:
     freeze_tokens_from: Annotated[int, "step from which only the decoder learns; -1 = never"] = -1
     start_from: Annotated[str, "checkpoint of another run, whose weights this one begins with"] = ""
     bf16: Annotated[bool, "encoder and decoder's trunk under bfloat16 autocast; all else in float32"] = False
+    tone_windows: Windows = field(default=((2048, 128), (1024, 80), (512, 64), (240, 20)), metadata=ADDED)
+    tone_floor: Annotated[float, "of full scale, that the samples' distance is blind below"] = field(
+        default=1e-4, metadata=ADDED
+    )
+    note_window: Annotated[int, "samples of the long window of the samples' distance, which tells low notes"] = field(
+        default=8192, metadata=ADDED
+    )
+    note_hop: Annotated[int, "samples from one of these windows to the next"] = field(default=2048, metadata=ADDED)
+    note_bins: Annotated[int, "of these windows' spectra that count: up to 2.1 kHz"] = field(
+        default=720, metadata=ADDED
+    )
+    notes: Annotated[int, "semitones that these spectra are read as"] = field(default=72, metadata=ADDED)
+    envelope_heard: EnvelopeHeard = field(default=1e-3, metadata=ADDED)
+    envelope_stride: EnvelopeStride = field(default=10, metadata=ADDED)
+    pitch_window: PitchWindow = field(default=1024, metadata=ADDED)
+    pitch_shortest: PitchShortest = field(default=50, metadata=ADDED)
+    pitch_longest: PitchLongest = field(default=340, metadata=ADDED)
+    pitch_voiced: PitchVoiced = field(default=0.55, metadata=ADDED)
+    pitch_quiet: PitchQuiet = field(default=0.003, metadata=ADDED)
+    pitch_octave_cost: PitchOctaveCost = field(default=0.08, metadata=ADDED)
+    pitch_spread: PitchSpread = field(default=1.0, metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -147,6 +186,32 @@ class DecoderTraining:
     music_hours: Annotated[float, "of training clips of music whose codes are made"] = 0.8
     bf16: Annotated[bool, "decoder under bfloat16 autocast; losses stay in float32"] = False
     depths: Shares = field(default=((1, 0.15), (2, 0.15), (4, 0.20), (8, 0.50)), metadata=ADDED)  # codebooks of a row
+    spectral_windows: Windows = field(default=((2048, 128), (1024, 80), (512, 40)), metadata=ADDED)
+    spectral_floor: SpectralFloor = field(default=1e-4, metadata=ADDED)
+    envelope_heard: EnvelopeHeard = field(default=1e-3, metadata=ADDED)
+    envelope_stride: EnvelopeStride = field(default=10, metadata=ADDED)
+    loudness_level_db: Annotated[float, "sound pressure at which the loudness' distance takes a crop to be played"] = (
+        field(default=72.0, metadata=ADDED)
+    )
+    loudness_masking: Annotated[float, "share of the softer loudness that a difference has to exceed"] = field(
+        default=0.25, metadata=ADDED
+    )
+    loudness_added: Annotated[float, "weight of sound that was added, beside all differences"] = field(
+        default=0.3, metadata=ADDED
+    )
+    pitch_window: PitchWindow = field(default=1024, metadata=ADDED)
+    pitch_shortest: PitchShortest = field(default=50, metadata=ADDED)
+    pitch_longest: PitchLongest = field(default=340, metadata=ADDED)
+    pitch_voiced: PitchVoiced = field(default=0.55, metadata=ADDED)
+    pitch_quiet: PitchQuiet = field(default=0.003, metadata=ADDED)
+    pitch_octave_cost: PitchOctaveCost = field(default=0.08, metadata=ADDED)
+    pitch_spread: PitchSpread = field(default=1.0, metadata=ADDED)
+    share_full_hertz: Annotated[float, "below which voiced sound is to be told as all harmonics"] = field(
+        default=2500.0, metadata=ADDED
+    )
+    share_none_hertz: Annotated[float, "above which voiced sound is to be told as no harmonics"] = field(
+        default=7000.0, metadata=ADDED
+    )
 
 
 @dataclass(frozen=True)

@@ -179,9 +179,9 @@ def fine_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) -> list[fl
     sums, frames = torch.zeros(bundle.codec.config.codebooks - 1), 0
     for _, samples in track(clips, description="depth decoder"):
         codes = bundle.codec.encode(samples[None, : 20 * SAMPLE_RATE_HZ]).transpose(1, 2)  # (1, T, K)
-        slices = mel(samples[None, : 20 * SAMPLE_RATE_HZ])
+        mel_frames = mel(samples[None, : 20 * SAMPLE_RATE_HZ])
         inputs = torch.cat([torch.full((1, 1), VOCABULARY), codes[:, :-1, 0]], 1)
-        shifted = torch.cat([torch.zeros_like(slices[:, :1]), slices[:, :-1]], 1)
+        shifted = torch.cat([torch.zeros_like(mel_frames[:, :1]), mel_frames[:, :-1]], 1)
         hidden = model(inputs, shifted if model.config.mel else None)
         logprobs = model.fine(hidden, codes, frames_before(codes)).log_softmax(-1)  # (1, T, K-1, 1024)
         sums -= logprobs.gather(-1, codes[..., 1:, None])[..., 0].sum((0, 1))

@@ -1,4 +1,8 @@
-"""Distances between a made signal and the real one, for training a codec and for judging it."""
+"""Distances between a made signal and the real one, for training a codec and for judging it.
+
+What a training may choose is an argument, whose value is in its config (`model.training.configs`); the defaults are
+what figures are measured with. The other numbers define a measure (a scale, a standard) or guard a root, a logarithm.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,18 +10,21 @@ from torch import Tensor, nn
 from model.codec.encoders.spectral import note_filters
 from model.constants import SAMPLE_RATE_HZ
 from model.lm.mel import mel_filter_bank
+from model.training.configs import SourceFilterTraining, Windows
 
-STFT_WINDOWS = (2048, 1024, 512)  # six resolutions cost more time than they are worth
-STFT_MELS = (128, 80, 40)
-SPECTRAL_FLOOR = 1e-4  # of full scale: what lies below is not heard beside speech
+MEASURED = ((2048, 128), (1024, 80), (512, 40))  # six resolutions cost more time than they are worth
 
 
 class SpectralLoss(nn.Module):
-    """Distance of two signals at several STFT resolutions: log-mel L1 plus spectral convergence."""
+    """Distance of two signals at several STFT resolutions: log-mel L1 plus spectral convergence.
 
-    def __init__(self) -> None:
+    floor: of full scale; what lies below is not heard beside speech.
+    """
+
+    def __init__(self, windows: Windows = MEASURED, floor: float = 1e-4) -> None:
         super().__init__()
-        for index, (window, mels) in enumerate(zip(STFT_WINDOWS, STFT_MELS, strict=True)):
+        self.resolutions, self.floor = len(windows), floor
+        for index, (window, mels) in enumerate(windows):
             self.register_buffer(f"window{index}", torch.hann_window(window), persistent=False)
             self.register_buffer(f"bank{index}", mel_filter_bank(window, mels), persistent=False)
 
@@ -33,28 +40,30 @@ class SpectralLoss(nn.Module):
     def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """(B, N), (B, N) -> log-mel distance in nats (natural log), spectral convergence."""
         log_mel, convergence = made.new_zeros(()), made.new_zeros(())
-        for index in range(len(STFT_WINDOWS)):
+        for index in range(self.resolutions):
             bank = getattr(self, f"bank{index}")
             a, b = self._magnitude(made, index), self._magnitude(real, index)
             mel_a, mel_b = (m.transpose(1, 2) @ bank for m in (a, b))
-            log_mel = log_mel + (torch.log(mel_a + SPECTRAL_FLOOR) - torch.log(mel_b + SPECTRAL_FLOOR)).abs().mean()
+            log_mel = log_mel + (torch.log(mel_a + self.floor) - torch.log(mel_b + self.floor)).abs().mean()
             difference = torch.linalg.vector_norm(a - b, dim=(1, 2))
             convergence = convergence + (difference / (torch.linalg.vector_norm(b, dim=(1, 2)) + 0.1)).mean()
-        return log_mel / len(STFT_WINDOWS), convergence / len(STFT_WINDOWS)
+        return log_mel / self.resolutions, convergence / self.resolutions
 
 
 class EnvelopeLoss(nn.Module):
     """One minus the correlation of band envelopes over 0.4 s: what carries words, without regard to phase.
 
     A differentiable relative of STOI (Taal et al., 2011): 15 third-octave bands from 150 Hz, windows of 25 ms,
-    segments of 30 windows; silent segments do not count.
+    segments of 30 windows, which are STOI's own. A segment does not count whose power is below ``heard`` of the
+    loudest one's; one begins ``stride`` windows after the other.
     Figures of STOI on a codec trained with it should be read beside others.
     """
 
-    WINDOW, HOP, FFT, SEGMENT, STRIDE = 600, 300, 1024, 30, 10
+    WINDOW, HOP, FFT, SEGMENT = 600, 300, 1024, 30
 
-    def __init__(self) -> None:
+    def __init__(self, heard: float = 1e-3, stride: int = 10) -> None:
         super().__init__()
+        self.heard, self.stride = heard, stride
         centres = 150.0 * 2.0 ** (torch.arange(15) / 3)
         bins = torch.arange(self.FFT // 2 + 1) * SAMPLE_RATE_HZ / self.FFT
         low, high = centres * 2 ** (-1 / 6), centres * 2 ** (1 / 6)
@@ -69,13 +78,13 @@ class EnvelopeLoss(nn.Module):
         spectrum = torch.stft(samples, self.FFT, self.HOP, self.WINDOW, self.window, center=False, return_complex=True)
         power = spectrum.real**2 + spectrum.imag**2
         envelope = torch.sqrt(power.transpose(1, 2) @ self.bands + 1e-6)  # (B, T, 15)
-        return envelope.transpose(1, 2).unfold(2, self.SEGMENT, self.STRIDE)
+        return envelope.transpose(1, 2).unfold(2, self.SEGMENT, self.stride)
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         """(B, N), (B, N) -> mean over segments that hold sound; N at least 0.5 s"""
         a, b = self._segments(made), self._segments(real)
         level = b.square().mean(-1)
-        heard = (level > 1e-3 * level.amax((1, 2), keepdim=True)).float()
+        heard = (level > self.heard * level.amax((1, 2), keepdim=True)).float()
         a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
         match = (a * b).sum(-1) / torch.sqrt(a.square().sum(-1) * b.square().sum(-1) + 1e-8)
         return 1 - (match * heard).sum() / heard.sum().clamp_min(1.0)
@@ -85,14 +94,17 @@ class LoudnessLoss(nn.Module):
     """Distance of specific loudness in Bark bands, with masking; sound that was added weighs more than sound missing.
 
     A differentiable relative of PESQ's disturbances (ITU-T P.862; PMSQE, Martin-Donas et al., 2018): windows of 32 ms,
-    bands of 0.4 Bark from 80 Hz to 8 kHz, Zwicker's loudness with Terhardt's threshold in quiet, at 72 dB SPL.
+    bands of 0.4 Bark from 80 Hz to 8 kHz, Zwicker's loudness with Terhardt's threshold in quiet, and P.862's bounds of
+    what counts as added. ``level_db``: sound pressure that a signal is played at; ``masking``: share of the softer
+    loudness that a difference has to exceed; ``added``: weight of what was added, beside all differences.
     Figures of PESQ on a codec trained with it should be read beside others.
     """
 
-    WINDOW, HOP, BARK, LEVEL_DB, EXPONENT = 768, 384, 0.4, 72.0, 0.23
+    WINDOW, HOP, BARK, EXPONENT = 768, 384, 0.4, 0.23
 
-    def __init__(self) -> None:
+    def __init__(self, level_db: float = 72.0, masking: float = 0.25, added: float = 0.3) -> None:
         super().__init__()
+        self.level_db, self.masking, self.added = level_db, masking, added
         hertz = torch.arange(self.WINDOW // 2 + 1) * SAMPLE_RATE_HZ / self.WINDOW
         bark = 26.81 * hertz / (1960.0 + hertz) - 0.53  # Traunmueller (1990)
         low, high = 26.81 * 80.0 / 2040.0 - 0.53, 26.81 * 8000.0 / 9960.0 - 0.53
@@ -122,17 +134,17 @@ class LoudnessLoss(nn.Module):
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         """(B, N), (B, N) -> mean over frames, near 1 for a coarse codec"""
         level = real.square().mean(1).clamp_min(1e-6) * self.window.square().sum() * self.WINDOW / 2
-        scale = 10 ** (self.LEVEL_DB / 10) / level
+        scale = 10 ** (self.level_db / 10) / level
         a, b = self._power(made, scale), self._power(real, scale)
         loud_a, loud_b = self._loudness(a), self._loudness(b)
-        masked = 0.25 * torch.minimum(loud_a, loud_b).detach()
+        masked = self.masking * torch.minimum(loud_a, loud_b).detach()
         distance = (loud_a - loud_b).abs() - masked
         distance = distance.clamp_min(0.0)
         added = ((a + 1e3) / (b + 1e3)).detach() ** 1.2
         added = torch.where(added < 3.0, torch.zeros_like(added), added.clamp_max(12.0))
         both = torch.sqrt(distance.square().mean(-1) + 1e-6)
         extra = (distance * added).mean(-1)
-        return (both + 0.3 * extra).mean()
+        return (both + self.added * extra).mean()
 
 
 class ToneLoss(nn.Module):
@@ -142,17 +154,15 @@ class ToneLoss(nn.Module):
     floor as loud as the peaks (as in FARGAN's training, arXiv 2405.21069).
     """
 
-    WINDOWS = ((2048, 128), (1024, 80), (512, 64), (240, 20))
-    NOTE_WINDOW, NOTE_HOP, NOTE_BINS = 8192, 2048, 720  # up to 2.1 kHz
-    NOTES, FLOOR = 72, 1e-4
-
-    def __init__(self) -> None:
+    def __init__(self, training: SourceFilterTraining) -> None:
         super().__init__()
-        for size, mels in self.WINDOWS:
+        self.windows, self.floor = training.tone_windows, training.tone_floor
+        self.note_hop, self.note_bins = training.note_hop, training.note_bins
+        for size, mels in self.windows:
             self.register_buffer(f"window{size}", torch.hann_window(size), persistent=False)
             self.register_buffer(f"bank{size}", mel_filter_bank(size, mels), persistent=False)
-        self.register_buffer("note_window", torch.hann_window(self.NOTE_WINDOW), persistent=False)
-        filters = note_filters(self.NOTE_WINDOW, 0, self.NOTES)[: self.NOTE_BINS]
+        self.register_buffer("note_window", torch.hann_window(training.note_window), persistent=False)
+        filters = note_filters(training.note_window, 0, training.notes)[: self.note_bins]
         self.register_buffer("note_bank", filters, persistent=False)
         self.note_window: Tensor
         self.note_bank: Tensor
@@ -169,18 +179,18 @@ class ToneLoss(nn.Module):
         total = made.new_zeros(())
 
         def compared(a: Tensor, b: Tensor, bank: Tensor, power: int) -> Tensor:
-            floor = self.FLOOR**power
+            floor = self.floor**power
             log = (torch.log(a**power @ bank + floor) - torch.log(b**power @ bank + floor)).abs().mean() / power
             roots_a, roots_b = a.sqrt(), b.sqrt()
             return log + ((roots_a - roots_b).abs().mean((1, 2)) / (roots_b.mean((1, 2)) + 1e-3)).mean()
 
-        for size, _ in self.WINDOWS:
+        for size, _ in self.windows:
             window, bank = getattr(self, f"window{size}"), getattr(self, f"bank{size}")
             a = self._magnitude(made, window, size // 4)
             with torch.no_grad():
                 b = self._magnitude(real, window, size // 4)
             total = total + compared(a, b, bank, 1)
-        a = self._magnitude(made, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
+        a = self._magnitude(made, self.note_window, self.note_hop)[..., : self.note_bins]
         with torch.no_grad():
-            b = self._magnitude(real, self.note_window, self.NOTE_HOP)[..., : self.NOTE_BINS]
-        return (total + compared(a, b, self.note_bank, 2)) / (len(self.WINDOWS) + 1)
+            b = self._magnitude(real, self.note_window, self.note_hop)[..., : self.note_bins]
+        return (total + compared(a, b, self.note_bank, 2)) / (len(self.windows) + 1)

@@ -11,13 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.codec.codec import Codec
-from model.codec.decoders.frame import FrameDecoder
-from model.codec.decoders.harmonic import HarmonicDecoder, band_hertz
+from model.codec.decoders.harmonic import band_hertz
 from model.training.corpus import DataError
-from model.training.pitch import pitch
-
-BIN_SPREAD = 1.0  # bins: deviation of the target around the true pitch
-FULL_HERTZ, NONE_HERTZ = 2500.0, 7000.0  # voiced sound counts as all harmonics below the first, as none at the second
+from model.training.pitch import PitchTracker, pitch
 
 
 def with_oscillators(codec: Codec) -> Codec:
@@ -25,9 +21,9 @@ def with_oscillators(codec: Codec) -> Codec:
 
     Raises DataError when the codec's decoder is not at 75 Hz. One that has oscillators is returned as it is.
     """
-    if isinstance(codec.decoder, HarmonicDecoder):
+    if codec.config.decoder == "harmonic":
         return codec
-    if not isinstance(codec.decoder, FrameDecoder):
+    if codec.config.decoder != "frame":
         raise DataError("oscillators need a `frame` decoder to begin from")
     made = Codec(replace(codec.config, decoder="harmonic")).eval()
     known = {
@@ -38,21 +34,27 @@ def with_oscillators(codec: Codec) -> Codec:
     return made
 
 
-def heard_pitch(real: Tensor, speech: Tensor) -> tuple[Tensor, Tensor]:
+def heard_pitch(real: Tensor, speech: Tensor, tracker: PitchTracker) -> tuple[Tensor, Tensor]:
     """Samples (B, N) and which rows are speech, (B,) bool -> pitch in Hz and whether voiced, (B, N // 320) each"""
-    hertz, voiced = pitch(real)
+    hertz, voiced = pitch(real, tracker)
     return hertz, voiced & speech[:, None]
 
 
-def pitch_distance(logits: Tensor, log_hertz: Tensor, hertz: Tensor, voiced: Tensor) -> Tensor:
-    """Cross-entropy over bins, mean of the voiced frames: logits (B, T, bins), log_hertz (bins,), hertz (B, T)"""
+def pitch_distance(logits: Tensor, log_hertz: Tensor, hertz: Tensor, voiced: Tensor, spread: float) -> Tensor:
+    """Cross-entropy with a bell about the real pitch, whose deviation is ``spread`` bins; mean of the voiced frames.
+
+    logits (B, T, bins), log_hertz (bins,), hertz (B, T), voiced (B, T) bool or float
+    """
     off = (log_hertz - hertz.log()[..., None]) / (log_hertz[1] - log_hertz[0])
-    wanted = torch.softmax(-0.5 * (off / BIN_SPREAD).square(), -1).to(logits.dtype)
+    wanted = torch.softmax(-0.5 * (off / spread).square(), -1).to(logits.dtype)
     distance = -(wanted * logits.log_softmax(-1)).sum(-1)
     return (distance * voiced).sum() / voiced.sum().clamp_min(1)
 
 
-def share_distance(logits: Tensor, voiced: Tensor) -> Tensor:
-    """Binary cross-entropy of the shares' logits (B, T, bands) where voiced (B, T) or not."""
-    harmonic = ((NONE_HERTZ - band_hertz()) / (NONE_HERTZ - FULL_HERTZ)).clamp(0.0, 1.0).to(logits.device)
+def share_distance(logits: Tensor, voiced: Tensor, full_hertz: float, none_hertz: float) -> Tensor:
+    """Binary cross-entropy of the shares' logits (B, T, bands) where voiced (B, T) or not.
+
+    Voiced sound counts as all harmonics below ``full_hertz``, as none at ``none_hertz``.
+    """
+    harmonic = ((none_hertz - band_hertz()) / (none_hertz - full_hertz)).clamp(0.0, 1.0).to(logits.device)
     return F.binary_cross_entropy_with_logits(logits, voiced[..., None] * harmonic)

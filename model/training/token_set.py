@@ -1,6 +1,6 @@
 """The language model's training set: what a frozen codec makes of a corpus.
 
-For each frame: the codes, the mel slice of the real samples, and the mel slice of the samples that the codec decodes
+For each frame: the codes, the mel frame of the real samples, and the mel frame of the samples that the codec decodes
 from the codes (what the closed loop hears). Made once, resumable, read through memory mapping.
 """
 
@@ -181,8 +181,8 @@ class TokenSet:
         """Per-band mean and deviation of the training split's real mel, (64,) each."""
         keep = np.concatenate([np.arange(d.start, d.start + d.frames) for d in self.of("train")])
         picks = np.sort(np.random.default_rng(0).choice(keep, size=min(rows, len(keep)), replace=False))
-        slices = torch.from_numpy(self.mel_real[picks].astype(np.float32))
-        return slices.mean(0), slices.std(0).clamp_min(0.1)
+        mel_frames = torch.from_numpy(self.mel_real[picks].astype(np.float32))
+        return mel_frames.mean(0), mel_frames.std(0).clamp_min(0.1)
 
     def unigram(self, smoothing: float = 1.0) -> Tensor:
         """Log-probabilities of the coarse tokens in the training split, (1024,): the baseline that knows no context."""
@@ -290,8 +290,8 @@ def _redecode(corpus: Corpus, codec: Codec, settings: TokenSettings, tokens: Tok
                     own = documents[index]
                     kept = tokens.codes[own.start : own.start + own.frames, :count]
                     codes[row, :, : own.frames] = torch.from_numpy(kept.astype(np.int64).T)
-                slices = mel(codec.decode(codes.to(device))).cpu().numpy().astype(np.float16)
-                made |= {index: slices[row, : documents[index].frames] for row, index in enumerate(chosen)}
+                mel_frames = mel(codec.decode(codes.to(device))).cpu().numpy().astype(np.float16)
+                made |= {index: mel_frames[row, : documents[index].frames] for row, index in enumerate(chosen)}
             for index in range(len(batch)):
                 file.write(made[index].tobytes())
     os.replace(part, path)

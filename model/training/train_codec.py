@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig
-from model.codec.decoders.frame import CausalConv, FrameDecoder
-from model.codec.decoders.harmonic import HarmonicDecoder
+from model.codec.decoders.frame import CausalConv
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
 from model.lm.mel import LogMel
 from model.training.configs import CodecTraining as CodecTraining
@@ -62,8 +61,10 @@ def mixed_crops(corpus: Corpus, training: CodecTraining, rng: np.random.Generato
 
 
 @torch.no_grad()
-def lsuv(codec: Codec, samples: Tensor) -> None:
+def lsuv(part: nn.Module, x: Tensor) -> Tensor:
     """Scale each convolution so that its output has unit deviation on a real batch; PyTorch's init starves SEANet.
+
+    Returns what the part, an encoder or a decoder, then makes of ``x``.
 
     Layer-sequential unit-variance initialisation (arXiv 1511.06422). Works in the order of execution; biases become 0.
     ConvNeXt blocks keep their init (they are normalised inside).
@@ -75,25 +76,24 @@ def lsuv(codec: Codec, samples: Tensor) -> None:
         module.weight /= deviation
         return output / deviation
 
-    def run(part: nn.Module, x: Tensor) -> Tensor:
-        hooks = []
-        for module in part.modules():
-            plain = isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
-            if plain and not (isinstance(module, CausalConv) and module.groups > 1):
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-                hooks.append(module.register_forward_hook(scale))
-        out: Tensor = part(x)
-        for hook in hooks:
-            hook.remove()
-        return out
+    hooks = []
+    for module in part.modules():
+        plain = isinstance(module, nn.Conv1d | nn.ConvTranspose1d)
+        if plain and not (isinstance(module, CausalConv) and module.groups > 1):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            hooks.append(module.register_forward_hook(scale))
+    out: Tensor = part(x)
+    for hook in hooks:
+        hook.remove()
+    return out
 
-    latents = run(codec.encoder, samples[:, None])
-    run(codec.decoder, latents)
-    last: nn.Conv1d | nn.Linear = [m for m in codec.decoder.modules() if isinstance(m, nn.Conv1d)][-1]
-    if isinstance(codec.decoder, FrameDecoder | HarmonicDecoder):
-        last = codec.decoder.head if isinstance(codec.decoder, FrameDecoder) else codec.decoder.frame.head
-    last.weight *= 0.1  # the first output is quiet, so that the first gradients are not
+
+@torch.no_grad()
+def initialise(codec: Codec, samples: Tensor) -> None:
+    """Both ends of a codec by `lsuv`, on samples (B, N)."""
+    lsuv(codec.decoder, lsuv(codec.encoder, samples[:, None]))
+    codec.decoder.output_layer.weight *= 0.1  # the first output is quiet, so that the first gradients are not
 
 
 @torch.no_grad()
@@ -173,8 +173,9 @@ class CodecTrainer:
         torch.manual_seed(training.seed)
         self.training, self.corpus, self.device = training, corpus, device
         self.codec = Codec(config)
-        self.spectral = SpectralLoss().to(device)
-        self.envelope = EnvelopeLoss().to(device)
+        self.spectral = SpectralLoss(training.spectral_windows, training.spectral_floor).to(device)
+        self.measure = SpectralLoss().to(device)
+        self.envelope = EnvelopeLoss(training.envelope_heard, training.envelope_stride).to(device)
         self.step = 0
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
@@ -194,7 +195,7 @@ class CodecTrainer:
         """LSUV on one batch, then k-means on the latents of about 300 s. For a run that starts from nothing."""
         rng = step_rng(self.training.seed, 2**31)
         batch = mixed_crops(self.corpus, self.training, rng)
-        lsuv(self.codec, batch.to(self.device))
+        initialise(self.codec, batch.to(self.device))
         self.fit_quantizer(rng)
 
     def fit_quantizer(self, rng: np.random.Generator) -> None:
@@ -317,7 +318,7 @@ class CodecTrainer:
             first.append(codes[:, 0].flatten())
             for count in (1, 2, 4, 8):
                 if count <= self.codec.config.codebooks:
-                    distance, _ = self.spectral(self.codec.decode(codes[:, :count]), samples)
+                    distance, _ = self.measure(self.codec.decode(codes[:, :count]), samples)
                     figures.setdefault(f"valid_log_mel_{count}", []).append(float(distance))
         share = torch.bincount(torch.cat(first), minlength=VOCABULARY).float()
         share = share[share > 0] / share.sum()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from model.training.discriminator import Adversary, make_discriminator
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, LoudnessLoss, SpectralLoss
-from model.training.pitch import pitch_match
+from model.training.pitch import PitchTracker, pitch_match
 from model.training.pitch_targets import heard_pitch, pitch_distance, share_distance, with_oscillators
 from model.training.train_codec import draw_codebooks
 
@@ -73,15 +73,22 @@ class DecoderTrainer:
         self.codec = codec.to(device)
         self.books = codec.codebooks().detach().to(device)  # (K, 1024, 128)
         self.average = copy.deepcopy(codec.decoder).requires_grad_(False)
-        self.spectral, self.envelope = SpectralLoss().to(device), EnvelopeLoss().to(device)
-        self.loudness = LoudnessLoss().to(device)
+        self.spectral = SpectralLoss(training.spectral_windows, training.spectral_floor).to(device)
+        self.measure = SpectralLoss().to(device)
+        self.envelope = EnvelopeLoss(training.envelope_heard, training.envelope_stride).to(device)
+        self.loudness = LoudnessLoss(training.loudness_level_db, training.loudness_masking, training.loudness_added).to(
+            device
+        )
+        self.tracker = PitchTracker.of(training)
         self.optimizer = torch.optim.AdamW(
             codec.decoder.parameters(), training.rate, betas=(0.8, 0.99), weight_decay=0.01
         )
         self.reader_optimizer: torch.optim.Optimizer | None = None
-        if isinstance(codec.decoder, HarmonicDecoder):
+        self.harmonic: HarmonicDecoder | None = None  # the decoder, where it is of that kind: it has a reader to teach
+        if codec.config.decoder == "harmonic":
+            self.harmonic = cast(HarmonicDecoder, codec.decoder)
             self.reader_optimizer = torch.optim.AdamW(
-                codec.decoder.reader.parameters(), training.reader_rate, weight_decay=0.05
+                self.harmonic.reader.parameters(), training.reader_rate, weight_decay=0.05
             )
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
@@ -134,18 +141,18 @@ class DecoderTrainer:
 
     def reader_step(self, step: int) -> dict[str, float]:
         """One step of the reader alone; returns the losses."""
-        training, decoder = self.training, self.codec.decoder
-        assert isinstance(decoder, HarmonicDecoder) and self.reader_optimizer is not None
+        training, decoder = self.training, self.harmonic
+        assert decoder is not None and self.reader_optimizer is not None
         batch = self.batch(step_rng(training.seed, step), training.reader_batch, training.reader_frames)
         rate = cosine_rate(step, training.reader_steps, training.reader_rate, training.warmup)
         for group in self.reader_optimizer.param_groups:
             group["lr"] = rate
-        hertz, voiced = heard_pitch(batch.real, batch.speech)
+        hertz, voiced = heard_pitch(batch.real, batch.speech, self.tracker)
         with torch.autocast(batch.real.device.type, torch.bfloat16, enabled=training.bf16):
             features = decoder.reader.features(batch.latents)
         bins, shares = decoder.reader.read(features[:, training.context :].float())
-        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced)
-        shared = share_distance(shares, voiced)
+        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced, training.pitch_spread)
+        shared = share_distance(shares, voiced, training.share_full_hertz, training.share_none_hertz)
         loss = missed + shared
         self.reader_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
@@ -157,25 +164,27 @@ class DecoderTrainer:
 
     def _sung(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the decoder makes of a batch, (B, 320 frames), and the distance of what its reader reads."""
-        training, decoder = self.training, self.codec.decoder
+        training, decoder = self.training, self.harmonic
         with torch.autocast(batch.real.device.type, torch.bfloat16, enabled=training.bf16):
-            if not isinstance(decoder, HarmonicDecoder):
-                made = decoder(batch.latents)
+            if decoder is None:
+                made = self.codec.decoder(batch.latents)
                 return made[:, 0, training.context * HOP_SAMPLES :].float(), None
             frames = decoder.frame.frames_from(decoder.frame.features(batch.latents))
             features = decoder.reader.features(batch.latents)
         judged = max(training.context - 1, 0)  # the frame before the crop is heard for its pitch and amplitudes
         bins, shares = decoder.reader.read(features[:, judged:].float())
-        hertz, voiced = heard_pitch(batch.real, batch.speech)
+        hertz, voiced = heard_pitch(batch.real, batch.speech, self.tracker)
         own = decoder.reader.pitch(bins.detach())
         ahead = bins.shape[1] - hertz.shape[1]
         given = torch.where(voiced & batch.told[:, None], hertz.double(), own[:, ahead:])
         sung = torch.where(batch.told[:, None, None], shares.detach(), shares)  # it learns by the pitch that was read
         made, _ = decoder.render(frames[:, judged:].float(), sung, torch.cat([own[:, :ahead], given], 1))
         bins, shares = bins[:, ahead:], shares[:, ahead:]
-        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced)
-        still = share_distance(shares[~batch.speech], voiced[~batch.speech]) if not batch.speech.all() else 0.0
-        return made[:, 0, ahead * HOP_SAMPLES :], missed + still
+        missed = pitch_distance(bins, decoder.reader.log_hertz, hertz, voiced, training.pitch_spread)
+        if not batch.speech.all():
+            music, ends = ~batch.speech, (training.share_full_hertz, training.share_none_hertz)
+            missed = missed + share_distance(shares[music], voiced[music], *ends)
+        return made[:, 0, ahead * HOP_SAMPLES :], missed
 
     def train_step(self, step: int) -> dict[str, float]:
         """One optimiser step of the reader, while it is taught alone, or of decoder and discriminator."""
@@ -243,7 +252,7 @@ class DecoderTrainer:
                 codes = torch.from_numpy(self.codes.read(coded, 0, frames).astype(np.int64)).to(self.device)
                 made = self.average(self.codec.dequantize(codes.T[None]))[0, 0]
                 real = torch.from_numpy(self.codes.corpus.read(coded.clip, 0, frames * HOP_SAMPLES)).to(self.device)
-                found = {"log_mel": float(self.spectral(made[None], real[None])[0])}
+                found = {"log_mel": float(self.measure(made[None], real[None])[0])}
                 found |= intelligibility(made.cpu(), real.cpu())
                 if kind == "speech" and (match := pitch_match(made, real)) is not None:
                     found["pitch"] = match
@@ -268,7 +277,7 @@ def train_decoder(
         "training": json.loads(json.dumps(asdict(training))),
         "corpus": corpus.folder.name,
     }
-    reading = training.reader_steps if isinstance(codec.decoder, HarmonicDecoder) else 0
+    reading = training.reader_steps if codec.config.decoder == "harmonic" else 0
     run = Run(out, settings, {"training": before(DecoderTraining)})
     hours = {"speech": training.speech_hours, "music": training.music_hours}
     codes = build_codes(corpus, codec, hours, out / "codes", device)

@@ -27,7 +27,8 @@ from model.training.corpus import Corpus
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss, ToneLoss
-from model.training.pitch import pitch, pitch_match
+from model.training.pitch import MEASURE, PitchTracker, pitch, pitch_match
+from model.training.pitch_targets import pitch_distance
 from model.training.train_codec import crops, init_quantizer, lsuv
 from model.training.tuning import in_tune, same_notes
 
@@ -114,21 +115,13 @@ def quantize_rows(
     return back(straight), back(first), commitment, torch.stack(codes, 1).view(rows, frames, -1).transpose(1, 2)
 
 
-def pitch_loss(decoder: SourceFilterDecoder, logits: Tensor, hertz: Tensor, voiced: Tensor) -> Tensor:
-    """Cross-entropy with a narrow bell about the real pitch, over voiced frames: (B, T, bins), (B, T), (B, T)"""
-    grid = decoder.log_hertz.float()
-    off = (grid - hertz.log()[..., None]) / (grid[1] - grid[0])
-    wanted = torch.softmax(-0.5 * off.square(), -1)
-    return (-(wanted * logits.log_softmax(-1)).sum(-1) * voiced).sum() / voiced.sum().clamp_min(1.0)
-
-
-def pitch_amid(samples: Tensor) -> tuple[Tensor, Tensor]:
+def pitch_amid(samples: Tensor, tracker: PitchTracker = MEASURE) -> tuple[Tensor, Tensor]:
     """Pitch and voicing in the middle of each frame, (B, N) -> (B, N // 320) each.
 
     A frame's pulses keep the pitch that they are told. Told the pitch at the frame's beginning they lag behind a glide:
     0.72 of the voiced frames then sound within 50 cents, and 0.81 when told that of the middle.
     """
-    return pitch(F.pad(samples, (0, HOP_SAMPLES // 2))[:, HOP_SAMPLES // 2 :])
+    return pitch(F.pad(samples, (0, HOP_SAMPLES // 2))[:, HOP_SAMPLES // 2 :], tracker)
 
 
 class SourceFilterTrainer:
@@ -146,7 +139,9 @@ class SourceFilterTrainer:
         self.encoder_analysis = (
             self.codec.encoder.analysis if isinstance(self.codec.encoder, SpectralEncoder) else Analysis().to(device)
         )
-        self.loss, self.envelope, self.spectral = ToneLoss().to(device), EnvelopeLoss().to(device), SpectralLoss()
+        self.loss, self.measure = ToneLoss(training).to(device), SpectralLoss()
+        self.envelope = EnvelopeLoss(training.envelope_heard, training.envelope_stride).to(device)
+        self.tracker = PitchTracker.of(training)
         self.step = 0
         self.speech, self.music = corpus.split("train", "speech"), corpus.split("train", "music")
         self.parameters = [*self.codec.parameters(), *self.heads.parameters()]
@@ -167,10 +162,7 @@ class SourceFilterTrainer:
         """For a run that starts from nothing: LSUV where the encoder is SEANet."""
         if not isinstance(self.codec.encoder, SpectralEncoder):
             samples, _ = self.batch(step_rng(self.training.seed, 2**31))
-            decoder = self.codec.decoder
-            self.codec.decoder = nn.Conv1d(LATENT_DIM, 1, 1)  # type: ignore[assignment]  # the decoder keeps its own
-            lsuv(self.codec, samples)
-            self.codec.decoder = decoder
+            lsuv(self.codec.encoder, samples[:, None])
 
     @torch.no_grad()
     def fit_quantizer(self, rng: np.random.Generator) -> None:
@@ -223,7 +215,7 @@ class SourceFilterTrainer:
             self.fit_quantizer(step_rng(training.seed, 2**30 + step))
         samples, speech = self.batch(rng)
         with torch.no_grad():
-            hertz, voiced = pitch_amid(samples)
+            hertz, voiced = pitch_amid(samples, self.tracker)
             voiced = (voiced & speech[:, None]).float()
             features = self.encoder_analysis(samples)
         frozen = 0 <= training.freeze_tokens_from <= step
@@ -252,7 +244,9 @@ class SourceFilterTrainer:
             "mel": (self.heads.mel(read) - features["mel"]).abs().mean(),
             "low": (self.heads.low(read) - features["low"]).abs().mean(),
             "notes": (self.heads.notes(read) - features["notes"]).abs().mean(),
-            "pitch": pitch_loss(self.decoder, self.decoder.bins(read), hertz, voiced),
+            "pitch": pitch_distance(
+                self.decoder.bins(read), self.decoder.log_hertz.float(), hertz, voiced, training.pitch_spread
+            ),
             "voicing": F.binary_cross_entropy_with_logits(self.heads.voicing(read)[..., 0], voiced),
             "commitment": commitment,
             "surprise": surprise,
@@ -332,7 +326,7 @@ class SourceFilterTrainer:
                     figures["read"] = float(near[voiced].float().mean())
                 if self.step > self.training.waveform_from:
                     made = decoder.render(read)[0][0, 0]
-                    figures["logmel"] = float(self.spectral(made[None], samples[None])[0])
+                    figures["logmel"] = float(self.measure(made[None], samples[None])[0])
                     if kind == "speech":
                         if perceptual:
                             figures |= intelligibility(made, samples)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.codec.codec import Codec
 from model.constants import SAMPLE_RATE_HZ
-from model.training.train_codec import lsuv
+from model.training.train_codec import initialise
 
 
 def make_speech_like(seconds: float, seed: int = 0) -> Tensor:
@@ -26,7 +26,7 @@ def make_speech_like(seconds: float, seed: int = 0) -> Tensor:
 
 def enliven(codec: Codec, samples: Tensor) -> None:
     """Random weights that code a signal with hundreds of different codes; PyTorch's own init gives the same few."""
-    lsuv(codec, samples[None])
+    initialise(codec, samples[None])
     generator = torch.Generator().manual_seed(5)
     for stage, layer in enumerate(codec.quantizer.vq.layers):
         book = layer._codebook.embed

@@ -127,6 +127,10 @@ class FrameDecoder(FrameTrunk, Decoder):
     def from_config(cls, config: CodecConfig) -> Self:
         return cls(config.frame_dim, config.frame_blocks, config.frame_expansion, config.frame_kernel)
 
+    @property
+    def output_layer(self) -> nn.Linear:
+        return self.head
+
     def frames_from(self, features: Tensor) -> Tensor:
         """The head, shape times gain: (B, T, dim) -> (B, T, 320)"""
         frames: Tensor = self.head(features) * torch.exp(self.gain(features).clamp(-12.0, 2.0))

@@ -133,6 +133,10 @@ class HarmonicDecoder(Decoder):
     def receptive_field(self) -> int:
         return 1 + max(self.frame.receptive_field, self.reader.receptive_field)  # 1: pitch and amplitudes before
 
+    @property
+    def output_layer(self) -> nn.Linear:
+        return self.frame.output_layer
+
     def split(self, frames: Tensor, shares: Tensor, hertz: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (B, T, 320) by shares' logits (B, T, BANDS) -> what stays, and amplitudes (B, T, HARMONICS)
 

@@ -78,7 +78,7 @@ def _softmax(scores: Any, count: int, padded: int) -> None:
 
 @compiled
 def _attend(query: Any, keys: Any, values: Any, count: int, scores: Any, out: Any) -> None:
-    """One head of one row: query (1, D), scaled; ``count`` slots held -> out (1, 64). scores: (1, window) buffer"""
+    """One head of one row: query (1, D), scaled; ``count`` valid slots -> out (1, 64). scores: (1, window) buffer"""
     tiles = (count + TILE - 1) // TILE
     scores[0, : tiles * TILE] = ZERO
     add_row(query, keys[:tiles], scores)
@@ -112,7 +112,7 @@ def stack_step(
         add_product(normed, weights.qkv[layer], wide, count)
         for a in range(count):
             slot = positions[a] % window
-            held = min(positions[a] + 1, window)
+            valid = min(positions[a] + 1, window)
             for head in range(heads):
                 keys, values = rings.keys[layer, rows[a], head], rings.values[layer, rows[a], head]
                 q, k, v = head * width, dim + head * width, 2 * dim + head * width
@@ -127,7 +127,7 @@ def stack_step(
                     )
                 for i in range(width):
                     values[0, slot, i] = round_to_cache_dtype(values, wide[a, v + i])
-                _attend(query, keys, values, held, scores, out)
+                _attend(query, keys, values, valid, scores, out)
                 copy(out[0], mixed[a, head * width :], width)
         add_product(mixed, weights.out[layer], x, count)
         rms_norm(x, weights.feed_norm[layer], normed, count)

@@ -1,7 +1,7 @@
 """`model.inference.torch_backend.TorchBackend` for CPUs: the same interface, one compiled call a step, which releases
 the GIL."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,19 +9,19 @@ import numpy.typing as npt
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.codec.decoders.frame import FrameDecoder, TrunkState
-from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoder, HarmonicDecoderState
-from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterDecoder, SourceFilterState
+from model.codec.decoders.frame import TrunkState
+from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoderState
+from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterState
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
 from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import Rings
-from model.inference.numba_backend.cache import told
+from model.inference.numba_backend.cache import log_compilation
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
-from model.inference.numba_backend.harmonics import Voices
+from model.inference.numba_backend.harmonics import Oscillators
 from model.inference.numba_backend.lm_step import Buffers, Options, State, step
-from model.inference.numba_backend.source_filter import Tones
+from model.inference.numba_backend.source_filter import Sources
 from model.inference.numba_backend.weights import array, packed
 from model.inference.rng import Numbers
 from model.inference.sampling import SamplingOptions
@@ -35,14 +35,14 @@ def can_compile(bundle: Bundle) -> bool:
     widths = [decoder.dim // decoder.heads, decoder.mel_dim // decoder.mel_heads]
     return (
         bundle.device.type == "cpu"
-        and isinstance(bundle.codec.decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder)
+        and bundle.codec.config.decoder in TRUNKS
         and all(width <= TILE for width in widths)  # a head's values fit a tile
     )
 
 
-def _in_cache_dtype(held: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _in_cache_dtype(cached: Tensor, ring: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What a cache of torch's holds, in the form of a ring: exact, since torch has rounded it (`model.lm.kv_cache`)."""
-    return array(held).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(held)
+    return array(cached).astype(np.float16).view(np.uint16) if ring.dtype == np.uint16 else array(cached)
 
 
 def _fill(place: npt.NDArray[Any], values: Tensor) -> None:
@@ -50,6 +50,39 @@ def _fill(place: npt.NDArray[Any], values: Tensor) -> None:
     given = values.detach().cpu().numpy()
     assert given.shape == place.shape and given.dtype == place.dtype, f"{given.dtype} {given.shape} for {place.shape}"
     place[...] = given
+
+
+def _fill_histories(histories: npt.NDArray[np.float32], row: int, trunk: TrunkState) -> None:
+    for history, tensor in zip(histories, trunk.blocks, strict=True):
+        _fill(history[row], tensor[0].t())
+
+
+def _frame_trunk(state: State, row: int, layers: TrunkState) -> TrunkState:
+    return layers
+
+
+def _harmonic_trunk(state: State, row: int, layers: HarmonicDecoderState) -> TrunkState:
+    _fill_histories(state.pitch_histories, row, layers.reader)  # whose entry sees the same latents
+    state.oscillators.phases[row] = float(layers.harmonics.phase[0])
+    state.oscillators.hertz[row] = float(layers.harmonics.hertz[0])
+    _fill(state.oscillators.amplitudes[row], layers.harmonics.amplitudes[0])
+    return layers.frame
+
+
+def _source_filter_trunk(state: State, row: int, layers: SourceFilterState) -> TrunkState:
+    places: Sequence[npt.NDArray[Any]] = list(state.sources)
+    for place, tensor in zip(places, layers.sources, strict=True):
+        _fill(place[row : row + 1], tensor)
+    return layers.trunk
+
+
+# The kinds of `model.codec.config.DECODERS` with a compiled form. From the state that torch's decoder has after a
+# prompt, each fills what a row has beside a trunk, and returns the trunk's own.
+TRUNKS: dict[str, Callable[[State, int, Any], TrunkState]] = {
+    "frame": _frame_trunk,
+    "harmonic": _harmonic_trunk,
+    "source_filter": _source_filter_trunk,
+}
 
 
 class NumbaBackend:
@@ -64,21 +97,22 @@ class NumbaBackend:
         self._weights = packed(bundle)
         decoder, codec = bundle.lm.config, bundle.codec.config
         self.mel = decoder.mel
+        self._trunk = TRUNKS[codec.decoder]
         self._window = window = decoder.window
         past = codec.frame_kernel - 1
 
         tiles = -(-window // TILE)
 
         def rings(layers: int, heads: int, width: int) -> Rings:
-            held: Any = np.uint16 if WIDENS_HALVES else np.float32
+            dtype: Any = np.uint16 if WIDENS_HALVES else np.float32
             return Rings(
-                np.zeros((layers, rows, heads, tiles, width, TILE), held),
-                np.zeros((layers, rows, heads, 1, window, TILE), held),
+                np.zeros((layers, rows, heads, tiles, width, TILE), dtype),
+                np.zeros((layers, rows, heads, 1, window, TILE), dtype),
             )
 
         self._state = State(
             codes=np.zeros((rows, self.codebooks), np.int64),
-            slices=np.zeros((rows, MEL_BANDS), np.float32),
+            mel=np.zeros((rows, MEL_BANDS), np.float32),
             positions=np.zeros(rows, np.int64),
             mel_rings=rings(decoder.mel_layers, decoder.mel_heads, decoder.mel_dim // decoder.mel_heads)
             if decoder.mel
@@ -86,9 +120,9 @@ class NumbaBackend:
             rings=rings(decoder.layers, decoder.heads, decoder.dim // decoder.heads),
             entries=np.zeros((rows, past, LATENT_DIM), np.float32),
             histories=np.zeros((codec.frame_blocks, rows, past, codec.frame_dim), np.float32),
-            reader_histories=np.zeros((codec.pitch_blocks, rows, past, codec.pitch_dim), np.float32),
-            voices=Voices(np.zeros(rows), np.zeros(rows), np.zeros((rows, HARMONICS), np.float32)),
-            tones=Tones(
+            pitch_histories=np.zeros((codec.pitch_blocks, rows, past, codec.pitch_dim), np.float32),
+            oscillators=Oscillators(np.zeros(rows), np.zeros(rows), np.zeros((rows, HARMONICS), np.float32)),
+            sources=Sources(
                 np.zeros(rows, np.int64),
                 np.zeros(rows),
                 np.zeros(rows),
@@ -108,7 +142,7 @@ class NumbaBackend:
         self._buffers = Buffers(
             x=buffer(narrow), normed=buffer(narrow), wide=buffer(widest), mixed=buffer(narrow),
             logits=buffer(VOCABULARY), small=buffer(decoder.mel_dim), scores=np.zeros((1, tiles * TILE), np.float32),
-            chances=np.zeros(VOCABULARY, np.float32), within=np.zeros(VOCABULARY, np.float32),
+            probabilities=np.zeros(VOCABULARY, np.float32), within=np.zeros(VOCABULARY, np.float32),
             work=np.zeros(VOCABULARY, np.float32),
             windows=buffer(codec.frame_kernel * LATENT_DIM), samples=buffer(HOP_SAMPLES),
         )  # fmt: skip
@@ -117,7 +151,7 @@ class NumbaBackend:
         check(self._buffers, rows=rows)
         self._numbers: list[Numbers | None] = [None] * rows
         # compile, or load what was compiled before: not when somebody waits for audio
-        with told(step, "step"):
+        with log_compilation(step, "step"):
             self.step([])
         if can_encode(bundle.codec):
             CompiledEncoder(bundle.codec)
@@ -132,53 +166,30 @@ class NumbaBackend:
         assert 0 <= row < self.rows and prompt.cache.length >= 0
         assert codes.shape == (self.codebooks,) and codes.min() >= 0 and codes.max() < VOCABULARY
         state.codes[row] = codes
-        _fill(state.slices[row], prompt.mel[0, -1])
+        _fill(state.mel[row], prompt.mel[0, -1])
         state.positions[row] = prompt.cache.length
         self._fill_rings(state.rings, row, prompt.cache.stack)
         if self.mel:
             assert prompt.cache.mel is not None, "a cache with mel belongs to a model with mel"
             self._fill_rings(state.mel_rings, row, prompt.cache.mel)
-        self._fill_decoder(row, prompt.codec.layers)
+        trunk = self._trunk(state, row, prompt.codec.layers)
+        _fill(state.entries[row], trunk.entry[0].t())
+        _fill_histories(state.histories, row, trunk)
         _fill(state.tails[row], prompt.tail[0])
         for name in Options._fields:
             getattr(self._options, name)[row] = getattr(options, name)
         self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
 
     def _fill_rings(self, rings: Rings, row: int, cache: KVCache) -> None:
-        held = min(cache.length, self._window)
+        valid = min(cache.length, self._window)
         assert cache.window == self._window, f"a cache of {cache.window} positions for rings of {self._window}"
         for ring in rings:
             ring[:, row] = 0  # slots that hold nothing are computed with, and must not be NaN
         layers, heads, tiles, width, _ = rings.keys[:, row].shape
         keys = np.zeros((layers, heads, tiles * TILE, width), rings.keys.dtype)
-        keys[:, :, :held] = _in_cache_dtype(cache.keys[:, 0, :, :held], rings.keys)
+        keys[:, :, :valid] = _in_cache_dtype(cache.keys[:, 0, :, :valid], rings.keys)
         rings.keys[:, row] = keys.reshape(layers, heads, tiles, TILE, width).swapaxes(-1, -2)
-        rings.values[:, row, :, 0, :held, :width] = _in_cache_dtype(cache.values[:, 0, :, :held], rings.values)
-
-    def _fill_decoder(self, row: int, layers: Any) -> None:
-        """From the state that the decoder of torch's has after the prompt."""
-        state = self._state
-        if isinstance(layers, SourceFilterState):
-            trunk = layers.trunk
-            places: Sequence[npt.NDArray[Any]] = list(state.tones)
-            for place, tensor in zip(places, layers.sources, strict=True):
-                _fill(place[row : row + 1], tensor)
-        elif isinstance(layers, HarmonicDecoderState):
-            trunk = layers.frame
-            self._fill_histories(state.reader_histories, row, layers.reader)  # whose entry sees the same latents
-            state.voices.phases[row] = float(layers.harmonics.phase[0])
-            state.voices.hertz[row] = float(layers.harmonics.hertz[0])
-            _fill(state.voices.amplitudes[row], layers.harmonics.amplitudes[0])
-        else:
-            assert isinstance(layers, TrunkState), "a prompt has been decoded, by a decoder that `can_compile` accepts"
-            trunk = layers
-        _fill(state.entries[row], trunk.entry[0].t())
-        self._fill_histories(state.histories, row, trunk)
-
-    @staticmethod
-    def _fill_histories(histories: npt.NDArray[np.float32], row: int, trunk: TrunkState) -> None:
-        for history, tensor in zip(histories, trunk.blocks, strict=True):
-            _fill(history[row], tensor[0].t())
+        rings.values[:, row, :, 0, :valid, :width] = _in_cache_dtype(cache.values[:, 0, :, :valid], rings.values)
 
     def leave(self, row: int) -> None:
         """The row is free. What it held stays in place until another joins, and changes nothing."""

@@ -150,7 +150,7 @@ def _of_other_sources(file: Any) -> bool:
 
 
 @contextmanager
-def told(function: Any, name: str) -> Iterator[None]:
+def log_compilation(function: Any, name: str) -> Iterator[None]:
     """Logs, with the reason, when a first call inside compiles the function rather than loads it."""
     begin = time.monotonic()
     yield

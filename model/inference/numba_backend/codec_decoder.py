@@ -7,10 +7,10 @@ import numpy as np
 from model.constants import HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.inference.numba_backend.arrays import Floats, Matrices, Shape
 from model.inference.numba_backend.gemm import TILE, add_product
-from model.inference.numba_backend.harmonics import VoiceWeights, voice
+from model.inference.numba_backend.harmonics import HarmonicWeights, render_harmonics
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import copy, exp, f32, gelu, layer_norm
-from model.inference.numba_backend.source_filter import ToneWeights, play
+from model.inference.numba_backend.source_filter import SourceWeights, render_sources
 
 
 class TrunkWeights(NamedTuple):
@@ -40,11 +40,11 @@ class DecoderWeights(NamedTuple):
     head_bias: Annotated[Floats, Shape(HOP_SAMPLES)]
     gain: Annotated[Floats, Shape("dim")]
     gain_bias: np.float32
-    sings: bool  # a `harmonic` decoder, which alone has a reader and a voice
-    reader: TrunkWeights
-    voice: VoiceWeights
-    plays: bool  # a `source_filter` decoder, which has tones and, of the rest, only books and trunk
-    tones: ToneWeights
+    is_harmonic: bool  # a `harmonic` decoder, which alone has a pitch estimator and harmonics
+    pitch_estimator: TrunkWeights
+    harmonics: HarmonicWeights
+    is_source_filter: bool  # a `source_filter` decoder, which has sources and, of the rest, only books and trunk
+    sources: SourceWeights
 
 
 GAIN_MIN, GAIN_MAX = f32(-12.0), f32(2.0)
@@ -117,14 +117,14 @@ def trunk(windows: Any, weights: Any, histories: Any, rows: Any, x: Any, normed:
 def decode(codes: Any, weights: Any, state: Any, rows: Any, buffers: Any) -> None:
     """Codes (A, k) -> ``buffers.samples`` (A, 320 or more), by any decoder at 75 Hz; the rows move on.
 
-    state: entries (R, kernel - 1, 128), histories and reader_histories of `trunk`, voices, and tones.
+    state: entries (R, kernel - 1, 128), histories and pitch_histories of `trunk`, oscillators, and sources.
     """
     count = codes.shape[0]
     windows, normed, samples = buffers.windows, buffers.normed, buffers.samples
     look_up(codes, weights.books, state.entries, rows, windows)
     trunk(windows, weights.trunk, state.histories, rows, buffers.x, normed, buffers.wide)
-    if weights.plays:
-        play(normed, weights.tones, state.tones, rows, samples)
+    if weights.is_source_filter:
+        render_sources(normed, weights.sources, state.sources, rows, samples)
         return
     dim = weights.gain.shape[0]
     for a in range(count):
@@ -137,6 +137,6 @@ def decode(codes: Any, weights: Any, state: Any, rows: Any, buffers: Any) -> Non
         level = exp(min(max(gain, GAIN_MIN), GAIN_MAX))
         for i in range(HOP_SAMPLES):
             samples[a, i] *= level
-    if weights.sings:
-        trunk(windows, weights.reader, state.reader_histories, rows, buffers.x, normed, buffers.wide)
-        voice(normed, weights.voice, state.voices, rows, buffers.logits, buffers.wide, samples)
+    if weights.is_harmonic:
+        trunk(windows, weights.pitch_estimator, state.pitch_histories, rows, buffers.x, normed, buffers.wide)
+        render_harmonics(normed, weights.harmonics, state.oscillators, rows, buffers.logits, buffers.wide, samples)

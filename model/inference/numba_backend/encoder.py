@@ -12,7 +12,7 @@ from model.codec.codec import Codec
 from model.codec.streaming import StreamingError, StreamState
 from model.constants import ENCODEC_RATIOS, HOP_SAMPLES, LATENT_DIM, VOCABULARY
 from model.inference.numba_backend.arrays import check
-from model.inference.numba_backend.cache import told
+from model.inference.numba_backend.cache import log_compilation
 from model.inference.numba_backend.encoder_kernels import (
     ENTRY_KERNEL,
     FEW,
@@ -137,7 +137,7 @@ class CompiledEncoder:
             _packed[codec] = edition, *_weights(codec)
         _, self._weights, self._history = _packed[codec]
         if known is None:
-            with told(encode, "encoder"):
+            with log_compilation(encode, "encoder"):
                 self._encode(np.empty((1, 0), np.float32), np.empty((1, self._history), np.float32))
 
     def start(self, rows: int) -> StreamState:

@@ -89,10 +89,10 @@ def _elu(x: Any, width: int, rows: int, out: Any) -> None:
 @compiled
 def _remember(x: Any, width: int, rows: int, history: Any, line: Any) -> None:
     """ELU of x (R, W) behind what the history holds, into ``line``, the end of which becomes the history."""
-    held = history.shape[0]
-    copy(history, line, held)
-    _elu(x, width, rows, line[held:])
-    copy(line[rows * width :], history, held)
+    past = history.shape[0]
+    copy(history, line, past)
+    _elu(x, width, rows, line[past:])
+    copy(line[rows * width :], history, past)
 
 
 @compiled
@@ -155,10 +155,10 @@ def quantise(latents: Any, weights: Any, rows: int, scores: Any, codes: Any, fir
 @compiled
 def _begin(samples: Any, weights: Any, history: Any, sound: Any, x: Any, rows: int) -> None:
     """The first convolution: samples (rows or more,) -> x (rows, C)"""
-    held = ENTRY_KERNEL - 1
-    copy(history, sound, held)
-    copy(samples, sound[held:], rows)
-    copy(sound[rows:], history, held)
+    past = ENTRY_KERNEL - 1
+    copy(history, sound, past)
+    copy(samples, sound[past:], rows)
+    copy(sound[rows:], history, past)
     _fill(x, weights.entry_bias, rows)
     _product(sound[:rows].reshape(rows, 1), weights.entry, x, rows)
 
@@ -178,8 +178,8 @@ def _end(weights: Any, history: Any, room: Any, rows: int, gates: Any, latents: 
         for row in range(rows):
             for i in range(width):
                 room.y[row, i] += room.x[row, i]
-    held = (LAST_KERNEL - 1) * width
-    _remember(source, width, rows, history[weights.last_at : weights.last_at + held], room.line)
+    past = (LAST_KERNEL - 1) * width
+    _remember(source, width, rows, history[weights.last_at : weights.last_at + past], room.line)
     _fill(latents, weights.last_bias, rows)
     _product(room.line[: rows * width].reshape(rows, width), weights.last, latents, rows)
 

@@ -23,8 +23,8 @@ from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ONE, ZERO, copy, exp, f32, sine_cosine
 
 
-class VoiceWeights(NamedTuple):
-    """What makes harmonics of a frame: heads of the reader, and the transform between samples and lines."""
+class HarmonicWeights(NamedTuple):
+    """What makes harmonics of a frame: heads of the pitch estimator, and the transform between samples and lines."""
 
     heads: Annotated[Matrices, Shape("tiles", "dim", TILE)]  # of the bins of pitch, then of the bands' shares
     heads_bias: Annotated[Floats, Shape("outputs")]
@@ -34,7 +34,7 @@ class VoiceWeights(NamedTuple):
     back: Annotated[Floats, Shape("sample tiles", 2 * LINES, TILE)]
 
 
-class Voices(NamedTuple):
+class Oscillators(NamedTuple):
     """Of each row: where its oscillators stand."""
 
     phases: Annotated[Doubles, Shape("rows")]  # cycles
@@ -61,9 +61,9 @@ def pitch(logits: Any, log_hertz: Any) -> Any:
             best = i
     total, mean = 0.0, 0.0
     for i in range(max(best - NEAR_BINS, 0), min(best + NEAR_BINS + 1, PITCH_BINS)):
-        chance = math.exp(np.float64(logits[i]) - np.float64(logits[best]))
-        total += chance
-        mean += chance * (log_hertz[i] - log_hertz[best])
+        probability = math.exp(np.float64(logits[i]) - np.float64(logits[best]))
+        total += probability
+        mean += probability * (log_hertz[i] - log_hertz[best])
     return math.exp(log_hertz[best] + mean / total)
 
 
@@ -107,10 +107,12 @@ def synthesise_harmonics(start: Any, before: Any, hertz: Any, old: Any, new: Any
 
 
 @compiled
-def voice(features: Any, weights: Any, voices: Any, rows: Any, logits: Any, lines: Any, samples: Any) -> None:
-    """`HarmonicDecoder.render` of one frame: the reader's features (A, dim) and samples (A, 320 or more), in place.
+def render_harmonics(
+    features: Any, weights: Any, oscillators: Any, rows: Any, logits: Any, lines: Any, samples: Any
+) -> None:
+    """`HarmonicDecoder.render` of one frame, in place: the pitch estimator's features (A, dim), samples (A, 320...).
 
-    The rows' voices move on. logits, lines: buffers of A rows or more, of 192 values or more.
+    The rows' oscillators move on. logits, lines: buffers of A rows or more, of 192 values or more.
     """
     count = rows.shape[0]
     hertz = np.empty(count, np.float64)
@@ -129,8 +131,8 @@ def voice(features: Any, weights: Any, voices: Any, rows: Any, logits: Any, line
         for line in range(LINES):
             share[line] = ZERO
         for band in range(bands):
-            chance = ONE / (ONE + exp(-logits[a, PITCH_BINS + band]))
-            part = max(chance - _FROM, ZERO) * _SPAN
+            probability = ONE / (ONE + exp(-logits[a, PITCH_BINS + band]))
+            part = max(probability - _FROM, ZERO) * _SPAN
             for line in range(LINES):
                 share[line] += part * weights.shapes[band, line]
         for line in range(LINES):
@@ -142,9 +144,9 @@ def voice(features: Any, weights: Any, voices: Any, rows: Any, logits: Any, line
     for a in range(count):
         row = rows[a]
         gather(power[a], f32(hertz[a]), amplitudes)
-        old = voices.amplitudes[row]
-        voices.phases[row] = synthesise_harmonics(
-            voices.phases[row], voices.hertz[row], hertz[a], old, amplitudes, samples[a]
+        old = oscillators.amplitudes[row]
+        oscillators.phases[row] = synthesise_harmonics(
+            oscillators.phases[row], oscillators.hertz[row], hertz[a], old, amplitudes, samples[a]
         )
-        voices.hertz[row] = hertz[a]
+        oscillators.hertz[row] = hertz[a]
         copy(amplitudes, old, HARMONICS)

@@ -9,12 +9,12 @@ from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matr
 from model.inference.numba_backend.attention import Rings, StackWeights, stack_step
 from model.inference.numba_backend.codec_decoder import decode
 from model.inference.numba_backend.gemm import TILE, add_product
-from model.inference.numba_backend.harmonics import Voices
+from model.inference.numba_backend.harmonics import Oscillators
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.log_mel import log_mel_frame
 from model.inference.numba_backend.math import ZERO, copy, gelu, rms_norm
 from model.inference.numba_backend.sampler import LevelTables, draw
-from model.inference.numba_backend.source_filter import Tones
+from model.inference.numba_backend.source_filter import Sources
 
 
 class MelWeights(NamedTuple):
@@ -46,7 +46,7 @@ class FineWeights(NamedTuple):
     """The depth decoder: one part for each of the codebooks after the first, behind each other."""
 
     entry: Annotated[Matrices, Shape("tiles", "model dim", TILE)]
-    recall: Annotated[Floats, Shape("recalled", "codes before", "recalled dim")]  # (0, 1, 1) where a model has none
+    previous_frame: Annotated[Floats, Shape("books before", "codes before", "dim before")]  # (0, 1, 1): there is none
     embeddings: Annotated[Floats, Shape("books", VOCABULARY, "dim")]
     norms: Annotated[Floats, Shape("books", "dim")]
     expands: Annotated[Matrices, Shape("books", "wide tiles", "dim", TILE)]
@@ -59,15 +59,15 @@ class State(NamedTuple):
     """What a row goes on from, all rows of a backend; a step moves it on, in place."""
 
     codes: Annotated[Integers, Shape("rows", "codebooks")]  # of the last frame
-    slices: Annotated[Floats, Shape("rows", MEL_BANDS)]  # the log-mel frame that is heard next
+    mel: Annotated[Floats, Shape("rows", MEL_BANDS)]  # the log-mel frame of the next position
     positions: Annotated[Integers, Shape("rows")]
     mel_rings: Rings
     rings: Rings
     entries: Annotated[Floats, Shape("rows", "past", LATENT_DIM)]  # latents that the decoder's first convolution sees
     histories: Annotated[Floats, Shape("blocks", "rows", "past", "frame dim")]  # of the trunk's convolutions
-    reader_histories: Annotated[Floats, Shape("reader blocks", "rows", "past", "pitch dim")]  # of a harmonic decoder
-    voices: Voices  # of a harmonic decoder
-    tones: Tones  # of a source_filter decoder
+    pitch_histories: Annotated[Floats, Shape("pitch blocks", "rows", "past", "pitch dim")]  # of a harmonic decoder
+    oscillators: Oscillators  # of a harmonic decoder
+    sources: Sources  # of a source_filter decoder
     tails: Annotated[Floats, Shape("rows", MEL_LEFT_SAMPLES)]  # samples that the next mel window begins with
 
 
@@ -90,7 +90,7 @@ class Buffers(NamedTuple):
     logits: Annotated[Floats, Shape("rows", VOCABULARY)]
     small: Annotated[Floats, Shape("rows", "mel")]
     scores: Annotated[Floats, Shape(1, "slots")]  # of one head of one row
-    chances: Annotated[Floats, Shape(VOCABULARY)]  # of one row
+    probabilities: Annotated[Floats, Shape(VOCABULARY)]  # of one row
     within: Annotated[Floats, Shape(VOCABULARY)]  # of one level
     work: Annotated[Floats, Shape(VOCABULARY)]
     windows: Annotated[Floats, Shape("rows", "latents seen")]
@@ -99,7 +99,7 @@ class Buffers(NamedTuple):
 
 @compiled
 def embed_inputs(model: Any, state: Any, rows: Any, positions: Any, buffers: Any) -> None:
-    """The input of the stack, into ``buffers.x``: the token's embedding, and what the mel blocks make of its slice."""
+    """The input of the stack, into ``buffers.x``: the token's embedding, and what the mel blocks make of the mel."""
     count = rows.shape[0]
     x, small = buffers.x, buffers.small
     width = model.embedding.shape[1]
@@ -112,7 +112,7 @@ def embed_inputs(model: Any, state: Any, rows: Any, positions: Any, buffers: Any
     dim = mel.norm.shape[0]
     for a in range(count):
         for band in range(MEL_BANDS):
-            buffers.normed[a, band] = (state.slices[rows[a], band] - mel.mean[band]) / mel.deviation[band]
+            buffers.normed[a, band] = (state.mel[rows[a], band] - mel.mean[band]) / mel.deviation[band]
         small[a] = ZERO
         copy(mel.entry_bias, small[a], dim)
     add_product(buffers.normed, mel.entry, small, count)
@@ -160,11 +160,11 @@ def sample_codes(
     sums[:count] = ZERO
     if books > 1:
         add_product(normed, fine.entry, sums, count)
-        for book in range(min(books, fine.recall.shape[0])):
+        for book in range(min(books, fine.previous_frame.shape[0])):
             for a in range(count):
-                recalled = fine.recall[book, before[rows[a], book]]
+                embedding_before = fine.previous_frame[book, before[rows[a], book]]
                 for i in range(dim):
-                    sums[a, i] += recalled[i]
+                    sums[a, i] += embedding_before[i]
     for book in range(books):
         if book > 0:
             for a in range(count):
@@ -185,7 +185,7 @@ def sample_codes(
             row = rows[a]
             codes[a, book], logprobs[a, book] = draw(
                 buffers.logits[a], VOCABULARY, options.temperature[row], options.top_k[row], options.top_p[row],
-                options.keep_level[row] if book == 0 else 0, levels, uniforms[a, book], buffers.chances,
+                options.keep_level[row] if book == 0 else 0, levels, uniforms[a, book], buffers.probabilities,
                 buffers.within, buffers.work,
             )  # fmt: skip
 
@@ -207,5 +207,5 @@ def step(
         row = rows[a]
         for book in range(codes.shape[1]):
             state.codes[row, book] = codes[a, book]
-        copy(mel[a], state.slices[row], MEL_BANDS)
+        copy(mel[a], state.mel[row], MEL_BANDS)
         state.positions[row] += 1

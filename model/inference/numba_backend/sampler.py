@@ -36,10 +36,10 @@ def largest(logits: Any, count: int) -> Any:
 
 
 @compiled
-def _kth(chances: Any, k: int, work: Any) -> Any:
-    """The k-th largest of chances (V,), by quickselect in ``work`` (V,)."""
-    count = chances.shape[0]
-    copy(chances, work, count)
+def _kth(probabilities: Any, k: int, work: Any) -> Any:
+    """The k-th largest of probabilities (V,), by quickselect in ``work`` (V,)."""
+    count = probabilities.shape[0]
+    copy(probabilities, work, count)
     low, high, place = 0, count - 1, k - 1
     while low < high:
         pivot = work[(low + high) // 2]
@@ -63,82 +63,82 @@ def _kth(chances: Any, k: int, work: Any) -> Any:
 
 
 @compiled
-def _keep_top_p(chances: Any, top_p: float, work: Any) -> None:
+def _keep_top_p(probabilities: Any, top_p: float, work: Any) -> None:
     """Sets to 0 what is not in the smallest set of most likely tokens that reaches top_p of the whole.
 
     The threshold is found by a quickselect that adds up what lies above the pivot, so that nothing is sorted. Of the
     tokens as likely as the threshold, the first ones are kept until top_p is reached.
     """
-    count = chances.shape[0]
+    count = probabilities.shape[0]
     whole = 0.0
     for i in range(count):
-        whole += chances[i]
+        whole += probabilities[i]
     wanted = top_p * whole
-    copy(chances, work, count)
-    held, above = count, 0.0  # candidates are work[:held]; `above` is what all larger ones hold
+    copy(probabilities, work, count)
+    candidates, above = count, 0.0  # candidates are work[:candidates]; `above` is what all larger ones hold
     while True:
-        pivot = work[held // 2]
+        pivot = work[candidates // 2]
         larger, equal = 0.0, 0.0
-        for i in range(held):
+        for i in range(candidates):
             if work[i] > pivot:
                 larger += work[i]
             elif work[i] == pivot:
                 equal += work[i]
         if above + larger >= wanted and larger > 0.0:
-            kept = 0
-            for i in range(held):
+            remaining = 0
+            for i in range(candidates):
                 if work[i] > pivot:
-                    work[kept] = work[i]
-                    kept += 1
-            held = kept
+                    work[remaining] = work[i]
+                    remaining += 1
+            candidates = remaining
         elif above + larger + equal >= wanted:
             threshold, before = pivot, above + larger
             break
         else:
             above += larger + equal
-            kept = 0
-            for i in range(held):
+            remaining = 0
+            for i in range(candidates):
                 if work[i] < pivot:
-                    work[kept] = work[i]
-                    kept += 1
-            held = kept
-            if held == 0:  # rounding: all of them are needed
+                    work[remaining] = work[i]
+                    remaining += 1
+            candidates = remaining
+            if candidates == 0:  # rounding: all of them are needed
                 return
     for i in range(count):
-        if chances[i] < threshold:
-            chances[i] = ZERO
-        elif chances[i] == threshold:
+        if probabilities[i] < threshold:
+            probabilities[i] = ZERO
+        elif probabilities[i] == threshold:
             if before >= wanted:
-                chances[i] = ZERO
+                probabilities[i] = ZERO
             before += threshold
 
 
 @compiled
 def _by_level(
-    logits: Any, levels: Any, temperature: float, top_k: int, top_p: float, chances: Any, within: Any, work: Any
+    logits: Any, levels: Any, temperature: float, top_k: int, top_p: float, probabilities: Any, within: Any, work: Any
 ) -> None:
-    """Temperature and top-p within each level, whose sum of ``chances`` stays what it was, or is 0 after top-k.
+    """Temperature and top-p within each level, whose sum of ``probabilities`` stays what it was, or is 0 after top-k.
 
-    chances: (V,), the logits' exponents; within, work: buffers (V,).
+    probabilities: (V,), the logits' exponents; within, work: buffers (V,).
     """
     inverse = f32(1.0 / max(temperature, 1e-30))
     least = ZERO
-    if 0 < top_k < chances.shape[0]:
-        least = _kth(chances, top_k, work)
+    if 0 < top_k < probabilities.shape[0]:
+        least = _kth(probabilities, top_k, work)
     for level in range(levels.starts.shape[0] - 1):
         tokens = levels.tokens[levels.starts[level] : levels.starts[level + 1]]
         count = tokens.shape[0]
         peak, whole, left = MINUS_INFINITY, 0.0, 0
         for i in range(count):
             token = tokens[i]
-            whole += chances[token]
-            if chances[token] >= least:
+            whole += probabilities[token]
+            if probabilities[token] >= least:
                 left += 1
                 peak = peak if peak > logits[token] else logits[token]
         for i in range(count):
             token = tokens[i]
             off = (logits[token] - peak) * inverse
-            within[i] = exp(off) if left > 0 and chances[token] >= least and off > EXP_MIN else ZERO
+            within[i] = exp(off) if left > 0 and probabilities[token] >= least and off > EXP_MIN else ZERO
         if top_p < 1.0 and left > 0:
             _keep_top_p(within[:count], top_p, work)
         held = 0.0
@@ -146,23 +146,23 @@ def _by_level(
             held += within[i]
         factor = f32(whole / held) if left > 0 else ZERO
         for i in range(count):
-            chances[tokens[i]] = within[i] * factor
+            probabilities[tokens[i]] = within[i] * factor
 
 
 @compiled
 def draw(
     logits: Any, vocabulary: int, temperature: float, top_k: int, top_p: float, keep_level: int, levels: Any,
-    uniform: float, chances: Any, within: Any, work: Any,
+    uniform: float, probabilities: Any, within: Any, work: Any,
 ) -> tuple[int, float]:  # fmt: skip
     """A token and its log-probability before temperature, top-k and top-p.
 
-    logits: (V or more,); chances, within, work: buffers (V,). Temperature 0 is greedy; top_k 0, top_p 1 and keep_level
-    0 are off. A row with a NaN gives token 0 and a NaN.
+    logits: (V or more,); probabilities, within, work: buffers (V,). Temperature 0 is greedy; top_k 0, top_p 1 and
+    keep_level 0 are off. A row with a NaN gives token 0 and a NaN.
     """
     peak = largest(logits, vocabulary)
     for i in range(vocabulary):
-        chances[i] = exp(logits[i] - peak)
-    normal = math.log(total(chances, vocabulary))
+        probabilities[i] = exp(logits[i] - peak)
+    normal = math.log(total(probabilities, vocabulary))
     if not normal >= 0.0:
         return 0, math.nan
     token = 0
@@ -172,27 +172,27 @@ def draw(
         return token, logits[token] - peak - normal
     limited = temperature != 1.0 or 0 < top_k < vocabulary or top_p < 1.0
     if limited and keep_level and levels.starts.shape[0] > 2:
-        _by_level(logits, levels, temperature, top_k, top_p, chances[:vocabulary], within, work)
+        _by_level(logits, levels, temperature, top_k, top_p, probabilities[:vocabulary], within, work)
     else:
         if temperature != 1.0:
             inverse = f32(1.0 / max(temperature, 1e-30))
             for i in range(vocabulary):
                 off = (logits[i] - peak) * inverse
-                chances[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
+                probabilities[i] = exp(off) if off > EXP_MIN else ZERO  # `exp` never ends at 0
         if 0 < top_k < vocabulary:
-            kth = _kth(chances[:vocabulary], top_k, work)
+            kth = _kth(probabilities[:vocabulary], top_k, work)
             for i in range(vocabulary):
-                if chances[i] < kth:
-                    chances[i] = ZERO
+                if probabilities[i] < kth:
+                    probabilities[i] = ZERO
         if top_p < 1.0:
-            _keep_top_p(chances[:vocabulary], top_p, work)
-    rungs = 0.0
+            _keep_top_p(probabilities[:vocabulary], top_p, work)
+    whole = 0.0
     for i in range(vocabulary):
-        rungs += chances[i]
-    target, rung = uniform * rungs, 0.0
+        whole += probabilities[i]
+    target, cdf = uniform * whole, 0.0
     for i in range(vocabulary):
-        rung += chances[i]
-        if rung > target:
+        cdf += probabilities[i]
+        if cdf > target:
             token = i
             break
     return token, logits[token] - peak - normal

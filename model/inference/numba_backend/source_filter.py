@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
-from model.codec.decoders.harmonic import NEAR_BINS, PITCH_BINS
+from model.codec.decoders.harmonic import PITCH_BINS
 from model.codec.decoders.source_filter import (
     BANDS,
     BINS,
@@ -26,12 +26,13 @@ from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matrices, Shape
 from model.inference.numba_backend.gemm import TILE, add_product
+from model.inference.numba_backend.harmonics import pitch as estimated_pitch
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import ZERO, copy, exp, f32, sine_cosine
 
 
-class ToneWeights(NamedTuple):
-    """What makes tones of a frame: the decoder's heads, and tables."""
+class SourceWeights(NamedTuple):
+    """What makes a frame of its sources: the decoder's heads, and tables."""
 
     heads: Annotated[Matrices, Shape("tiles", "dim", TILE)]  # of the bins of pitch, then of the controls
     heads_bias: Annotated[Floats, Shape("outputs")]
@@ -44,7 +45,7 @@ class ToneWeights(NamedTuple):
     sin: Annotated[Floats, Shape(FFT // 2)]
 
 
-class Tones(NamedTuple):
+class Sources(NamedTuple):
     """Of each row: `model.codec.decoders.source_filter.Sources`, rows first."""
 
     frames: Annotated[Integers, Shape("rows")]
@@ -73,16 +74,7 @@ _GOLDEN, _MIX_1, _MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 @compiled
 def pitch(logits: Any, log_hertz: Any) -> Any:
     """`SourceFilterDecoder.pitch` of one frame: logits (PITCH_BINS or more,) -> Hz, float64"""
-    best = 0
-    for i in range(1, PITCH_BINS):
-        if logits[i] > logits[best]:
-            best = i
-    total, mean = 0.0, 0.0
-    for i in range(max(best - NEAR_BINS, 0), min(best + NEAR_BINS + 1, PITCH_BINS)):
-        share = math.exp(np.float64(logits[i]) - np.float64(logits[best]))
-        total += share
-        mean += share * (log_hertz[i] - log_hertz[best])
-    return math.floor(math.exp(log_hertz[best] + mean / total) * PITCH_STEPS + 0.5) / PITCH_STEPS
+    return math.floor(estimated_pitch(logits, log_hertz) * PITCH_STEPS + 0.5) / PITCH_STEPS
 
 
 @compiled
@@ -202,7 +194,7 @@ def filtered(
 
 
 @compiled
-def play(features: Any, weights: Any, tones: Any, rows: Any, samples: Any) -> None:
+def render_sources(features: Any, weights: Any, sources: Any, rows: Any, samples: Any) -> None:
     """`SourceFilterDecoder.render` of one frame: features (A, dim) -> samples (A, 320 or more); the rows move on."""
     count = rows.shape[0]
     heads = np.empty((count, HEAD_WIDTH), np.float32)
@@ -214,8 +206,8 @@ def play(features: Any, weights: Any, tones: Any, rows: Any, samples: Any) -> No
     parts = np.empty((count * FILTERS, 2 * NOTES), np.float32)  # for each subframe, the sines as they were and will be
     for a in range(count):
         row = rows[a]
-        first = tones.frames[row] * HOP_SAMPLES
-        old = tones.amplitudes[row]
+        first = sources.frames[row] * HOP_SAMPLES
+        old = sources.amplitudes[row]
         for sub in range(SUBFRAMES):
             controls = heads[a, PITCH_BINS + sub * CONTROLS : PITCH_BINS + (sub + 1) * CONTROLS]
             for source in range(SOURCES):
@@ -240,25 +232,25 @@ def play(features: Any, weights: Any, tones: Any, rows: Any, samples: Any) -> No
                 old[note] = new
     responses = np.zeros((count * FILTERS, RESPONSE_WIDTH), np.float32)
     add_product(shapes, weights.responses, responses, count * FILTERS)
-    played = np.zeros((count * FILTERS, WAVE_WIDTH), np.float32)
-    add_product(parts, weights.waves, played, count * FILTERS)
+    sines = np.zeros((count * FILTERS, WAVE_WIDTH), np.float32)
+    add_product(parts, weights.waves, sines, count * FILTERS)
     pulse, white = np.empty(HOP_SAMPLES, np.float32), np.empty(HOP_SAMPLES, np.float32)
     for a in range(count):
         row = rows[a]
         out = samples[a]
         hertz = pitch(heads[a], weights.log_hertz)
-        if tones.frames[row] == 0:  # a clip begins with its first pitch
-            tones.hertz[row] = hertz
-        tones.phases[row] = pulses(tones.phases[row], tones.hertz[row], hertz, pulse)
-        tones.hertz[row] = hertz
-        noise(tones.frames[row] * HOP_SAMPLES, white)
+        if sources.frames[row] == 0:  # a clip begins with its first pitch
+            sources.hertz[row] = hertz
+        sources.phases[row] = pulses(sources.phases[row], sources.hertz[row], hertz, pulse)
+        sources.hertz[row] = hertz
+        noise(sources.frames[row] * HOP_SAMPLES, white)
         filtered(
-            pulse, white, tones.levels[row], levels[a], responses[a * FILTERS : (a + 1) * FILTERS], weights,
-            tones.ringing[row], out,
+            pulse, white, sources.levels[row], levels[a], responses[a * FILTERS : (a + 1) * FILTERS], weights,
+            sources.ringing[row], out,
         )  # fmt: skip
         for sub in range(SUBFRAMES):
-            was, comes = played[a * FILTERS + 2 * sub], played[a * FILTERS + 2 * sub + 1]
+            was, comes = sines[a * FILTERS + 2 * sub], sines[a * FILTERS + 2 * sub + 1]
             for i in range(SUBFRAME):
                 out[sub * SUBFRAME + i] += was[i] + _RISE[i] * (comes[i] - was[i])
-        copy(levels[a, SUBFRAMES - 1], tones.levels[row], SOURCES)
-        tones.frames[row] += 1
+        copy(levels[a, SUBFRAMES - 1], sources.levels[row], SOURCES)
+        sources.frames[row] += 1

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from model.checkpoint import Bundle
 from model.codec.codec import Codec
-from model.codec.decoders.frame import ConvNeXtBlock, FrameDecoder, FrameTrunk
-from model.codec.decoders.harmonic import LINES, HarmonicDecoder, PitchEstimator
+from model.codec.config import DECODERS, CodecConfig
+from model.codec.decoders.frame import ConvNeXtBlock, FrameTrunk
+from model.codec.decoders.harmonic import LINES, HarmonicDecoder
 from model.codec.decoders.source_filter import BANDS, BINS, FFT, SUBFRAME, SourceFilterDecoder
 from model.codec.encoders.spectral import NOTES
 from model.constants import MEL_BANDS, MEL_WINDOW_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
@@ -22,11 +24,11 @@ from model.inference.numba_backend.arrays import check
 from model.inference.numba_backend.attention import StackWeights
 from model.inference.numba_backend.codec_decoder import DecoderWeights, TrunkWeights
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES, is_half, pack
-from model.inference.numba_backend.harmonics import VoiceWeights
+from model.inference.numba_backend.harmonics import HarmonicWeights
 from model.inference.numba_backend.lm_step import FineWeights, MelWeights, ModelWeights
 from model.inference.numba_backend.log_mel import MelTables
 from model.inference.numba_backend.sampler import LevelTables
-from model.inference.numba_backend.source_filter import ToneWeights
+from model.inference.numba_backend.source_filter import SourceWeights
 from model.lm.hybrid_lm import HybridLM
 from model.lm.mel import LogMel
 from model.lm.transformer import Stack
@@ -109,7 +111,7 @@ def _fine(model: HybridLM, packed: Packer) -> FineWeights:
 
     return FineWeights(
         entry=packed(array(fine.entry.weight)),
-        recall=np.zeros((0, 1, 1), np.float32) if fine.previous_frame is None else array(fine.previous_frame),
+        previous_frame=np.zeros((0, 1, 1), np.float32) if fine.previous_frame is None else array(fine.previous_frame),
         embeddings=each(fine.embeddings, np.asarray),
         norms=each(fine.norms, np.asarray),
         expands=each(fine.expands, packed),
@@ -147,12 +149,12 @@ def _trunk(trunk: FrameTrunk, packed: Packer) -> TrunkWeights:
     )
 
 
-def _voice(decoder: HarmonicDecoder, packed: Packer) -> VoiceWeights:
-    reader, waves = decoder.reader, array(decoder.waves.flatten(0, 1))  # (2 LINES, 320)
-    return VoiceWeights(
-        heads=packed(np.concatenate([array(reader.bins.weight), array(reader.share.weight)])),
-        heads_bias=np.concatenate([_bias(reader.bins), _bias(reader.share)]),
-        log_hertz=reader.log_hertz.cpu().numpy().astype(np.float64),
+def _harmonics(decoder: HarmonicDecoder, packed: Packer) -> HarmonicWeights:
+    estimator, waves = decoder.reader, array(decoder.waves.flatten(0, 1))  # (2 LINES, 320)
+    return HarmonicWeights(
+        heads=packed(np.concatenate([array(estimator.bins.weight), array(estimator.share.weight)])),
+        heads_bias=np.concatenate([_bias(estimator.bins), _bias(estimator.share)]),
+        log_hertz=estimator.log_hertz.cpu().numpy().astype(np.float64),
         shapes=array(decoder.shapes),
         waves=pack(waves, half=False),
         back=pack(np.ascontiguousarray(waves.T), half=False),
@@ -165,7 +167,8 @@ def bit_reversed(size: int) -> npt.NDArray[np.int64]:
     return np.array([int(f"{i:0{bits}b}"[::-1], 2) for i in range(size)])
 
 
-def _tones(decoder: SourceFilterDecoder, packed: Packer) -> ToneWeights:
+def source_weights(decoder: SourceFilterDecoder, packed: Packer) -> SourceWeights:
+    """What `source_filter.render_sources` needs."""
     tiles = -(-(decoder.bins.out_features + decoder.head.out_features) // TILE) * TILE
     bias = np.zeros(tiles, np.float32)
     own = np.concatenate([_bias(decoder.bins), _bias(decoder.head)])
@@ -178,7 +181,7 @@ def _tones(decoder: SourceFilterDecoder, packed: Packer) -> ToneWeights:
     waves = np.concatenate([np.cos(angle), np.sin(angle)]).astype(np.float32)
     assert waves.shape == (2 * NOTES, SUBFRAME)
     table = 2 * math.pi * np.arange(FFT // 2) / FFT
-    return ToneWeights(
+    return SourceWeights(
         heads=packed(np.concatenate([array(decoder.bins.weight), array(decoder.head.weight)])),
         heads_bias=bias,
         log_hertz=decoder.log_hertz.cpu().numpy().astype(np.float64),
@@ -191,29 +194,32 @@ def _tones(decoder: SourceFilterDecoder, packed: Packer) -> ToneWeights:
     )
 
 
+# of the decoders that stand in for the kinds that a codec's is not
+STAND_IN = CodecConfig(frame_dim=16, frame_blocks=1, frame_expansion=1, frame_kernel=1, pitch_dim=16, pitch_blocks=1)
+
+
 def _decoder(codec: Codec, packed: Packer) -> DecoderWeights:
     """All kinds have the same types; what a kind does not have is a small stand-in that is never read."""
-    decoder = codec.decoder
-    assert isinstance(decoder, FrameDecoder | HarmonicDecoder | SourceFilterDecoder), "no compiled form"
+    kind = codec.config.decoder
+
+    def of(name: str) -> Any:
+        return codec.decoder if name == kind else resolve_name(DECODERS[name]).from_config(STAND_IN)
+
     with torch.random.fork_rng(devices=[]):
-        player = decoder if isinstance(decoder, SourceFilterDecoder) else SourceFilterDecoder(16, 1, 1, 1)
-        frame = decoder if isinstance(decoder, FrameDecoder) else FrameDecoder(16, 1, 1, 1)
-        singer = (
-            decoder if isinstance(decoder, HarmonicDecoder) else HarmonicDecoder(frame, PitchEstimator(16, 1, 1, 1))
-        )
-    frame = singer.frame
+        source_filter, harmonic = of("source_filter"), of("harmonic")
+        frame = harmonic.frame if kind == "harmonic" else of("frame")
     return DecoderWeights(
         books=array(codec.codebooks()),
-        trunk=_trunk(decoder.trunk if isinstance(decoder, SourceFilterDecoder) else frame, packed),
+        trunk=_trunk(source_filter.trunk if kind == "source_filter" else frame, packed),
         head=packed(array(frame.head.weight)),
         head_bias=_bias(frame.head),
         gain=array(frame.gain.weight[0]),
         gain_bias=np.float32(_bias(frame.gain)[0]),
-        sings=isinstance(decoder, HarmonicDecoder),
-        reader=_trunk(singer.reader, packed),
-        voice=_voice(singer, packed),
-        plays=isinstance(decoder, SourceFilterDecoder),
-        tones=_tones(player, packed),
+        is_harmonic=kind == "harmonic",
+        pitch_estimator=_trunk(harmonic.reader, packed),
+        harmonics=_harmonics(harmonic, packed),
+        is_source_filter=kind == "source_filter",
+        sources=source_weights(source_filter, packed),
     )
 
 

@@ -105,8 +105,8 @@ def test_window_is_a_part_of_the_tokens(service: Any, bundle: Any, clip: bytes) 
 def test_window_normalised_by_itself_alone(service: Any, bundle: Any, clip: bytes) -> None:
     samples, _ = soundfile.read(io.BytesIO(clip), dtype="float32")
     codes = bundle.codec.encode(torch.from_numpy(samples)[None])[:, 0, 30:]
-    tokens, slices = shift(codes, bundle.mel(torch.from_numpy(samples)[None])[:, 30:])
-    logits = bundle.lm.logits(bundle.lm(tokens, slices))
+    tokens, mel_frames = shift(codes, bundle.mel(torch.from_numpy(samples)[None])[:, 30:])
+    logits = bundle.lm.logits(bundle.lm(tokens, mel_frames))
     alone = -float(logits.log_softmax(-1).gather(-1, codes[..., None]).mean())
     (one,) = service.post("/score", clip, data={"prompt_seconds": "0.4", "normalise_by": "alone"}).json()["results"]
     window = one["window"]

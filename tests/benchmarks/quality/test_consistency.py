@@ -138,8 +138,8 @@ def test_spread_takes_speakers_in_turn() -> None:
 def test_scores_are_those_of_the_endpoint(bundle: Bundle, pairs: list[made.Pair], masked: bool) -> None:
     subject = Subject("tiny", bundle, masked)
     clip = torch.from_numpy(pairs[0].changed).float()
-    tokens, slices = bundle.codec.encode(clip[None])[:, 0], bundle.mel(clip[None])
-    found = score_clips(subject, tokens, slices)
+    tokens, mel_frames = bundle.codec.encode(clip[None])[:, 0], bundle.mel(clip[None])
+    found = score_clips(subject, tokens, mel_frames)
     window = Window(made.HALF_FRAMES, made.HALF_FRAMES + WINDOW_FRAMES, alone=True)
     expected = score(bundle, clip, mel="masked" if masked else "real", window=window)
     assert expected.window is not None

@@ -61,9 +61,9 @@ def test_coded_is_the_codec(bundle: Bundle, prompts: Tensor) -> None:
 
 
 def test_logprobs_are_those_of_score(bundle: Bundle, prompts: Tensor) -> None:
-    tokens, slices = bundle.codec.encode(prompts)[:, 0], bundle.mel(prompts)
+    tokens, mel_frames = bundle.codec.encode(prompts)[:, 0], bundle.mel(prompts)
     for masked in (False, True):
-        found = logprobs(Subject("tiny", bundle, masked), tokens, slices)
+        found = logprobs(Subject("tiny", bundle, masked), tokens, mel_frames)
         for row, samples in zip(found, prompts, strict=True):
             wanted = score(bundle, samples, mel="masked" if masked else "real").logprobs
             torch.testing.assert_close(row, wanted, rtol=0, atol=1e-3)

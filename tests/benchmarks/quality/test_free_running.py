@@ -16,12 +16,12 @@ from model.lm.hybrid_lm import BOS, shift
 
 @pytest.mark.parametrize("delay", [0, 1, 4])
 def test_late(delay: int) -> None:
-    slices = torch.arange(20.0).reshape(1, 10, 2)
+    mel_frames = torch.arange(20.0).reshape(1, 10, 2)
     masked = torch.zeros(1, 10, dtype=torch.bool)
     masked[0, 0] = True
-    moved, hidden = late(slices, masked, delay)
+    moved, hidden = late(mel_frames, masked, delay)
     assert hidden[0].tolist() == [True] * (delay + 1) + [False] * (9 - delay)
-    assert torch.equal(moved[0, delay:], slices[0, : 10 - delay])
+    assert torch.equal(moved[0, delay:], mel_frames[0, : 10 - delay])
 
 
 @torch.inference_mode()
@@ -29,11 +29,13 @@ def test_late(delay: int) -> None:
 def test_delay_is_causal(bundle: Bundle, speech_like: Tensor, delay: int) -> None:
     """With mel d frames late, the logits of frame t depend on no slice later than t - 1 - d: to the bit."""
     samples = speech_like[None, : 40 * HOP_SAMPLES]
-    inputs, slices = shift(bundle.codec.encode(samples)[:, 0], bundle.mel(samples))
-    assert slices is not None
-    changed = slices.clone()
-    changed[:, 20:] += 1.0  # slices of frames 19 and later, which positions 20 and later would be given in time
-    logits = [bundle.lm.logits(bundle.lm(inputs, *late(given, inputs == BOS, delay))) for given in (slices, changed)]
+    inputs, mel_frames = shift(bundle.codec.encode(samples)[:, 0], bundle.mel(samples))
+    assert mel_frames is not None
+    changed = mel_frames.clone()
+    changed[:, 20:] += 1.0  # mel frames of frames 19 and later, which positions 20 and later would be given in time
+    logits = [
+        bundle.lm.logits(bundle.lm(inputs, *late(given, inputs == BOS, delay))) for given in (mel_frames, changed)
+    ]
     assert torch.equal(logits[0][:, : 20 + delay], logits[1][:, : 20 + delay])
     assert not torch.equal(logits[0][:, 20 + delay], logits[1][:, 20 + delay])
 

@@ -79,7 +79,7 @@ def test_shuffling_keeps_the_marginal_and_breaks_the_alignment() -> None:
     assert np.array_equal(order, shuffled_rows(documents, 1500))  # fixed
     parts = {"train": np.r_[0:400, 1000:1500], "music": np.r_[400:700], "valid": np.r_[700:1000]}
     for rows in parts.values():
-        assert np.array_equal(np.sort(order[rows]), rows)  # the same slices, of the same split and kind
+        assert np.array_equal(np.sort(order[rows]), rows)  # the same mel frames, of the same split and kind
         assert np.corrcoef(order[rows], rows)[0, 1] < 0.2  # in an order that tells nothing of the old one
 
 

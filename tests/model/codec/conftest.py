@@ -9,7 +9,7 @@ import torch
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig
 from model.codec.encoders.spectral import SpectralEncoder
-from model.training.train_codec import lsuv
+from model.training.train_codec import initialise
 
 Decoder = Literal["frame", "harmonic", "seanet", "source_filter"]
 PadMode = Literal["constant", "reflect"]
@@ -33,7 +33,7 @@ def make_codec() -> MakeCodec:
                 encoder="spectral" if decoder == "source_filter" else "seanet",
             )
         )  # fmt: skip
-        lsuv(codec, torch.randn(2, 320 * 30) * 0.1)
+        initialise(codec, torch.randn(2, 320 * 30) * 0.1)
         with torch.no_grad():
             for index, layer in enumerate(codec.quantizer.vq.layers):
                 layer._codebook.embed.normal_(std=0.9**index)

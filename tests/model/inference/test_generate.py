@@ -88,14 +88,14 @@ def test_a_prompt_read_once_serves_many(bundle: Bundle, prompt: Tensor) -> None:
 def test_teacher_forcing_gives_the_returned_logprobs(
     bundle: Bundle, prompt: Tensor, reference: Tensor, mel: LoopMel, codebooks: int
 ) -> None:
-    """One plain forward over the prompt, the made codes and the slices that were fed: no cache, no streaming."""
+    """One plain forward over the prompt, the made codes and the mel frames that were fed: no cache, no streaming."""
     given = reference if mel == "real" else None
     frames = made(bundle, prompt, n=2, mel=mel, codebooks=codebooks, reference=given)
     codes, fed = joined(frames, "codes", 1), joined(frames, "mel", 1)  # (2, T, k), (2, T, 64)
     with torch.inference_mode():
         tokens = torch.cat([bundle.codec.encode(prompt[None])[:, 0].expand(2, -1), codes[..., 0]], 1)
-        slices = torch.cat([bundle.mel(prompt[None]).expand(2, -1, -1), fed], 1)
-        hidden = bundle.lm(*shift(tokens, None if mel == "masked" else slices))[:, PROMPT:]
+        mel_frames = torch.cat([bundle.mel(prompt[None]).expand(2, -1, -1), fed], 1)
+        hidden = bundle.lm(*shift(tokens, None if mel == "masked" else mel_frames))[:, PROMPT:]
         coarse = bundle.lm.logits(hidden).log_softmax(-1).gather(-1, codes[..., :1])[..., 0]
         torch.testing.assert_close(joined(frames, "logprobs", 1), coarse, rtol=0, atol=2e-4)
         got = joined(frames, "fine_logprobs", 1)
@@ -109,19 +109,19 @@ def test_teacher_forcing_gives_the_returned_logprobs(
 
 @pytest.mark.parametrize("codebooks", [2, 8])
 def test_the_loop_is_closed(bundle: Bundle, prompt: Tensor, codebooks: int) -> None:
-    """The samples are those of prompt and continuation decoded as one clip, and the slices fed are of these samples."""
+    """The samples are those of prompt and continuation decoded as one clip; the mel frames fed are of these samples."""
     frames = made(bundle, prompt, n=2, codebooks=codebooks)
     with torch.inference_mode():
         before = bundle.codec.encode(prompt[None])[:, :codebooks].expand(2, -1, -1)
         whole = bundle.codec.decode(torch.cat([before, joined(frames, "codes", 2)], 2))
-        slices = bundle.mel(whole)
+        mel_frames = bundle.mel(whole)
     samples = joined(frames, "samples", 1).flatten(1)
     torch.testing.assert_close(samples, whole[:, PROMPT * HOP_SAMPLES :], rtol=0, atol=1e-5)
-    torch.testing.assert_close(joined(frames, "mel", 1), slices[:, PROMPT:], rtol=0, atol=1e-3)
+    torch.testing.assert_close(joined(frames, "mel", 1), mel_frames[:, PROMPT:], rtol=0, atol=1e-3)
 
 
 def test_the_model_hears_what_it_makes(bundle: Bundle, prompt: Tensor) -> None:
-    """The same seed goes another way when the slices are withheld."""
+    """The same seed goes another way when the mel frames are withheld."""
     heard, deaf = (made(bundle, prompt, mel=mel) for mel in ("decoded", "masked"))
     assert not torch.equal(joined(heard, "logprobs", 0), joined(deaf, "logprobs", 0))
 

@@ -87,19 +87,19 @@ def test_top_k_off(logits: Tensor, k: int) -> None:
 
 
 def test_top_p_is_the_smallest_set_that_reaches_it() -> None:
-    chances = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64)
+    expected = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64)
     for p, kept in ((0.3, [1]), (0.5, [1]), (0.51, [1, 3]), (0.75, [1, 3]), (0.8, [1, 2, 3]), (0.95, [0, 1, 2, 3])):
-        got = probabilities(chances.log(), SamplingOptions(top_p=p))[0]
+        got = probabilities(expected.log(), SamplingOptions(top_p=p))[0]
         assert got.nonzero()[:, 0].tolist() == kept, p
-        torch.testing.assert_close(got[kept], chances[0, kept] / chances[0, kept].sum())
+        torch.testing.assert_close(got[kept], expected[0, kept] / expected[0, kept].sum())
 
 
 def test_top_p_counts_after_top_k_and_temperature() -> None:
     """Two tokens of 0.4 and 0.2 left by top-k weigh 2/3 and 1/3, so top-p 0.6 keeps one; at 0.4 alone it would not."""
-    chances = torch.tensor([[0.4, 0.2, 0.2001, 0.1999]], dtype=torch.float64)
-    got = probabilities(chances.log(), SamplingOptions(top_k=2, top_p=0.6))[0]
+    expected = torch.tensor([[0.4, 0.2, 0.2001, 0.1999]], dtype=torch.float64)
+    got = probabilities(expected.log(), SamplingOptions(top_k=2, top_p=0.6))[0]
     assert got.nonzero()[:, 0].tolist() == [0]
-    hot = probabilities(chances.log(), SamplingOptions(temperature=2.0, top_k=2, top_p=0.6))[0]
+    hot = probabilities(expected.log(), SamplingOptions(temperature=2.0, top_k=2, top_p=0.6))[0]
     assert hot.nonzero()[:, 0].tolist() == [0, 2]  # 0.585 and 0.415
 
 
@@ -112,11 +112,11 @@ def test_draw_follows_the_distribution(logits: Tensor, options: SamplingOptions)
     count = 20_000
     uniform = torch.from_numpy(uniforms(11, 0, 0, count, 1)[:, 0])
     drawn = draw(logits[:1].expand(count, -1), options, uniform)
-    chances = probabilities(logits[:1], options)[0]
+    expected = probabilities(logits[:1], options)[0]
     counts = torch.bincount(drawn, minlength=32).double()
-    assert not counts[chances == 0].any()
-    often = chances * count >= 5
-    chi_square = float(((counts - chances * count) ** 2 / (chances * count))[often].sum())
+    assert not counts[expected == 0].any()
+    often = expected * count >= 5
+    chi_square = float(((counts - expected * count) ** 2 / (expected * count))[often].sum())
     degrees = int(often.sum()) - 1
     assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
 

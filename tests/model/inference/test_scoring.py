@@ -41,8 +41,8 @@ def whole(bundle: Bundle, samples: Tensor, mel: MelSource, codebooks: int = 8) -
     """The plain path: the whole clip at once, no cache, no streaming: tokens, log-probabilities, hits (T,) each."""
     codes = bundle.codec.encode(samples[None])
     heard = samples[None] if mel == "real" else bundle.codec.decode(codes[:, :codebooks])
-    tokens, slices = shift(codes[:, 0], None if mel == "masked" else bundle.mel(heard))
-    logits = bundle.lm.logits(bundle.lm(tokens, slices))[0]
+    tokens, mel_frames = shift(codes[:, 0], None if mel == "masked" else bundle.mel(heard))
+    logits = bundle.lm.logits(bundle.lm(tokens, mel_frames))[0]
     target = codes[0, 0]
     return target, logits.log_softmax(-1).gather(-1, target[:, None])[:, 0], logits.argmax(-1) == target
 
@@ -91,11 +91,11 @@ WINDOWS = [(0, None), (0, 150), (0, 1), (40, 90), (95, None), (149, 150), (100, 
 
 @torch.inference_mode()
 def alone(bundle: Bundle, samples: Tensor, mel: MelSource, part: slice) -> Tensor:
-    """The plain path: the clip's tokens and slices of some frames, given to the model as a document."""
+    """The plain path: the clip's tokens and mel frames of some frames, given to the model as a document."""
     codes = bundle.codec.encode(samples[None])
-    slices = bundle.mel(samples[None] if mel == "real" else bundle.codec.decode(codes))[:, part]
+    mel_frames = bundle.mel(samples[None] if mel == "real" else bundle.codec.decode(codes))[:, part]
     target = codes[:, 0, part]
-    tokens, shifted = shift(target, None if mel == "masked" else slices)
+    tokens, shifted = shift(target, None if mel == "masked" else mel_frames)
     logits = bundle.lm.logits(bundle.lm(tokens, shifted))
     return logits.log_softmax(-1).gather(-1, target[..., None])[0, :, 0]
 
@@ -292,8 +292,8 @@ def test_prefill_gives_the_score(bundle: Bundle, clip: Tensor, masked: bool) -> 
 
 
 def test_figures_of_a_score() -> None:
-    chances = torch.tensor([0.5, 0.25, 0.125, 0.25])
-    result = Score(torch.arange(4), chances.log(), torch.tensor([True, False, False, False]))
+    expected = torch.tensor([0.5, 0.25, 0.125, 0.25])
+    result = Score(torch.arange(4), expected.log(), torch.tensor([True, False, False, False]))
     assert result.nll == pytest.approx(2 * math.log(2))
     assert result.perplexity == pytest.approx(4.0)
     assert result.accuracy == 0.25

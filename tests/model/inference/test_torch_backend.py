@@ -128,9 +128,9 @@ def poison(slots: Any, rows: list[int]) -> None:
         state = slots._state
         for ring in (*state.rings, *state.mel_rings):
             (ring.view(np.float16) if ring.dtype == np.uint16 else ring)[:, rows] = np.nan
-        for array in (state.histories, state.reader_histories):
+        for array in (state.histories, state.pitch_histories):
             array[:, rows] = np.nan
-        for part in (state.slices, state.entries, *state.voices, *state.tones, state.tails):
+        for part in (state.mel, state.entries, *state.oscillators, *state.sources, state.tails):
             part[rows] = np.nan if part.dtype.kind == "f" else 2**40
         return
     with torch.inference_mode():

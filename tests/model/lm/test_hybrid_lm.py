@@ -47,7 +47,7 @@ def model() -> HybridLM:
 
 @pytest.fixture(scope="module")
 def sequence() -> tuple[Tensor, Tensor, Tensor]:
-    """Input tokens (2, 40) with a BOS in the middle, slices (2, 40, 64), masked (2, 40)."""
+    """Input tokens (2, 40) with a BOS in the middle, mel frames (2, 40, 64), masked (2, 40)."""
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randint(0, VOCABULARY, (2, 40), generator=generator)
     tokens[:, 0] = BOS
@@ -61,8 +61,8 @@ def sequence() -> tuple[Tensor, Tensor, Tensor]:
 def test_cached_equals_uncached(
     model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor], sizes: list[int], source: str
 ) -> None:
-    tokens, slices, masked = sequence
-    mel = None if source == "no mel" else slices
+    tokens, mel_frames, masked = sequence
+    mel = None if source == "no mel" else mel_frames
     gaps = masked if source == "masked" else None
     whole = model(tokens, mel, gaps)
     cache = new_poisoned_cache(model, 2)
@@ -77,12 +77,12 @@ def test_cached_equals_uncached(
 
 
 def test_repeated_cache(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, _ = sequence
+    tokens, mel_frames, _ = sequence
     one = new_poisoned_cache(model, 1)
-    model(tokens[:1, :25], slices[:1, :25], cache=one)
+    model(tokens[:1, :25], mel_frames[:1, :25], cache=one)
     many = one.repeated(4)
-    got = model(tokens[:1, 25:].expand(4, -1), slices[:1, 25:].expand(4, -1, -1), cache=many)
-    whole = model(tokens[:1], slices[:1])[:, 25:]
+    got = model(tokens[:1, 25:].expand(4, -1), mel_frames[:1, 25:].expand(4, -1, -1), cache=many)
+    whole = model(tokens[:1], mel_frames[:1])[:, 25:]
     torch.testing.assert_close(got, whole.expand(4, -1, -1), rtol=0, atol=1e-9)
 
 
@@ -94,10 +94,10 @@ def centred(bundle: Bundle, samples: Tensor) -> Tensor:
 
 
 def everything(bundle: Bundle, samples: Tensor, leaky: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples (1, N) -> codes (1, 8, T), slices (1, T, 64), logits (1, T, 1024)"""
+    """Samples (1, N) -> codes (1, 8, T), mel frames (1, T, 64), logits (1, T, 1024)"""
     codes = bundle.codec.encode(samples)
-    slices = centred(bundle, samples) if leaky else bundle.mel(samples)
-    return codes, slices, bundle.lm.logits(bundle.lm(*shift(codes[:, 0], slices)))
+    mel_frames = centred(bundle, samples) if leaky else bundle.mel(samples)
+    return codes, mel_frames, bundle.lm.logits(bundle.lm(*shift(codes[:, 0], mel_frames)))
 
 
 @pytest.mark.parametrize("frame", range(FRAMES))
@@ -107,14 +107,14 @@ def test_causal_from_the_samples_on(bundle: Bundle, speech_like: Tensor, frame: 
     changed = samples.clone()
     future = changed[:, HOP_SAMPLES * (frame + 1) :]
     future.copy_(torch.rand(future.shape, generator=torch.Generator().manual_seed(frame)) - 0.5)
-    codes, slices, logits = everything(bundle, samples)
-    codes_, slices_, logits_ = everything(bundle, changed)
+    codes, mel_frames, logits = everything(bundle, samples)
+    codes_, mel_frames_, logits_ = everything(bundle, changed)
     assert len(codes[0, 0].unique()) > 4  # a codec that always says the same would pass
     assert torch.equal(codes[..., : frame + 1], codes_[..., : frame + 1])
-    assert torch.equal(slices[:, : frame + 1], slices_[:, : frame + 1])
+    assert torch.equal(mel_frames[:, : frame + 1], mel_frames_[:, : frame + 1])
     assert torch.equal(logits[:, : frame + 2], logits_[:, : frame + 2])
     if frame < FRAMES - 2:  # the change is one that is heard
-        assert not torch.equal(slices[:, frame + 1], slices_[:, frame + 1])
+        assert not torch.equal(mel_frames[:, frame + 1], mel_frames_[:, frame + 1])
         assert not torch.equal(logits[:, frame + 2 :], logits_[:, frame + 2 :])
 
 
@@ -130,24 +130,24 @@ def test_a_centred_mel_would_leak(bundle: Bundle, speech_like: Tensor, frame: in
 
 
 def test_the_mel_is_used(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, _ = sequence
-    louder = slices.clone()
+    tokens, mel_frames, _ = sequence
+    louder = mel_frames.clone()
     louder[:, 12] += 1.0
-    before, after = model(tokens, slices), model(tokens, louder)
+    before, after = model(tokens, mel_frames), model(tokens, louder)
     assert torch.equal(before[:, :12], after[:, :12])
     assert (before[:, 12] - after[:, 12]).abs().max() > 1e-2
 
 
 def test_masked_slices_are_not_read(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, masked = sequence
-    noise = torch.where((masked | (tokens == BOS))[..., None], torch.full_like(slices, torch.nan), slices)
-    assert torch.equal(model(tokens, slices, masked), model(tokens, noise, masked))
-    assert not torch.equal(model(tokens, slices, masked), model(tokens, slices))
+    tokens, mel_frames, masked = sequence
+    noise = torch.where((masked | (tokens == BOS))[..., None], torch.full_like(mel_frames, torch.nan), mel_frames)
+    assert torch.equal(model(tokens, mel_frames, masked), model(tokens, noise, masked))
+    assert not torch.equal(model(tokens, mel_frames, masked), model(tokens, mel_frames))
 
 
 def test_no_mel_is_all_masked(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, masked = sequence
-    assert torch.equal(model(tokens), model(tokens, slices, torch.ones_like(masked)))
+    tokens, mel_frames, masked = sequence
+    assert torch.equal(model(tokens), model(tokens, mel_frames, torch.ones_like(masked)))
 
 
 def test_the_learned_mask_is_what_stands_for_a_gap(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -161,28 +161,28 @@ def test_the_learned_mask_is_what_stands_for_a_gap(model: HybridLM, sequence: tu
 
 
 def test_mel_is_normalised_by_the_buffers(model: HybridLM, sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, _ = sequence
+    tokens, mel_frames, _ = sequence
     mean, std = model.mel_mean.clone(), model.mel_std.clone()
-    before = model(tokens, slices * std + mean)
+    before = model(tokens, mel_frames * std + mean)
     model.mel_mean.zero_()
     model.mel_std.fill_(1.0)
-    after = model(tokens, slices)
+    after = model(tokens, mel_frames)
     model.mel_mean.copy_(mean)
     model.mel_std.copy_(std)
     torch.testing.assert_close(before, after, rtol=0, atol=1e-4)
 
 
 def test_a_model_without_mel_has_none(sequence: tuple[Tensor, Tensor, Tensor]) -> None:
-    tokens, slices, masked = sequence
+    tokens, mel_frames, masked = sequence
     plain = HybridLM(DecoderConfig(dim=32, layers=1, heads=2, window=9, mel=False, fine_dim=16))
     assert plain.new_cache(1).mel is None
     assert not any(name.startswith("mel.") for name in plain.state_dict())
-    assert torch.equal(plain(tokens), plain(tokens, slices, masked))
+    assert torch.equal(plain(tokens), plain(tokens, mel_frames, masked))
 
 
 def test_shift() -> None:
-    tokens, slices = torch.tensor([[5, 6, 7]]), torch.arange(3.0)[None, :, None].expand(1, 3, 64) + 1
-    inputs, late = shift(tokens, slices)
+    tokens, mel_frames = torch.tensor([[5, 6, 7]]), torch.arange(3.0)[None, :, None].expand(1, 3, 64) + 1
+    inputs, late = shift(tokens, mel_frames)
     assert inputs.tolist() == [[BOS, 5, 6]]
     assert late is not None and late[0, :, 0].tolist() == [0.0, 1.0, 2.0]
     assert shift(tokens, None)[1] is None

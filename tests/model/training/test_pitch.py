@@ -1,13 +1,16 @@
 """Pitch by autocorrelation: known tones, hiss, and a codec that snaps every voice to the frame rate."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.training.pitch import pitch, pitch_match
+from model.training.configs import DecoderTraining, SourceFilterTraining
+from model.training.pitch import MEASURE, PitchTracker, pitch, pitch_match
+from tests.support.signals import make_speech_like
 
 
 def buzz(hertz: float | Tensor, samples: int = 24_000) -> Tensor:
@@ -49,3 +52,23 @@ def test_match_wants_voice_and_pitch() -> None:
     silent = pitch_match(torch.zeros_like(real), real)
     assert silent == 0.0
     assert pitch_match(real, torch.zeros_like(real)) is None
+
+
+@pytest.mark.parametrize("kind", [SourceFilterTraining, DecoderTraining])
+def test_a_training_finds_pitch_as_figures_do_unless_it_says_otherwise(
+    kind: type[SourceFilterTraining | DecoderTraining],
+) -> None:
+    assert PitchTracker.of(kind()) == MEASURE
+    other = PitchTracker.of(
+        kind(
+            pitch_window=512, pitch_shortest=60, pitch_longest=200, pitch_voiced=0.99, pitch_quiet=0.1,
+            pitch_octave_cost=0.2,
+        )
+    )  # fmt: skip
+    assert other == PitchTracker(512, 60, 200, 0.99, 0.1, 0.2)
+
+
+def test_what_counts_as_voiced_is_the_trackers() -> None:
+    voice = make_speech_like(2.0)[None]
+    shares = [float(pitch(voice, replace(MEASURE, voiced=least))[1].float().mean()) for least in (0.2, 0.55, 0.95)]
+    assert shares[0] > shares[1] > shares[2]

@@ -25,8 +25,8 @@ from model.training.train_codec import (
     draw_codebooks,
     effective_dimensions,
     init_quantizer,
+    initialise,
     kmeans,
-    lsuv,
     mixed_crops,
     restart_dead_codes,
     train_codec,
@@ -42,7 +42,7 @@ def start(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     codec = Codec(CONFIG)
     samples = crops(corpus, corpus.split("train"), 75, 32, step_rng(0, 0))
-    lsuv(codec, samples)
+    initialise(codec, samples)
     with torch.no_grad():
         latents = codec.encoder(samples[:, None]).transpose(1, 2).flatten(0, 1)
     init_quantizer(codec, latents, expected=75 / VOCABULARY)
@@ -210,7 +210,7 @@ def test_lsuv_gives_unit_deviation(corpus: Corpus, decoder: Any) -> None:
     torch.manual_seed(1)
     codec = Codec(replace(CONFIG, decoder=decoder))
     samples = crops(corpus, corpus.split("train"), 75, 8, step_rng(0, 1))
-    lsuv(codec, samples)
+    initialise(codec, samples)
     deviations: dict[str, float] = {}
 
     def measured(name: str) -> Any:

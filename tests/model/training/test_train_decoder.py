@@ -18,6 +18,7 @@ from model.training.code_set import CodeSet, build_codes
 from model.training.corpus import Corpus, DataError
 from model.training.export import export_codec, find_codec
 from model.training.loop import step_rng
+from model.training.pitch import MEASURE
 from model.training.pitch_targets import heard_pitch, with_oscillators
 from model.training.train_decoder import DecoderTrainer, DecoderTraining, coded_crops, train_decoder
 
@@ -215,7 +216,7 @@ class TestOscillators:
 
 def test_music_has_no_pitch() -> None:
     real = torch.sin(2 * torch.pi * 200 * torch.arange(2 * 9600) / 24_000).reshape(2, -1)
-    hertz, voiced = heard_pitch(real, torch.tensor([True, False]))
+    hertz, voiced = heard_pitch(real, torch.tensor([True, False]), MEASURE)
     assert voiced[0, 3:-3].all() and not voiced[1].any()
     assert hertz[0, 5].item() == pytest.approx(200, rel=5e-3)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import pytest
 
-from model.inference.numba_backend.cache import KernelCache, told
+from model.inference.numba_backend.cache import KernelCache, log_compilation
 
 ROOT = Path(__file__).parents[4]
 NOBODY = 10001
@@ -31,7 +31,7 @@ def doubled(x):
 START = """
 import json, logging, os, sys
 import numba
-from model.inference.numba_backend.cache import told
+from model.inference.numba_backend.cache import log_compilation
 from model.inference.numba_backend.jit import compiled
 
 numba.njit(lambda x: 2 * x)(1)
@@ -48,7 +48,7 @@ logging.getLogger("model").setLevel(logging.INFO)
 sys.path.insert(0, folder)
 from kernels import doubled
 
-with told(doubled, "kernel"):
+with log_compilation(doubled, "kernel"):
     result = doubled(21)
 stats = doubled.stats
 hits, misses = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
@@ -85,7 +85,7 @@ def said(folder: Path, caplog: pytest.LogCaptureFixture) -> str:
     for expected in (1, 0):
         kernel = load(folder)
         caplog.clear()
-        with caplog.at_level(logging.INFO), told(kernel, "kernel"):
+        with caplog.at_level(logging.INFO), log_compilation(kernel, "kernel"):
             assert kernel(21) == 42
         assert len(caplog.records) == expected
         if expected:
@@ -95,7 +95,7 @@ def said(folder: Path, caplog: pytest.LogCaptureFixture) -> str:
 
 def test_a_start_loads_what_another_has_compiled(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     kernel = load(folder)
-    with caplog.at_level(logging.INFO), told(kernel, "kernel"):
+    with caplog.at_level(logging.INFO), log_compilation(kernel, "kernel"):
         assert kernel(21) == 42
     assert sum(kernel.stats.cache_hits.values()) == 1 and not kernel.stats.cache_misses
     assert not caplog.records
@@ -178,9 +178,9 @@ def start(folder: Path, *, plain: bool = True) -> dict[str, Any]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    assert told["result"] == 42
-    return told
+    printed: dict[str, Any] = json.loads(done.stdout)
+    assert printed["result"] == 42
+    return printed
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs permissions as POSIX has them")

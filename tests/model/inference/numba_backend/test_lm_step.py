@@ -52,9 +52,10 @@ def same(one: Frames, index: int, other: Frames) -> bool:
 
 @pytest.mark.parametrize("which", range(3))
 def test_it_makes_what_generate_makes(shipped: Bundle, prompts: list[PromptState], which: int) -> None:
-    """Other sums of the same numbers: equal tokens (a draw within rounding of a rung may differ, 1 in 100,000; these
-    seeds have none), values within rounding. (A pitch on the edge of a step of 1/64 Hz, one of some hundred, rounds to
-    either side; the pulses are then 0.0002 cycles apart: a quiet band of mel shows it, and loud samples do.
+    """Other sums of the same numbers: equal tokens (a draw within rounding of a step of the cdf may differ, 1 in
+    100,000; these seeds have none), values within rounding. (A pitch on the edge of a step of 1/64 Hz, one of
+    some hundred, rounds to either side; the pulses are then 0.0002 cycles apart: a quiet band of mel shows it, and loud
+    samples do.
     Of 24 tries of the fourth edition (8 seeds for each) three drew another code; the furthest log-probability was
     7e-4 away, the furthest sample 2e-3. Of the third, whose distributions are flatter: 3, 8e-4, 4e-4.)"""
     made = alone(shipped, prompts[which], OPTIONS[which], 40)

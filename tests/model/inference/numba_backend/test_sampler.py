@@ -21,10 +21,10 @@ SIZE = 1024
 def compiled(
     logits: np.ndarray, options: SamplingOptions, uniform: float, levels: Sequence[int] = ()
 ) -> tuple[int, float]:
-    chances, within, work = np.zeros((3, SIZE), np.float32)
+    drawn_from, within, work = np.zeros((3, SIZE), np.float32)
     token, logprob = draw(
         logits, SIZE, options.temperature, options.top_k, options.top_p, int(options.keep_level), level_tables(levels),
-        uniform, chances, within, work,
+        uniform, drawn_from, within, work,
     )  # fmt: skip
     return int(token), float(logprob)
 
@@ -38,7 +38,7 @@ def compiled(
 def test_what_can_be_drawn(
     seed: int, spread: float, temperature: float, top_k: int, top_p: float, ties: bool, levels: int, keep_level: bool
 ) -> None:
-    """The token stands where the number falls on the reference's ladder, but for rounding at a rung."""
+    """The token stands where the number falls in the reference's cdf, but for rounding at an edge."""
     rng = np.random.default_rng(seed)
     level = rng.permutation(np.arange(SIZE) % levels) if levels else np.zeros(0, int)
     logits = (rng.standard_normal(SIZE) * spread).astype(np.float32)
@@ -48,13 +48,13 @@ def test_what_can_be_drawn(
     level_of = torch.from_numpy(level == np.arange(levels)[:, None]) if levels > 1 else None
     # the rounding of a float32 may move a token over the edge of the set that top-p keeps: either is right
     near = {top_p, max(top_p - 1e-5, 1e-6), min(top_p + 1e-5, 1.0)} if top_p < 1 else {top_p}
-    ladders = []
+    cdfs = []
     for edge in near:
-        chances = probabilities(torch.from_numpy(logits)[None], replace(options, top_p=edge), level_of)[0].numpy()
-        ladders.append(np.concatenate([[0.0], np.cumsum(chances)]))
+        expected = probabilities(torch.from_numpy(logits)[None], replace(options, top_p=edge), level_of)[0].numpy()
+        cdfs.append(np.concatenate([[0.0], np.cumsum(expected)]))
     for uniform in rng.random(5):
         token, logprob = compiled(logits, options, uniform, level.tolist())
-        assert any(ladder[token] - 1e-5 <= uniform <= ladder[token + 1] + 1e-5 for ladder in ladders)
+        assert any(cdf[token] - 1e-5 <= uniform <= cdf[token + 1] + 1e-5 for cdf in cdfs)
         exact = torch.from_numpy(logits).double().log_softmax(-1)[token]
         assert math.isclose(logprob, float(exact), abs_tol=2e-5)
 

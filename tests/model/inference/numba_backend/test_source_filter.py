@@ -14,14 +14,14 @@ from model.inference.numba_backend.gemm import add_product, pack
 from model.inference.numba_backend.source_filter import (
     FILTERS,
     RESPONSE_WIDTH,
-    Tones,
-    ToneWeights,
+    Sources,
+    SourceWeights,
     filtered,
     noise,
-    play,
     pulses,
+    render_sources,
 )
-from model.inference.numba_backend.weights import _tones
+from model.inference.numba_backend.weights import source_weights
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,12 @@ def decoder() -> SourceFilterDecoder:
 
 
 @pytest.fixture(scope="module")
-def weights(decoder: SourceFilterDecoder) -> ToneWeights:
-    return _tones(decoder, partial(pack, half=False))
+def weights(decoder: SourceFilterDecoder) -> SourceWeights:
+    return source_weights(decoder, partial(pack, half=False))
 
 
-def fresh(rows: int) -> Tones:
-    return Tones(
+def fresh(rows: int) -> Sources:
+    return Sources(
         np.zeros(rows, np.int64), np.zeros(rows), np.zeros(rows), np.zeros((rows, SOURCES), np.float32),
         np.zeros((rows, NOTES), np.float32), np.zeros((rows, RESPONSE), np.float32),
     )  # fmt: skip
@@ -63,7 +63,7 @@ def test_noise_is_the_same_to_the_bit() -> None:
         np.testing.assert_array_equal(out, torch_noise(torch.tensor([first]), HOP_SAMPLES)[0].numpy())
 
 
-def test_filters(decoder: SourceFilterDecoder, weights: ToneWeights) -> None:
+def test_filters(decoder: SourceFilterDecoder, weights: SourceWeights) -> None:
     generator = torch.Generator().manual_seed(1)
     source = torch.randn(1, SOURCES, HOP_SAMPLES, generator=generator)
     levels = torch.rand(1, SUBFRAMES, SOURCES, generator=generator)
@@ -82,26 +82,26 @@ def test_filters(decoder: SourceFilterDecoder, weights: ToneWeights) -> None:
     np.testing.assert_allclose(ringing, rings[0].numpy(), atol=2e-5)
 
 
-def test_frames_one_by_one(decoder: SourceFilterDecoder, weights: ToneWeights) -> None:
+def test_frames_one_by_one(decoder: SourceFilterDecoder, weights: SourceWeights) -> None:
     features = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(2))
     wanted, state = decoder.render(features)
-    tones, rows, made = fresh(3), np.array([2, 0]), []
+    sources, rows, made = fresh(3), np.array([2, 0]), []
     for frame in range(30):
         out = np.zeros((2, 384), np.float32)
-        play(np.ascontiguousarray(features[:, frame].numpy()), weights, tones, rows, out)
+        render_sources(np.ascontiguousarray(features[:, frame].numpy()), weights, sources, rows, out)
         made.append(out[:, :HOP_SAMPLES])
     np.testing.assert_allclose(np.concatenate(made, 1), wanted[:, 0].numpy(), rtol=1e-3, atol=2e-4)
-    for name, expected in zip(tones._fields, state, strict=True):
-        own: np.ndarray = getattr(tones, name)
+    for name, expected in zip(sources._fields, state, strict=True):
+        own: np.ndarray = getattr(sources, name)
         np.testing.assert_allclose(own[rows], expected.numpy(), atol=1e-4, err_msg=name)
         assert not own[1].any(), f"a row that was not played moved: {name}"
 
 
-def test_rows_do_not_hear_each_other(decoder: SourceFilterDecoder, weights: ToneWeights) -> None:
+def test_rows_do_not_hear_each_other(decoder: SourceFilterDecoder, weights: SourceWeights) -> None:
     features = np.random.default_rng(3).standard_normal((5, 16)).astype(np.float32)
     together, alone = np.zeros((5, 384), np.float32), np.zeros((1, 384), np.float32)
-    play(features, weights, fresh(5), np.arange(5), together)
+    render_sources(features, weights, fresh(5), np.arange(5), together)
     for row in range(5):
         alone[:] = 0
-        play(features[row : row + 1].copy(), weights, fresh(1), np.arange(1), alone)
+        render_sources(features[row : row + 1].copy(), weights, fresh(1), np.arange(1), alone)
         np.testing.assert_array_equal(together[row, :HOP_SAMPLES], alone[0, :HOP_SAMPLES])
