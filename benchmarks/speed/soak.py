@@ -31,15 +31,14 @@ import numpy as np
 from app.audio.formats import MEDIA_TYPES
 from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import RESULTS
-from benchmarks.speed.hostile import Guest, hostile
-from benchmarks.speed.requests_memory import FILES, recording
+from benchmarks.speed.hostile import Guest, clip, file, hostile
 from benchmarks.speed.served import Server, serving
 from benchmarks.speed.timing import conditions, console, write
 from model.checkpoint import random_bundle, save_bundle
 
 HOSTILE = 0.3
 WARM_UP = 0.3  # of the requests: caches fill, pools of threads reach their size
-RESTS = 20  # at which memory is read, evenly spread over the requests
+RESTS = 12  # at which memory is read, evenly spread over the requests
 SLOPE_BYTES = 1_000.0  # a request: the law
 KIB = 1024.0
 
@@ -131,24 +130,21 @@ def good(index: int) -> tuple[str, list[bytes], dict[str, str]]:
     """Path, files and fields of a request that shall be answered with 200."""
     rng = random.Random(f"good {index}")
 
-    def clip(longest: float) -> bytes:
-        return recording(rng.uniform(0.3, longest), *rng.choice(FILES))
-
-    if rng.random() < 0.03:
-        return "/score", [recording(20.0, "WAV", 44_100)], {}  # more than 1 MiB: it is kept in a file
+    if rng.random() < 0.02:
+        return "/score", [file(13.0, "WAV", 44_100)], {}  # more than 1 MiB: it is kept in a file
     if rng.random() < 0.25:
         detail = rng.choice(["summary", "tokens", "full"])
-        return "/score", [clip(2.0) for _ in range(rng.randrange(1, 4))], {"detail": detail}
+        return "/score", [clip(rng) for _ in range(rng.randrange(1, 4))], {"detail": detail}
     streamed = rng.random() < 0.3
     form = rng.choice([name for name in ("json", *MEDIA_TYPES) if not streamed or name != "flac"])
-    fields = {"seconds": f"{rng.uniform(0.1, 0.5):.2f}", "seed": str(index), "response_format": form}
+    fields = {"seconds": f"{rng.uniform(0.1, 0.3):.2f}", "seed": str(index), "response_format": form}
     if form == "json":
-        fields["n"] = str(rng.randrange(1, 4))
+        fields["n"] = str(rng.randrange(1, 3))
     if streamed:
         fields["stream"] = "true"
     elif rng.random() < 0.3:
         fields["include_prompt"] = "true"
-    return "/continue", [clip(3.0)], fields
+    return "/continue", [clip(rng)], fields
 
 
 @dataclass
