@@ -59,7 +59,7 @@ async def post_continue(request: Request) -> Response:
     state = request.app.state
     async with AsyncExitStack() as permit:
         permit.enter_context(state.limits.one(client_of(request)))
-        permit.enter_context(state.engine.acquire())
+        permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, ContinueForm, max_files=1) as upload:
             asked = await unless_gone(request, checked(request, upload), "decode")
         if asked.form.stream:
