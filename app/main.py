@@ -24,7 +24,7 @@ from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import ErrorResponse
 from app.server.tracing import tracing_for
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, warn_of_unknown_names
 from app.system import docs, health, models, page
 from model.checkpoint import Bundle, load_bundle
 
@@ -121,6 +121,9 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:
     """The application. ``bundle`` is for tests; without it the settings' folder is loaded at start-up."""
+    if settings is None:
+        settings = load_settings()
+        warn_of_unknown_names()
     app = FastAPI(
         title="Whisper-GPT server",
         summary="Continues audio and scores audio with a hybrid audio language model.",
@@ -133,7 +136,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         telemetry={"tracing": False, "metrics": False, "logs": False},
         responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
     )
-    app.state.settings = settings = settings or load_settings()
+    app.state.settings = settings
     app.state.metrics = metrics = Metrics()
     app.state.bundle = bundle
     app.state.keys = Keys(settings)

@@ -166,14 +166,18 @@ def unknown_names() -> list[str]:
     return sorted(unknown)
 
 
+def warn_of_unknown_names() -> None:
+    """A line in the log for each; apart from `load_settings`, for a log is set up as the settings say."""
+    for name in unknown_names():
+        log.warning("unknown setting %s is ignored", name)
+
+
 def load_settings(**flags: Any) -> Settings:
     """Settings from flags (None = not given), environment and the file that ``WHISPERGPT_CONFIG`` names.
 
-    Warns of unknown names. Raises pydantic's ValidationError on values out of range, ValueError for a missing file.
+    Raises pydantic's ValidationError on values out of range, ValueError for a missing file.
     """
     path = os.environ.get(PREFIX + "CONFIG")
     if path and not Path(path).is_file():
         raise ValueError(f"{PREFIX}CONFIG names {path}, which is no file")
-    for name in unknown_names():
-        log.warning("unknown setting %s is ignored", name)
     return Settings(**{name: value for name, value in flags.items() if value is not None})

@@ -23,7 +23,7 @@ from app.cli.options import (
     with_options,
 )  # fmt: skip
 from app.errors import UserError
-from app.settings import PREFIX, Settings, load_settings, unknown_names
+from app.settings import PREFIX, Settings, load_settings, unknown_names, warn_of_unknown_names
 
 config = typer.Typer(
     cls=FriendlyGroup,
@@ -70,6 +70,7 @@ def show_command(
 ) -> None:
     """Show the settings that a server started here would have."""
     settings = settings_from(file)
+    warn_of_unknown_names()
     values = {name: getattr(settings, name) for name in Settings.model_fields}
     if as_json:
         plain = {

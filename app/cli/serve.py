@@ -19,7 +19,7 @@ from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
 from app.server.logs import configuration, take_prints
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, warn_of_unknown_names
 from model.checkpoint import load_bundle
 
 TICK_SECONDS = 0.1  # uvicorn's own
@@ -122,6 +122,7 @@ def serve(settings: Settings) -> None:
         take_prints()
     logging.config.dictConfig(configuration(settings))
     logging.captureWarnings(settings.log_format == "json")
+    warn_of_unknown_names()
     try:
         listeners = bound(settings.host, settings.port)  # before the weights are read, which takes a while
     except OSError as error:

@@ -29,7 +29,20 @@ from model.inference.scoring import TooShortError
 router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["continue"])
 AUDIO = {"schema": {"type": "string", "format": "binary"}}
 EVENTS = {
-    "schema": {"type": "string", "description": "stream=true: audio.delta, ..., audio.done; or audio.error"},
+    "itemSchema": {  # of each event; a keyword of OpenAPI 3.2, which FastAPI uses as well
+        "type": "object",
+        "description": "stream=true: audio.delta, ..., audio.done; or audio.error",
+        "required": ["event", "data"],
+        "properties": {
+            "event": {"type": "string", "enum": ["audio.delta", "audio.done", "audio.error"]},
+            "data": {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "description": "audio.delta: index (of the choice), audio (base64 of s16le, 24 kHz, mono), tokens, "
+                "logprobs; audio.done: the JSON answer without its choices' audio; audio.error: an ErrorResponse",
+            },
+        },
+    },
     "example": 'event: audio.delta\ndata: {"index": 0, "audio": "AAD//w==", "tokens": [17], "logprobs": [-3.1]}\n\n',
 }
 ANSWERS = {
@@ -46,7 +59,7 @@ async def post_continue(request: Request) -> Response:
     state = request.app.state
     async with AsyncExitStack() as permit:
         permit.enter_context(state.limits.one(client_of(request)))
-        permit.enter_context(state.engine.acquire())
+        permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, ContinueForm, max_files=1) as upload:
             asked = await unless_gone(request, checked(request, upload), "decode")
         if asked.form.stream:

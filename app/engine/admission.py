@@ -38,15 +38,19 @@ class Admission:
         self._lock = threading.Lock()  # of that count, of each request's `begun`, and of the gauges
 
     @contextmanager
-    def acquire(self) -> Iterator[None]:
-        """A permit for a request. Raises Overloaded, Draining or NotReady."""
+    def acquire(self, make_room: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """A permit for a request. Raises Overloaded, Draining or NotReady.
+
+        ``make_room``: asked when there is none. It may have another request give its permit back in a moment, and says
+        whether it has.
+        """
         if self.draining:
             self._metrics.rejected.labels("draining").inc()
             raise Draining("the server is shutting down", headers=SOON)
         if not self._healthy():
             self._metrics.rejected.labels("not_ready").inc()
             raise NotReady("the engine does not answer", headers=SOON)
-        if self.in_use >= self.permits:
+        if self.in_use >= self.permits and not make_room():
             self._metrics.rejected.labels("overloaded").inc()
             headers = {"retry-after": str(self.retry_after_seconds)}
             raise Overloaded(f"all {self.permits} permits are in use", headers=headers)

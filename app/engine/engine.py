@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -162,9 +162,12 @@ class Engine:
         """Set while no request is inside."""
         return self.admission.empty
 
-    def acquire(self) -> AbstractContextManager[None]:
-        """A permit for a request, to be held until its answer is ready. Raises Overloaded, Draining or NotReady."""
-        return self.admission.acquire()
+    def acquire(self, make_room: Callable[[], bool] = lambda: False) -> AbstractContextManager[None]:
+        """A permit for a request, to be held until its answer is ready; see `Admission.acquire`.
+
+        Raises Overloaded, Draining or NotReady.
+        """
+        return self.admission.acquire(make_room)
 
     async def submit(self, request: EngineRequest) -> Any:
         """Answers a request: returns its result or raises its error. When the caller is cancelled, so is the request.

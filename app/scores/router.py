@@ -37,7 +37,7 @@ async def post_score(request: Request) -> Response:
     state = request.app.state
     async with AsyncExitStack() as permit:
         permit.enter_context(state.limits.one(client_of(request)))
-        permit.enter_context(state.engine.acquire())
+        permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, ScoreForm, state.settings.max_files) as upload:
             scored = await unless_gone(request, score_audio(request, upload), "score")
         began = time.monotonic()

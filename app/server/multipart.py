@@ -1,11 +1,10 @@
 """Reading a multipart body: counted and timed while it arrives, then parsed into fields and files."""
 
-import asyncio
 import errno
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from email.message import Message as EmailMessage
 
@@ -16,38 +15,36 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull, UploadTimeout
+from app.errors import ClientGone, FileTooLarge, InvalidParameter, MalformedForm, StorageFull
+from app.server.bodies import Body
 from app.server.tracing import mark
 from app.settings import Settings
 
 MAX_FIELDS = 64
 FIELD_BYTES = 16_384  # of a text field: a number or a word
-# the last: Python found no folder to write to
-STORAGE_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOENT}
+# full; not to be written to, for whatever reason; broken. ENOENT: Python found no folder to write to
+STORAGE_FULL = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT
+}  # fmt: skip
 log = logging.getLogger("whispergpt")
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a bad form is told to its sender, not to the log
 
 
-def _guard(request: Request, settings: Settings, held: Callable[[int], None]) -> Request:
+def _guard(request: Request, settings: Settings, body: Body) -> Request:
     """The request with a body that is counted while it arrives: a length in a header can lie or be absent."""
     limit = round(settings.max_upload_mib * 2**20)
-    deadline = time.monotonic() + settings.upload_timeout_seconds
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
-    seen = 0
 
     async def receive() -> Message:
-        nonlocal seen
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+        with body.told():
+            async with body.patience():
                 message = await request.receive()
-        except TimeoutError:
-            raise UploadTimeout(f"the body did not arrive within {settings.upload_timeout_seconds:g} s") from None
-        seen += len(message.get("body", b""))
-        if seen > limit:
+        body.add(len(message.get("body", b"")))
+        body.arriving = body.arriving and message.get("more_body", False)
+        if body.held > limit:
             raise FileTooLarge(f"the body may hold {settings.max_upload_mib:g} MiB: send FLAC or Opus", "file")
-        held(len(message.get("body", b"")))
         return message
 
     return Request(request.scope, receive)
@@ -112,11 +109,10 @@ def too_many(max_files: int) -> InvalidParameter:
     return InvalidParameter(f"file: {most}", "file")
 
 
-async def parsed(request: Request, settings: Settings, max_files: int, held: Callable[[int], None]) -> FormData:
-    """The request's fields and files; the caller closes them. Counts its bytes with ``held`` while they arrive.
+async def parsed(request: Request, settings: Settings, max_files: int, body: Body) -> FormData:
+    """The request's fields and files; the caller closes them. ``body`` counts its bytes while they arrive.
 
-    Raises MalformedForm, InvalidParameter, FileTooLarge, StorageFull, UploadTimeout or ClientGone, and what ``held``
-    raises.
+    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or ClientGone.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -126,7 +122,7 @@ async def parsed(request: Request, settings: Settings, max_files: int, held: Cal
         raise MalformedForm("send the form in UTF-8")
     began = time.monotonic()
     try:
-        return await _parsed(_guard(request, settings, held), max_files + 1)  # one more, to look at its name
+        return await _parsed(_guard(request, settings, body), max_files + 1)  # one more, to look at its name
     except ClientDisconnect:
         raise ClientGone("upload") from None
     except MultiPartException as error:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.errors import InvalidParameter
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
+FILE_TYPES = "audio/*, video/*"  # for who makes requests from the description; the server looks at the bytes alone
 WARNINGS = Field(None, description="only where there is something to tell: audio_lost, phase_inverted, silent_clip")
 
 
@@ -59,13 +60,27 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+def _cannot_be_null(field: dict[str, Any]) -> None:
+    """A form's field can be absent, and has no word for null."""
+    choices = [one for one in field.pop("anyOf", []) if one != {"type": "null"}]
+    if len(choices) == 1:
+        field |= choices[0]
+    elif choices:
+        field["anyOf"] = choices
+    if field.get("default", "") is None:
+        del field["default"]
+
+
 def multipart(form: type[Form], many: bool) -> dict[str, Any]:
     """OpenAPI's description of a form with its file. Routes read the body themselves, after admission."""
     schema = form.model_json_schema()
+    for field in schema["properties"].values():
+        _cannot_be_null(field)
     binary = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
     file: dict[str, Any] = {"type": "array", "items": binary, "minItems": 1} if many else binary
     schema["properties"] = {"file": file | {"description": "audio, any rate, any number of channels"}} | schema[
         "properties"
     ]
     schema["required"] = ["file"]
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+    content = {"schema": schema, "encoding": {"file": {"contentType": FILE_TYPES}}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}

@@ -45,8 +45,8 @@ async def received(request: Request, form: type[F], max_files: int) -> AsyncIter
     ClientGone.
     """
     bodies: Bodies = request.app.state.bodies
-    with bodies.one() as held:
-        data = await parsed(request, request.app.state.settings, max_files, held)
+    with bodies.one() as body:
+        data = await parsed(request, request.app.state.settings, max_files, body)
         try:
             files: list[UploadFile] = []
             fields: dict[str, str] = {}

@@ -26,6 +26,11 @@ class Server:
 
     url: str
     pid: int
+    log: int  # descriptor of the file that it writes to
+
+    def said(self) -> str:
+        """All that it has written so far: warnings and errors."""
+        return os.pread(self.log, os.fstat(self.log).st_size, 0).decode("utf-8", "replace")
 
     def metric(self, name: str) -> float:
         """A value of /metrics without labels. Raises KeyError when there is none."""
@@ -56,25 +61,27 @@ def share_below(before: dict[float, float], after: dict[float, float], bound: fl
 
 
 @contextmanager
-def serving(bundle: Path, *flags: str) -> Iterator[Server]:
-    """Starts a server on a free port, and ends it afterwards. Raises RuntimeError with what it says when it fails."""
+def serving(bundle: Path, *flags: str, **more: str) -> Iterator[Server]:
+    """Starts a server on a free port, and ends it afterwards. Raises RuntimeError with what it says when it fails.
+
+    ``more`` is added to its environment.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), **more}
     command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(port), "--bundle", str(bundle), *flags]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, "--log-level", "warning"], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT
         )
-        server = Server(f"http://127.0.0.1:{port}", process.pid)
+        server = Server(f"http://127.0.0.1:{port}", process.pid, log.fileno())
         try:
             end = time.monotonic() + START_SECONDS
             while not _ready(server):
                 if process.poll() is not None or time.monotonic() > end:
-                    log.seek(0)
-                    raise RuntimeError(f"the server did not start:\n{log.read()}")
+                    raise RuntimeError(f"the server did not start:\n{server.said()}")
                 time.sleep(0.1)
             yield server
         finally:

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
 from app.main import create_app
-from app.settings import Settings, load_settings
+from app.settings import Settings, load_settings, warn_of_unknown_names
 
 OPENAPI = Path(__file__).with_name("openapi.json")
 KEYS: dict[str, Any] = {"api_keys": [SecretStr("first"), SecretStr("second")]}
@@ -198,6 +198,7 @@ def test_settings_from_environment_and_file(
     monkeypatch.setenv("WHISPERGPT_API_KEYS", '["one"]')
     monkeypatch.setenv("WHISPERGPT_TREADS", "2")
     settings = load_settings(host="0.0.0.0", slots=None)
+    warn_of_unknown_names()
     assert (settings.queue, settings.port, settings.host, settings.slots) == (3, 9001, "0.0.0.0", None)
     assert [key.get_secret_value() for key in settings.api_keys] == ["one"]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

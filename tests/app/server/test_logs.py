@@ -170,9 +170,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("processes", [True, False])
 def test_all_that_a_process_writes_is_json(folder: Path, to_file: Any, speech: Any, processes: bool) -> None:
-    """From its start to its end, at level debug, with damaged MP3s and requests that are no HTTP."""
+    """From its start to its end, at level debug, with settings that do not exist, damaged MP3s and what is no HTTP."""
     flags = ["--log-format", "json", "--log-level", "debug", "--api-keys", json.dumps(KEYS["api_keys"])]
-    server = Server(folder, *flags, *([] if processes else ["--no-decoder-processes"]))
+    file = folder.parent / "server.toml"
+    file.write_text("quue = 4\n")
+    flags += ["--config", str(file), *([] if processes else ["--no-decoder-processes"])]
+    server = Server(folder, *flags, WHISPERGPT_TREADS="2")
     good = to_file(speech, 24_000, "MP3")
     bad = bytearray(good)
     for at in range(500, len(bad), 97):
@@ -196,6 +199,9 @@ def test_all_that_a_process_writes_is_json(folder: Path, to_file: Any, speech: A
     assert KEY not in written
     lines = [json.loads(line) for line in written.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    unknown = [line for line in lines if line["message"].startswith("unknown setting ")]
+    assert [line["message"].split()[-3] for line in unknown] == ["quue", "WHISPERGPT_TREADS"]
+    assert {line["level"] for line in unknown} == {"warning"}
     scored = [line for line in lines if line.get("route") == "/score"]
     assert [line["key"] for line in scored] == ["alice"] * 4
     refused = [line for line in lines if line.get("error") == "malformed_request"]
