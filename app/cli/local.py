@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,20 +20,19 @@ from app.cli.options import errors, limit_threads, pick_device
 from app.cli.progress import Bar, progress_bar
 from app.continuations.answers import too_short
 from app.continuations.schemas import ContinueForm
-from app.errors import ServiceError
+from app.corpora.scoring import MAX_SECONDS, result_or_error
 from app.scores.schemas import ScoreForm
-from app.scores.service import clip_error, detail_of, result, window_of
+from app.scores.service import detail_of, window_of
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
 from model.inference.backend import backend_for
 from model.inference.generate import generate
 from model.inference.prefill import prefill
 from model.inference.sampling import SamplingOptions
-from model.inference.scoring import CHUNK_FRAMES, MelSource, TooShortError, WindowError, score
+from model.inference.scoring import CHUNK_FRAMES, MelSource, Score, TooShortError, score
 from model.inference.types import PromptState
 
 MadeMel = Literal["decoded", "masked"]
-MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 
 
 def load(
@@ -135,20 +135,14 @@ def score_clips(bundle: Bundle, clips: list[Path], form: ScoreForm, mel: MelSour
     results: list[dict[str, Any]] = []
     context, window, detail = frames_for_seconds(form.prompt_seconds), window_of(form), detail_of(form)
     for index, clip in enumerate(clips, 1):
-        try:
-            heard = read(clip)
-            samples = torch.from_numpy(heard.samples)
-            of_all = f" ({index} of {len(clips)})" if len(clips) > 1 else ""
-            with progress_bar(f"{clip.name}{of_all}", len(samples) / SAMPLE_RATE_HZ, "x real time") as bar:
+        name = clip.name + (f" ({index} of {len(clips)})" if len(clips) > 1 else "")
+
+        def scored(samples: torch.Tensor, name: str = name) -> Score:
+            with progress_bar(name, len(samples) / SAMPLE_RATE_HZ, "x real time") as bar:
                 blocks = _told(samples, bar)
-                scored = score(bundle, blocks, context_frames=context, mel=mel, window=window, detail=detail)
-            results.append(result(clip.name, scored, form, heard.warnings))
-        except (TooShortError, WindowError) as error:
-            results.append({"filename": clip.name, "error": clip_error(error).body(None)})
-        except ServiceError as error:
-            results.append({"filename": clip.name, "error": error.body(None)})
-        except OSError as error:
-            results.append({"filename": clip.name, "error": {"message": error.strerror or str(error)}})
+                return score(bundle, blocks, context_frames=context, mel=mel, window=window, detail=detail)
+
+        results.append(result_or_error(clip.name, partial(read, clip), scored, form))
     return results
 
 

@@ -29,7 +29,7 @@ def plot_score(out: Path, clip: Path, scored: Scored) -> None:
     """The picture of the only clip; none where it could not be scored."""
     from app.audio.decode import hear
     from app.audio.picture import Sketch
-    from app.cli.local import MAX_SECONDS
+    from app.corpora.scoring import MAX_SECONDS
 
     if not scored.good:
         return
@@ -47,7 +47,7 @@ def plot_continuation(
 
     from app.audio.decode import hear
     from app.audio.picture import PAST, Sketch, Strip, picture
-    from app.cli.local import MAX_SECONDS
+    from app.corpora.scoring import MAX_SECONDS
 
     with clip.open("rb") as file:
         prompt = hear(file, MAX_SECONDS, *part).samples[: body["prompt"]["tokens"] * HOP_SAMPLES]

@@ -1,4 +1,4 @@
-"""`whisper-gpt score`: here, or against a server with `--url`."""
+"""`whisper-gpt score`: here, or against a server with `--url`; a few clips, or a corpus."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +10,7 @@ from app.cli.options import console, errors, existing_files, form_options, show_
 from app.cli.output import check_output, whole_file
 from app.cli.plot import check_plot, plot_score
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
+from app.corpora.sources import is_corpus
 from app.errors import UserError
 from app.scores.reports import REPORTS, Format, Scored, check_clips
 from app.scores.schemas import ScoreForm
@@ -18,6 +19,7 @@ from model.constants import frames_for_seconds
 
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
+MelChoice = Literal["real", "decoded", "masked"]
 NOT_OPTIONS = ("response_format", "timeout_seconds")  # the former is here, with the table as its default
 SUFFIXES: dict[str, Format] = {
     report.suffix.lower(): name
@@ -76,14 +78,62 @@ def _write(name: Format, scored: Scored, out: Path | None) -> None:
         part.write_bytes(content)
 
 
+def _wants_parquet(wanted: str | None, out: Path | None) -> bool:
+    return wanted == "parquet" or (wanted is None and out is not None and out.suffix.lower() == ".parquet")
+
+
+def _corpus_format(wanted: str | None, as_json: bool, out: Path | None) -> Literal["jsonl", "csv", "parquet"] | None:
+    """What the rows of a corpus are written as; None = a table on the terminal. Raises UserError."""
+    from app.corpora.rows import SUFFIXES as BY_NAME
+
+    if wanted is None and as_json:
+        wanted = "json"
+    if wanted is None and out is not None:
+        wanted = BY_NAME.get(out.suffix.lower())
+        if wanted is None:
+            raise UserError(f"{out}: a corpus is written to {', '.join(BY_NAME)}; or name it by --response-format")
+    match wanted:
+        case None | "jsonl" | "csv" | "parquet":
+            return wanted
+    raise UserError(f"--response-format {wanted} is of clips; a corpus has a row a clip: jsonl, csv or parquet")
+
+
+def _score_corpus(
+    clips: list[Path], form: ScoreForm, name: Literal["jsonl", "csv", "parquet"] | None, out: Path | None,
+    mel: MelChoice, bundle: Path | None, device: str | None, threads: int | None, processes: int, resume: bool,
+) -> None:  # fmt: skip
+    if resume and out is None:
+        raise UserError("--resume goes on with a file: name it with --out")
+    if name is not None:
+        form = _with_format(form, "jsonl" if name == "parquet" else name).as_json()
+    with handled(stop_at_once):
+        from app.cli.corpus import Place, score_corpus
+    rows, good = score_corpus(clips, form, mel, Place(name, out, resume), bundle, device, threads, processes)
+    if rows:
+        _show_scores(rows)
+    for row in rows:
+        if "error" in row:
+            errors.print(f"{row['id']}: {row['error']['message']}", style="red", markup=False, soft_wrap=True)
+    if not good:
+        raise typer.Exit(1)
+
+
 @form_options(ScoreForm, leave_out=NOT_OPTIONS)
 def score_command(
-    clips: Annotated[list[Path], typer.Argument(help="audio files")],
+    clips: Annotated[
+        list[Path],
+        typer.Argument(
+            help="audio files; or a corpus: folders, patterns, manifests (wav.scp, .jsonl, .csv, .tsv), tars, or - for "
+            "standard input (paths or JSON, one a line, or a tar)"
+        ),
+    ],
     form: ScoreForm,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
     response_format: Annotated[
-        Literal["json", "jsonl", "csv", "audacity", "textgrid"] | None,
-        typer.Option(help="write this, as the server answers, instead of a table"),
+        Literal["json", "jsonl", "csv", "audacity", "textgrid", "parquet"] | None,
+        typer.Option(
+            help="write this, as the server answers, instead of a table; parquet is of a corpus and needs pyarrow"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -91,15 +141,21 @@ def score_command(
             "--out",
             "-o",
             help="a file to write to; without --response-format its name tells the format: .json, "
-            ".jsonl, .csv, .txt (a label track) or .TextGrid",
+            ".jsonl, .csv, .txt (a label track) or .TextGrid; of a corpus .jsonl, .csv or .parquet (a folder)",
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="draw waveform, spectrogram and likelihood of the clip to this .png; needs the extra plot"),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the file of --out: a clip that has its row is left out")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="of a corpus: score so many clips at once; default: 1; not with --url")
+    ] = None,
     mel: Annotated[
-        Literal["real", "decoded", "masked"] | None,
+        MelChoice | None,
         typer.Option(help="mel of the clip (the default), of its decoded codes, or none; not with --url"),
     ] = None,
     bundle: BundleFolder = None,
@@ -110,10 +166,19 @@ def score_command(
 ) -> None:
     """Tell how likely clips are.
 
-    When one of the clips cannot be scored, the others are, and the exit code is 1.
+    When one of the clips cannot be scored, the others are, and the exit code is 1. Of a corpus a row is written as
+    soon as its clip is scored.
     """
-    url = check_place(url, {"mel": mel, "bundle": bundle, "device": device, "threads": threads})
+    local = {"mel": mel, "bundle": bundle, "device": device, "threads": threads, "processes": processes}
+    url = check_place(url, local)
+    if is_corpus(clips) or resume or (processes or 1) > 1 or _wants_parquet(response_format, out):
+        if url is not None or plot is not None:
+            raise UserError(f"{'--url' if url is not None else '--plot'} takes sound files, and no corpus")
+        name = _corpus_format(response_format, as_json, out)
+        _score_corpus(clips, form, name, out, mel or "real", bundle, device, threads, processes or 1, resume)
+        return
     existing_files(clips)
+    assert response_format != "parquet"
     written = _format(response_format, as_json, out)
     if written is not None:
         check_clips(written, len(clips))

