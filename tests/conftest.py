@@ -1,13 +1,14 @@
 """What all tests share: one thread, a bundle of random weights and a signal that is a little like speech."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from model.checkpoint import Bundle, random_bundle
+from model.checkpoint import Bundle, random_bundle, save_bundle
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig
 from tests.support.signals import enliven, make_speech_like
@@ -35,6 +36,14 @@ def make_codec(speech_like: Tensor) -> Callable[..., Codec]:
         return codec
 
     return make
+
+
+@pytest.fixture(scope="session")
+def saved_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of random weights on disk, for what loads one by its path; nobody may change it."""
+    folder = tmp_path_factory.mktemp("saved") / "bundle"
+    save_bundle(random_bundle(), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

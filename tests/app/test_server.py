@@ -19,15 +19,12 @@ import numpy as np
 import pytest
 
 from app.cli.serve import bound
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("served") / "bundle"
-    save_bundle(random_bundle(), folder)
-    return folder
+def folder(saved_bundle: Path) -> Path:
+    return saved_bundle
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from app.metrics import Metrics
-from model.checkpoint import random_bundle, save_bundle
+from tests.support.live import free_port
 from tests.support.process import Server
 from tests.support.service import sound
 from tests.support.signals import make_speech_like
@@ -106,18 +105,9 @@ class TestPromtool:
         assert promtool("check", "metrics", given=generate_latest(Metrics().registry).decode()) == ""
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("scraped") / "bundle"
-    save_bundle(random_bundle(), folder)
-    running = Server(folder)
+def server(saved_bundle: Path) -> Iterator[Server]:
+    running = Server(saved_bundle)
     yield running
     running.close()
 

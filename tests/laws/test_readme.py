@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
+from tests.support.live import free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120
@@ -56,9 +57,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """A real server on a free port of 127.0.0.1, for as long as the module's tests run."""
     if not (bundle_folder() / "config.json").exists():
         pytest.fail(f"no bundle in {bundle_folder()}: commit weights/default, or set WHISPERGPT_TEST_BUNDLE to one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = int(probe.getsockname()[1])
+    free = free_port()
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as out:
         command = ["make", "serve", f"PORT={free}"]

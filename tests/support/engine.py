@@ -67,25 +67,21 @@ def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
     return asyncio.run_coroutine_threadsafe(sent, service.loop)
 
 
-class Visitor:
-    """A client that sends a form, or a part of it, takes so many parts of the answer, and leaves when told."""
+class Client:
+    """Sends a form, or a part of it, does with the answer's messages what `take` says, and leaves when told."""
 
-    def __init__(
-        self, service: Any, path: str, clip: bytes, part: float = 1.0, takes: int | None = None, **fields: str
-    ) -> None:
+    def __init__(self, service: Any, path: str, clip: bytes, part: float = 1.0, **fields: str) -> None:
         request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
         body = request.read()
         self.service = service
-        self.sent: list[Any] = []
-        self._body = body[: int(len(body) * part)]
-        self._whole, self._takes = part == 1.0, takes
+        self._body, self._whole = body[: int(len(body) * part)], part == 1.0
         self._scope = {
             "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
             "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
             "headers": [(key.lower(), value) for key, value in request.headers.raw],
             "client": ("1.2.3.4", 5), "server": ("test", 80),
         }  # fmt: skip
-        self._left = asyncio.Event()
+        self._left, self._on = asyncio.Event(), asyncio.Event()
         self.done = asyncio.run_coroutine_threadsafe(self._visit(), service.loop)
 
     async def _visit(self) -> None:
@@ -100,13 +96,31 @@ class Visitor:
             await self._left.wait()
             return {"type": "http.disconnect"}
 
-        async def send(message: Any) -> None:
-            self.sent.append(message)
-            if self._takes is not None and len(self.sent) > self._takes + 1:  # the first tells the status
-                await self._left.wait()
+        await self.service.app(self._scope, receive, self.take)
 
-        await self.service.app(self._scope, receive, send)
+    async def take(self, message: Any) -> None:
+        """A message of the answer; the server waits for as long as this takes."""
+        raise NotImplementedError
 
     def leave(self) -> None:
         self.service.loop.call_soon_threadsafe(self._left.set)
-        self.done.result(5)
+        self.done.result(10)
+
+    def go_on(self) -> None:
+        self.service.loop.call_soon_threadsafe(self._on.set)
+
+
+class Visitor(Client):
+    """Keeps all messages; after so many parts of the answer it takes no more, and stays."""
+
+    def __init__(
+        self, service: Any, path: str, clip: bytes, part: float = 1.0, takes: int | None = None, **fields: str
+    ) -> None:
+        self.sent: list[Any] = []
+        self._takes = takes
+        super().__init__(service, path, clip, part, **fields)
+
+    async def take(self, message: Any) -> None:
+        self.sent.append(message)
+        if self._takes is not None and len(self.sent) > self._takes + 1:  # the first tells the status
+            await self._left.wait()

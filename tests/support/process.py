@@ -10,15 +10,15 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.live import free_port
+
 
 class Server:
     """`whisper-gpt serve` in a process of its own."""
 
     def __init__(self, folder: Path, *flags: str, port: int = 0, **more: str) -> None:
         """Its environment has no setting but those in ``more``."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = port or free.getsockname()[1]
+        self.port = port or free_port()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")} | more
         command = "from app.cli.main import main; main()"
         self.log = (folder.parent / f"log-{self.port}").open("w+")

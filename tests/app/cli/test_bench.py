@@ -2,14 +2,11 @@
 
 import json
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
@@ -19,6 +16,7 @@ from app.main import create_app
 from app.settings import Settings
 from model.checkpoint import Bundle
 from model.constants import SAMPLE_RATE_HZ
+from tests.support.live import listening
 
 SPEECH = Path(__file__).parents[3] / "examples" / "speech.flac"
 KEY = ("--api-key", "sesame")
@@ -28,20 +26,8 @@ KEY = ("--api-key", "sesame")
 def server(bundle: Bundle) -> Iterator[str]:
     """Two slots, no queue, and a key."""
     settings = Settings(threads=1, slots=2, queue=0, api_keys=[SecretStr("sesame")])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(create_app(settings, bundle), log_level="warning"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            end = time.monotonic() + 120
-            while not running.started:
-                assert time.monotonic() < end
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join(60)
+    with listening(create_app(settings, bundle)) as url:
+        yield url
 
 
 def run(*arguments: object) -> Result:

@@ -15,16 +15,13 @@ from app.cli import interrupt
 from app.cli.interrupt import STOPPED, handled, stop_at_once
 from app.cli.output import check_folder, check_output, whole_file
 from app.errors import UserError
-from model.checkpoint import random_bundle, save_bundle
 
 SPEECH = Path(__file__).parents[3] / "examples" / "speech.flac"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(random_bundle(), folder)
-    return folder
+def bundle(saved_bundle: Path) -> Path:
+    return saved_bundle
 
 
 def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:

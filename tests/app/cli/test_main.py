@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 import pytest
 import soundfile
 import typer
-import uvicorn
 from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
@@ -32,21 +30,20 @@ from app.cli.train import take
 from app.errors import UserError
 from app.main import create_app
 from app.settings import Settings, load_settings
-from model.checkpoint import load_bundle, random_bundle, save_bundle
+from model.checkpoint import load_bundle
 from model.constants import SAMPLE_RATE_HZ
 from model.training.export import find_codec
 from model.training.train_codec import CodecTraining
 from model.training.train_decoder import DecoderTraining
+from tests.support.live import listening
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SPEECH, MUSIC = EXAMPLES / "speech.flac", EXAMPLES / "music.flac"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    save_bundle(random_bundle(), folder)
-    return folder
+def bundle(saved_bundle: Path) -> Path:
+    return saved_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -65,20 +62,8 @@ def environment(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def server(bundle: Path) -> Iterator[str]:
     """A real server on a free port, that wants a key; its URL."""
     settings = Settings(bundle=bundle, threads=1, api_keys=[SecretStr("sesame")])
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            deadline = time.monotonic() + 60
-            while not running.started:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join(60)
+    with listening(create_app(settings)) as url:
+        yield url
 
 
 def run(*arguments: object) -> Result:

@@ -4,48 +4,29 @@ import asyncio
 import base64
 import json
 import socket
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from app.client import load_generator
 from app.client.load_generator import BYTES_A_SECOND, Load, Player, Report, percentiles, put_load, schedule, summary
+from tests.support.live import listening
 
 CLIPS = [("a.wav", b"one"), ("b.wav", b"two")]
-
-
-@contextmanager
-def listening(app: Any) -> Iterator[str]:
-    """A server on a free port; its URL."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            end = time.monotonic() + 30
-            while not running.started:
-                assert time.monotonic() < end
-                time.sleep(0.02)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            running.should_exit = True
-            thread.join(30)
 
 
 def asked(answer: Callable[[Request], Any], **settings: Any) -> Report:
     """The report of a load on a server with this answer to POST /continue and /score."""
     routes = [Route(path, answer, methods=["POST"]) for path in ("/continue", "/score")]
-    with listening(Starlette(routes=routes)) as url:
+    with listening(Starlette(routes=routes), log_level="critical", lifespan="off") as url:
         return asyncio.run(put_load(Load(clips=CLIPS, url=url, timeout_seconds=5, **settings)))
 
 
@@ -96,7 +77,8 @@ def test_a_client_that_is_late_itself_is_charged() -> None:
     async def answer(request: Request) -> Response:
         return JSONResponse(whole())
 
-    with listening(Starlette(routes=[Route("/continue", answer, methods=["POST"])])) as url:
+    app = Starlette(routes=[Route("/continue", answer, methods=["POST"])])
+    with listening(app, log_level="critical", lifespan="off") as url:
         load = Load(clips=CLIPS, url=url, rate=20.0, arrivals="constant", requests=6)
 
         async def held_up() -> Report:
@@ -141,12 +123,37 @@ def test_what_is_sent() -> None:
     assert all(one.audio_seconds == pytest.approx(0.2) and one.queue == 0.01 for one in report.outcomes)
 
 
-def streamed(pieces: list[tuple[float, float]], form: str, end: str = "audio.done") -> Callable[[Request], Any]:
+class Clock:
+    """The load's clock, which moves when the server says so: a piece comes at the moment that it is meant to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.sent, self._heard = 0.0, 0.0, 0.0
+        monkeypatch.setattr(load_generator, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        take = Player.take
+
+        def heard(player: Player, seconds: float, now: float) -> None:
+            take(player, seconds, now)
+            self._heard += seconds
+
+        monkeypatch.setattr(Player, "take", heard)
+
+    async def pause(self, seconds: float) -> None:
+        """So many seconds pass once the client has all that was sent."""
+        while self._heard < self.sent - 1e-6:  # noqa: ASYNC110 - the client is on another event loop
+            await asyncio.sleep(0.001)
+        self.now += seconds
+
+
+def streamed(
+    pieces: list[tuple[float, float]], form: str, end: str = "audio.done", clock: Clock | None = None
+) -> Callable[[Request], Any]:
     """Sends each piece of (seconds of audio) after a pause of (seconds)."""
 
     async def content() -> AsyncIterator[bytes]:
         for pause, seconds in pieces:
-            await asyncio.sleep(pause)
+            await (asyncio.sleep(pause) if clock is None else clock.pause(pause))
+            if clock is not None:
+                clock.sent += seconds
             pcm = b"\1\0" * round(seconds * BYTES_A_SECOND / 2)
             data = {"index": 0, "audio": base64.b64encode(pcm).decode(), "tokens": [], "logprobs": []}
             yield pcm if form == "pcm" else f"event: audio.delta\ndata: {json.dumps(data)}\n\n".encode()
@@ -161,22 +168,23 @@ def streamed(pieces: list[tuple[float, float]], form: str, end: str = "audio.don
 
 
 @pytest.mark.parametrize("form", ["pcm", "json"])
-def test_a_piece_that_comes_too_late_is_an_underrun(form: Any) -> None:
+def test_a_piece_that_comes_too_late_is_an_underrun(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.1 s of audio, 0.4 s of nothing, the rest: the player runs dry for 0.3 s."""
     settings = {"stream": True, "response_format": form, "seconds": 0.6, "requests": 2}
-    report = asked(streamed([(0.1, 0.1), (0.4, 0.5)], form), **settings)
+    report = asked(streamed([(0.1, 0.1), (0.4, 0.5)], form, clock=Clock(monkeypatch)), **settings)
     for one in report.outcomes:
         assert one.error is None and one.audio_seconds == pytest.approx(0.6)
-        assert one.first_audio == pytest.approx(0.1, abs=0.09)
-        assert one.short == pytest.approx(0.3, abs=0.09)
+        assert one.first_audio == pytest.approx(0.1)
+        assert one.short == pytest.approx(0.3)
         assert one.queue == (0.01 if form == "json" else None)
     assert summary(report)["underruns"] == 2
     assert summary(report, buffer_seconds=0.5)["underruns"] == 0
 
 
 @pytest.mark.parametrize("form", ["pcm", "json"])
-def test_pieces_in_time_are_none(form: Any) -> None:
-    report = asked(streamed([(0.0, 0.4), (0.1, 0.4), (0.1, 0.4)], form), stream=True, response_format=form,
+def test_pieces_in_time_are_none(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_time = streamed([(0.0, 0.4), (0.1, 0.4), (0.1, 0.4)], form, clock=Clock(monkeypatch))
+    report = asked(in_time, stream=True, response_format=form,
                    seconds=1.2, requests=1)  # fmt: skip
     assert report.outcomes[0].short == 0.0 and summary(report)["underruns"] == 0
 

@@ -8,14 +8,13 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import soundfile
 
 from app.audio.encode import wav_head
 from app.engine.requests import AudioChunk
-from tests.support.engine import busy, until
+from tests.support.engine import Client, busy, until
 
 # for `Reader`, whose other arguments are no texts
 GOOD: dict[str, Any] = {"seconds": "0.6", "seed": "7", "temperature": "0.9"}
@@ -35,64 +34,28 @@ def events_of(content: bytes) -> list[tuple[str, dict[str, Any]]]:
     return events
 
 
-class Reader:
-    """A client that takes what is sent at its own pace, and leaves when told."""
+class Reader(Client):
+    """Reads an answer at its own pace: its status, its content, and whether it ended."""
 
     def __init__(
-        self,
-        service: Any,
-        clip: bytes,
-        takes: int | None = None,
-        part: float = 1.0,
-        path: str = "/continue",
+        self, service: Any, clip: bytes, takes: int | None = None, part: float = 1.0, path: str = "/continue",
         **fields: str,
-    ) -> None:
-        request = httpx.Request("POST", f"http://test{path}", files={"file": ("a", clip)}, data=fields)
-        body = request.read()
-        self.service, self.status, self.content = service, 0, b""
+    ) -> None:  # fmt: skip
+        self.status, self.content, self.chunks, self.ended = 0, b"", 0, False
         self.headers: dict[bytes, bytes] = {}
-        self.chunks, self.ended = 0, False
-        self._body, self._whole = body[: int(len(body) * part)], part == 1.0
         self._takes = takes  # so many chunks, and then none until it is told to go on
-        self._scope = {
-            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
-            "root_path": "", "scheme": "http", "http_version": "1.1", "asgi": {"version": "3.0"},
-            "headers": [(key.lower(), value) for key, value in request.headers.raw],
-            "client": ("1.2.3.4", 5), "server": ("test", 80),
-        }  # fmt: skip
-        self._left, self._on = asyncio.Event(), asyncio.Event()
-        self.done = asyncio.run_coroutine_threadsafe(self._visit(), service.loop)
+        super().__init__(service, path, clip, part, **fields)
 
-    async def _visit(self) -> None:
-        begun = False
-
-        async def receive() -> dict[str, Any]:
-            nonlocal begun
-            if not begun:
-                begun = True
-                return {"type": "http.request", "body": self._body, "more_body": not self._whole}
-            await self._left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            assert not self.ended
-            if message["type"] == "http.response.start":
-                self.status, self.headers = message["status"], dict(message["headers"])
-                return
-            if self._takes is not None and self.chunks >= self._takes:
-                await self._on.wait()
-            self.content += message["body"]
-            self.chunks += 1
-            self.ended = not message.get("more_body", False)
-
-        await self.service.app(self._scope, receive, send)
-
-    def leave(self) -> None:
-        self.service.loop.call_soon_threadsafe(self._left.set)
-        self.done.result(10)
-
-    def go_on(self) -> None:
-        self.service.loop.call_soon_threadsafe(self._on.set)
+    async def take(self, message: Any) -> None:
+        assert not self.ended
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], dict(message["headers"])
+            return
+        if self._takes is not None and self.chunks >= self._takes:
+            await self._on.wait()
+        self.content += message["body"]
+        self.chunks += 1
+        self.ended = not message.get("more_body", False)
 
 
 def free(service: Any, clip: bytes) -> None:

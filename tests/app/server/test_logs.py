@@ -16,7 +16,6 @@ import pytest
 
 from app.server.logs import STRUCK_OUT, JsonFormatter, TextFormatter, configuration
 from app.settings import Settings
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 KEY, OTHER, WRONG = "sesame-4711", 'open "the" door', "wrong-0815"
@@ -160,22 +159,15 @@ def test_short_keys_do_not_garble_lines() -> None:
     assert "a line" in TextFormatter(keys=["a", "e"]).format(record)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("logged") / "bundle"
-    save_bundle(random_bundle(), folder)
-    return folder
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("processes", [True, False])
-def test_all_that_a_process_writes_is_json(folder: Path, to_file: Any, speech: Any, processes: bool) -> None:
+def test_all_that_a_process_writes_is_json(saved_bundle: Path, to_file: Any, speech: Any, processes: bool) -> None:
     """From its start to its end, at level debug, with settings that do not exist, damaged MP3s and what is no HTTP."""
     flags = ["--log-format", "json", "--log-level", "debug", "--api-keys", json.dumps(KEYS["api_keys"])]
-    file = folder.parent / "server.toml"
+    file = saved_bundle.parent / "server.toml"
     file.write_text("quue = 4\n")
     flags += ["--config", str(file), *([] if processes else ["--no-decoder-processes"])]
-    server = Server(folder, *flags, WHISPERGPT_TREADS="2")
+    server = Server(saved_bundle, *flags, WHISPERGPT_TREADS="2")
     good = to_file(speech, 24_000, "MP3")
     bad = bytearray(good)
     for at in range(500, len(bad), 97):

@@ -13,7 +13,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.checkpoint import random_bundle, save_bundle
+from tests.support.live import free_port
 
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[3]
@@ -72,9 +71,7 @@ WAVEFORM, SPECTROGRAM, LIKELIHOODS = (0, 0.18), (0.25, 0.58), (0.64, 0.7)  # row
 @contextmanager
 def server(log: Path, *flags: str) -> Iterator[httpx.Client]:
     """A server in a process of its own; a client whose address is its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WHISPERGPT_")}
     command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(port), *flags]
     with log.open("w") as out, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -427,9 +424,8 @@ def test_no_server(pages: Pages) -> None:
     pages.said = [text for text in pages.said if "net::ERR_CONNECTION_REFUSED" not in text]
 
 
-def test_a_key_is_asked_for(browser: Any, tmp_path: Path) -> None:
-    save_bundle(random_bundle(), tmp_path / "bundle")
-    with server(tmp_path / "log", "--bundle", str(tmp_path / "bundle"), "--api-keys", "open sesame") as api:
+def test_a_key_is_asked_for(browser: Any, saved_bundle: Path, tmp_path: Path) -> None:
+    with server(tmp_path / "log", "--bundle", str(saved_bundle), "--api-keys", "open sesame") as api:
         pages = Pages(browser, api)
         page = pages.open()
         choose(page, SPEECH)
