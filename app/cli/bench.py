@@ -86,11 +86,11 @@ def with_progress(load: "Load") -> "Report":
     whole = load.requests or math.ceil((load.duration or 0.0) * (load.rate or 1.0))
     with progress_bar("requests", whole if load.requests or load.rate else None, "a second") as bar:
 
-        def told(report: "Report") -> None:
+        def on_progress(report: "Report") -> None:
             bad = sum(one.error is not None for one in report.outcomes)
             bar.update(len(report.outcomes), f"{report.in_flight} under way, {bad} failed")
 
-        return asyncio.run(put_load(load, told))
+        return asyncio.run(put_load(load, on_progress))
 
 
 def show(found: dict[str, Any], load: "Load", buffer_seconds: float) -> None:

@@ -132,8 +132,8 @@ def error_code(answer: httpx.Response) -> str:
 class Client:
     """Sends the requests of a load and writes down what becomes of them."""
 
-    def __init__(self, load: Load, client: httpx.AsyncClient, told: Callable[[Report], None]) -> None:
-        self.load, self.client, self.told = load, client, told
+    def __init__(self, load: Load, client: httpx.AsyncClient, on_progress: Callable[[Report], None]) -> None:
+        self.load, self.client, self.on_progress = load, client, on_progress
         self.report = Report()
         self._start = time.perf_counter()
 
@@ -180,7 +180,7 @@ class Client:
         outcome.ended = self.now()
         self.report.in_flight -= 1
         self.report.outcomes.append(outcome)
-        self.told(self.report)
+        self.on_progress(self.report)
 
     async def _ask(self, outcome: Outcome) -> None:
         load = self.load
@@ -253,14 +253,14 @@ class Client:
         outcome.audio_seconds = sum(result["seconds"] for result in body["results"])
 
 
-async def put_load(load: Load, told: Callable[[Report], None] = lambda report: None) -> Report:
+async def put_load(load: Load, on_progress: Callable[[Report], None] = lambda report: None) -> Report:
     """Send a load and wait for all its answers; ``told`` hears of each."""
     headers = {"authorization": f"Bearer {load.key}"} if load.key else {}
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx.Timeout(load.timeout_seconds)
     url = server_url(load.url)
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=unlimited, timeout=timeout) as client:
-        return await Client(load, client, told).run()
+        return await Client(load, client, on_progress).run()
 
 
 PERCENTILES = (50, 90, 95, 99)

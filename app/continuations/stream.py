@@ -21,7 +21,7 @@ from app.continuations.schemas import Delta
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
 from app.server.disconnect import unless_gone
-from app.server.errors import told
+from app.server.errors import as_service_error
 from app.server.logs import note
 from app.server.responses import Stalled, handed_over
 from app.server.schemas import ErrorBody, ErrorResponse
@@ -189,7 +189,7 @@ class StreamedResponse(Response):
         except Stalled:
             raise ClientGone("stalled") from None
         except Exception as error:
-            await self._break(send, told(self._request, error))
+            await self._break(send, as_service_error(self._request, error))
 
     async def _send(self, send: Send, chunk: bytes, more: bool = True) -> None:
         """Hands bytes to the socket; waits while its buffer is full. Raises Stalled."""

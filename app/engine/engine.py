@@ -72,7 +72,7 @@ class Engine:
             -(-slots // count),
             1,
             metrics,
-            self._heartbeats.beat,
+            self._heartbeats.heartbeat,
             lambda: self.prefill_pool.reads_prompts,
             lambda slots: keeps_rows_apart(bundle, slots),
             self._died,

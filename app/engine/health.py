@@ -60,7 +60,7 @@ class Heartbeats:
             self._threads.append(thread)
             self._last[thread.ident or 0] = now
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """The calling thread shows life."""
         self._last[threading.get_ident()] = time.monotonic()
 

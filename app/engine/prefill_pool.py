@@ -114,7 +114,7 @@ class PrefillPool:
 
         Raises Cancelled, Draining or DeadlinePassed.
         """
-        self._heartbeats.beat()
+        self._heartbeats.heartbeat()
         if request.cancelled.is_set():
             raise Cancelled
         if self._workers.ending.is_set():
@@ -183,7 +183,7 @@ class PrefillPool:
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS[kind])
         while True:
-            self._heartbeats.beat()
+            self._heartbeats.heartbeat()
             try:
                 request = self.queues[kind].get(timeout=health.HEARTBEAT_SECONDS)
             except queue.Empty:

@@ -43,7 +43,7 @@ async def _client_gone(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(None, 499)  # nginx's status for it; only logs and metrics see it
 
 
-def told(request: Request, error: Exception) -> ServiceError:
+def as_service_error(request: Request, error: Exception) -> ServiceError:
     """An exception as it may be told. A bug is logged whole, and told without a traceback."""
     if isinstance(error, ServiceError):
         return error
@@ -53,7 +53,7 @@ def told(request: Request, error: Exception) -> ServiceError:
 
 def unexpected(request: Request, error: Exception) -> JSONResponse:
     """The answer to a bug."""
-    return answer(request, told(request, error))
+    return answer(request, as_service_error(request, error))
 
 
 def install(app: FastAPI) -> None:

@@ -1,7 +1,6 @@
 """Probes tell the truth, slots are renewed, and a process without inference ends."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
@@ -18,12 +17,13 @@ from app.engine import engine as engine_module
 from app.engine import health
 from app.engine.requests import ContinueRequest
 from app.errors import Draining, NotReady
-from model.checkpoint import Bundle, random_bundle, save_bundle
+from model.checkpoint import Bundle
 from model.inference.backend import Backend
 from model.inference.sampling import SamplingOptions
 from model.inference.torch_backend import TorchBackend
 from model.inference.types import Frames
 from tests.support.engine import until
+from tests.support.live import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -177,7 +177,7 @@ def test_a_thread_that_is_silent_for_long_is_taken_for_dead(serve: Any, monkeypa
     thread = service.app.state.engine.prefill_pool.threads[0].ident
     last = dict(beats._last)
     monkeypatch.setattr(beats, "_last", last)  # and nobody writes it
-    monkeypatch.setattr(beats, "beat", lambda: None)
+    monkeypatch.setattr(beats, "heartbeat", lambda: None)
     now = time.monotonic()
     monkeypatch.setattr(beats, "_last", dict.fromkeys(last, now) | {thread: now - health.STALE_SECONDS - 1})
     assert statuses(service) == (200, 503)
@@ -213,13 +213,10 @@ main()
 """
 
 
-def test_a_real_process_ends_with_a_line_and_a_code(tmp_path: Path, clip: bytes) -> None:
+def test_a_real_process_ends_with_a_line_and_a_code(saved_bundle: Path, tmp_path: Path, clip: bytes) -> None:
     """The command itself, with a request that breaks its only slots for good."""
-    save_bundle(random_bundle("tiny"), tmp_path / "bundle")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", SERVER, "serve", "--port", str(port), "--bundle", str(tmp_path / "bundle")]
+    port = free_port()
+    command = [sys.executable, "-c", SERVER, "serve", "--port", str(port), "--bundle", str(saved_bundle)]
     with (tmp_path / "log").open("w+") as written:
         process = subprocess.Popen([*command, "--threads", "1"], stdout=written, stderr=subprocess.STDOUT, cwd=ROOT)
         try:
