@@ -205,9 +205,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(
-    "target", ["install", "serve", "test", "test-slow", "test-browser", "lint", "format", "clean"]
-)
+TARGETS = ("install", "serve", "test", "coverage", "test-slow", "test-browser", "lint", "format", "clean")
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_knows(target: str) -> None:
     shown = make("--dry-run", target)
     assert shown.returncode == 0, shown.stderr
