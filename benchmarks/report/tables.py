@@ -13,9 +13,11 @@ from benchmarks.report.codec_tables import codec, fine_codes, token_probe
 from benchmarks.report.evaluation_tables import consistency, free_running, quality
 from benchmarks.report.pages import Page, of
 from benchmarks.report.readme_figures import readme_figures
+from benchmarks.report.runtime_tables import portable, runtimes
 from benchmarks.report.speed_tables import prompts_together, speed
 
 DOCS = ROOT / "docs" / "results"
+DECISIONS = ROOT / "docs" / "decisions"
 PAGES = (
     Page(ROOT / "README.md", {"readme_figures": readme_figures}),
     Page(ROOT / "weights" / "default" / "MODEL_CARD.md", {"figures": evaluations}),
@@ -26,6 +28,8 @@ PAGES = (
     Page(DOCS / "free_running.md", {"free_running": of("free_running", free_running)}),
     Page(DOCS / "continuations.md", {"quality": of("quality", quality)}),
     Page(DOCS / "speed.md", {"speed": speed, "prompts_together": of("prompts_together", prompts_together)}),
+    Page(DECISIONS / "0001-numba.md", {"runtimes": of("runtimes", runtimes)}),
+    Page(DECISIONS / "0002-one-cache.md", {"portable": of("portable", portable)}),
     Page(DOCS / "table.md", {"table": of("table", tables)}),
 )
 
