@@ -2,8 +2,10 @@
 
 import asyncio
 import copy
+import errno
 import gc
 import io
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import pytest
 import soundfile
 import torch
 
-from app.server.multipart import FIELD_BYTES
+from app.server.multipart import FIELD_BYTES, STORAGE_FULL
 from tests.support.decoding import Decoded
 from tests.support.service import sound
 
@@ -340,6 +342,44 @@ def test_no_folder_for_uploads(serve: Any, clip: bytes, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     refused(service.post("/continue", bytes(2**21)), 507, "storage_full")
     works(service, clip)
+
+
+@pytest.mark.parametrize("number", sorted(STORAGE_FULL), ids=errno.errorcode.__getitem__)
+def test_a_disk_that_cannot_be_written_to(
+    serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Full, read-only, not ours, or broken: at the file's start, and in the middle of it."""
+    service = serve()
+
+    class Broken(io.BytesIO):
+        def write(self, *_: Any) -> int:
+            raise OSError(number, os.strerror(number))
+
+    def no_file(**_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    for temporary in (no_file, lambda **_: Broken()):
+        monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
+        answer = service.post("/score", bytes(2**21))
+        refused(answer, 507, "storage_full")
+        assert "/" not in answer.json()["error"]["message"], "no path"
+    assert service.app.state.bodies.held == 0
+    works(service, clip)
+
+
+def test_a_folder_for_uploads_that_goes_and_comes_back(serve: Any, clip: bytes, tmp_path: Path) -> None:
+    service, before, folder = serve(), tempfile.tempdir, tmp_path / "uploads"
+    folder.mkdir()
+    tempfile.tempdir = str(folder)
+    try:
+        folder.rmdir()
+        refused(service.post("/score", bytes(2**21)), 507, "storage_full")
+        works(service, clip)  # small uploads need none
+        folder.mkdir()
+        assert service.post("/score", bytes(2**21)).status_code == 415  # it was kept, and is no audio
+        assert not list(folder.iterdir())
+    finally:
+        tempfile.tempdir = before
 
 
 def test_a_body_that_does_not_arrive(serve: Any, clip: bytes) -> None:

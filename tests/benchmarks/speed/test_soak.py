@@ -1,0 +1,57 @@
+"""The soak's own code: visits are what they are called, and its laws hold for a few hundred of them."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed.hostile import KINDS, LEFT, hostile
+from benchmarks.speed.served import serving
+from benchmarks.speed.soak import HOSTILE, Soak, State, good, slope_bytes, soak, summary
+
+REQUESTS, RESTS = 600, 3
+GROWTH_BYTES = 100_000  # a request; so few fill caches and pools (120 kB each in the first thousand), and leak less
+
+
+def test_visits_are_of_every_kind_and_each_a_function_of_its_number() -> None:
+    visits = [hostile(index) for index in range(300)]
+    assert [one.parts for one in visits[:50]] == [hostile(index).parts for index in range(50)]
+    kinds = Counter(one.kind for one in visits)
+    assert len(kinds) == len(set(KINDS)) and max(kinds.values()) < 0.25 * len(visits)
+    assert all(one.expected for one in visits)
+    assert {one.kind for one in visits if any(word.startswith("5") for word in one.expected)} == {"no time"}
+    assert {one.kind for one in visits if one.expected == {LEFT}} == {
+        "half head",
+        "half body",
+        "unread",
+        "byte by byte",
+    }
+    assert {good(index)[0] for index in range(50)} == {"/continue", "/score"}
+
+
+def states(held: list[float]) -> list[State]:
+    return [State(100 * at, 500.0, kib, 50.0, 16, 12, 0.0, 0.0, 0, 0, 2) for at, kib in enumerate(held)]
+
+
+def test_a_slope_is_told_and_what_is_left() -> None:
+    assert slope_bytes(states([100.0 + at for at in range(9)])) == pytest.approx(1024 / 100)
+    assert slope_bytes(states([100.0] * 9)) == pytest.approx(0)
+    before, after = states([1.0, 1.0])
+    assert after.left(before) == {}
+    more = State(**{**vars(after), "descriptors": 18, "files": 1})
+    assert more.left(before) == {"descriptors": 2, "files": 1}
+
+
+@pytest.mark.slow
+def test_a_server_stands(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, "--threads", "1", "--drain-grace-seconds", "0", TMPDIR=str(tmp_path)) as server:
+        time.sleep(1)  # its decoders are there
+        run = Soak(server, 8)
+        *_, found = soak(run, tmp_path, REQUESTS, RESTS)
+        told = summary(run, found, server.said())
+    assert told["requests"] == REQUESTS and abs(told["hostile"] - HOSTILE * REQUESTS) < 0.1 * REQUESTS
+    assert told["unexpected_5xx"] == told["unexpected_count"] == told["tracebacks"] == 0, told["unexpected"]
+    more = {name: count for name, count in told["left_behind"].items() if name != "threads" or count > 0}
+    assert not more, "pools of threads may shrink"
+    assert slope_bytes(found[-2:]) < GROWTH_BYTES
