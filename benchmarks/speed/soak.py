@@ -120,9 +120,12 @@ def at_rest(server: Server, uploads: Path, requests: int) -> State:
 
 
 def slope_bytes(states: list[State]) -> float:
-    """Of memory that no file holds, the server's and its decoders': bytes a request, by least squares."""
+    """Of the server's memory that no file holds: bytes a request, by least squares.
+
+    Without its decoders, which are replaced after 256 files: what they hold tells how old they are.
+    """
     at = np.array([one.requests for one in states], np.float64)
-    held = np.array([one.own_kib + one.decoders_kib for one in states])
+    held = np.array([one.own_kib for one in states])
     return float(np.polyfit(at, held * KIB, 1)[0])
 
 
@@ -223,6 +226,10 @@ def summary(run: Soak, states: list[State], said: str) -> dict[str, Any]:
         "unexpected_count": len(run.unexpected),
         "tracebacks": said.count("Traceback"),
         "slope_bytes_a_request": slope_bytes(after) if len(after) > 1 else math.nan,
+        "decoders_mib": {
+            "low": min(one.decoders_kib for one in after) / KIB,
+            "high": max(one.decoders_kib for one in after) / KIB,
+        },
         "left_behind": states[-1].left(warm),
         "good_seconds": {"p50": p50, "p95": p95, "p99": p99, "max": max(run.seconds)},
         "outcomes": dict(sorted(run.outcomes.items())),

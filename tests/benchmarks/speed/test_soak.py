@@ -16,7 +16,10 @@ GROWTH_BYTES = 100_000  # a request; so few fill caches and pools (120 kB each i
 
 def test_visits_are_of_every_kind_and_each_a_function_of_its_number() -> None:
     visits = [hostile(index) for index in range(300)]
-    assert [one.parts for one in visits[:50]] == [hostile(index).parts for index in range(50)]
+    for index, one in enumerate(visits[:50]):
+        again = hostile(index)  # boundaries of forms are drawn
+        assert (one.kind, one.expected, one.stays) == (again.kind, again.expected, again.stays)
+        assert [len(part) for part in one.parts] == [len(part) for part in again.parts]
     kinds = Counter(one.kind for one in visits)
     assert len(kinds) == len(set(KINDS)) and max(kinds.values()) < 0.25 * len(visits)
     assert all(one.expected for one in visits)
