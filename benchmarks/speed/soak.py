@@ -129,6 +129,12 @@ def slope_bytes(states: list[State]) -> float:
     return float(np.polyfit(at, held * KIB, 1)[0])
 
 
+def slopes(states: list[State]) -> dict[str, float]:
+    """The slope from each rest of the first half on, by its requests: they differ where memory has no straight line."""
+    begins = [at for at, one in enumerate(states) if 0 < one.requests <= states[-1].requests / 2]
+    return {str(states[at].requests): slope_bytes(states[at:]) for at in begins if at < len(states) - 1}
+
+
 def good(index: int) -> tuple[str, list[bytes], dict[str, str]]:
     """Path, files and fields of a request that shall be answered with 200."""
     rng = random.Random(f"good {index}")
@@ -226,6 +232,7 @@ def summary(run: Soak, states: list[State], said: str) -> dict[str, Any]:
         "unexpected_count": len(run.unexpected),
         "tracebacks": said.count("Traceback"),
         "slope_bytes_a_request": slope_bytes(after) if len(after) > 1 else math.nan,
+        "slopes_from": slopes(states),
         "decoders_mib": {
             "low": min(one.decoders_kib for one in after) / KIB,
             "high": max(one.decoders_kib for one in after) / KIB,

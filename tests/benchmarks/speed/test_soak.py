@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.speed.hostile import KINDS, LEFT, hostile
 from benchmarks.speed.served import serving
-from benchmarks.speed.soak import HOSTILE, Soak, State, good, slope_bytes, soak, summary
+from benchmarks.speed.soak import HOSTILE, Soak, State, good, slope_bytes, slopes, soak, summary
 
 REQUESTS, RESTS = 600, 3
 GROWTH_BYTES = 100_000  # a request; so few fill caches and pools (120 kB each in the first thousand), and leak less
@@ -40,6 +40,7 @@ def states(held: list[float]) -> list[State]:
 def test_a_slope_is_told_and_what_is_left() -> None:
     assert slope_bytes(states([100.0 + at for at in range(9)])) == pytest.approx(1024 / 100)
     assert slope_bytes(states([100.0] * 9)) == pytest.approx(0)
+    assert slopes(states([0.0, 0.0, 0.0, 0.0, 9.0]))["200"] > slopes(states([0.0, 0.0, 0.0, 0.0, 9.0]))["100"] > 0
     before, after = states([1.0, 1.0])
     assert after.left(before) == {}
     more = State(**{**vars(after), "descriptors": 18, "files": 1})
