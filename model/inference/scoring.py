@@ -362,7 +362,8 @@ def score(
         if len(chunk) < MIN_FRAMES * HOP_SAMPLES:
             break
         forced = reader.read(chunk)
-        parts.append((forced.codes[0, 0].cpu(), forced.logprobs[0].cpu(), forced.correct[0].cpu()))
+        tokens = forced.codes[0, 0].cpu().clone()  # a view would keep the other codebooks for as long as the clip lasts
+        parts.append((tokens, forced.logprobs[0].cpu(), forced.correct[0].cpu()))
         if forced.positions is not None:
             positions.append(forced.positions.cpu())
         frames = forced.codes.shape[-1]
