@@ -71,6 +71,10 @@ class AudioInvalid(ClientError):
     code = "audio_invalid"
 
 
+class PromptNotFound(ClientError):
+    status, code = 404, "prompt_not_found"
+
+
 class DecoderLost(ServiceError):
     """The process that decoded the upload is gone; the server is not."""
 

@@ -15,6 +15,8 @@ from app import __version__
 from app.continuations import router as continuations
 from app.engine.engine import Engine
 from app.metrics import Metrics
+from app.prompts import router as prompts
+from app.prompts.store import PromptStore, watch
 from app.scores import router as scores
 from app.server.auth import Keys
 from app.server.bodies import Bodies
@@ -102,6 +104,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     await asyncio.to_thread(engine.start)
     watchers = [
         asyncio.create_task(watch_loop(metrics)),
+        asyncio.create_task(watch(app.state.prompts)),
         asyncio.create_task(keep_small(lambda: (engine.admitted, engine.in_use))),
     ]
     log.info("ready: %s on %s", bundle.name, bundle.device)
@@ -142,10 +145,11 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.keys = Keys(settings)
     app.state.bodies = Bodies(settings, metrics)
     app.state.limits = Limits(settings, metrics)
+    app.state.prompts = PromptStore(round(settings.prompts_mib * 2**20), settings.prompts_seconds, metrics)
     app.state.tracing = tracing_for(settings)
     install_errors(app)
-    for router in (continuations.router, scores.router, health.router, models.router, docs.router, page.router):
-        app.include_router(router)
+    for one in (continuations, prompts, scores, health, models, docs, page):
+        app.include_router(one.router)
     app.mount("/static", page.files)
     app.mount("/docs/files", docs.docs_files)
     app.add_middleware(RequestMiddleware, metrics=metrics)

@@ -51,6 +51,9 @@ class Metrics:
             "real_time_factor", "Seconds of audio generated in a second of computing", FACTOR_BUCKETS
         )
         self.prompt_audio_seconds = counter("prompt_audio_seconds", "Audio read as prompt or scored")
+        kept = "Prompts and ends of continuations that are kept"
+        self.prompts_kept = Gauge("whispergpt_prompts_kept", kept, ["kind"], registry=self.registry)
+        self.prompts_kept_bytes = gauge("prompts_kept_bytes", "Memory that they take")
         self.generated_audio_seconds = counter("generated_audio_seconds", "Audio generated")
         self.prompt_tokens = counter("prompt_tokens", "Coarse tokens read as prompt or scored")
         self.generated_tokens = counter("generated_tokens", "Coarse tokens generated")

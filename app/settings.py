@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         gt=0,
         description="from a request's arrival to its answer",
     )
+    prompts_mib: float = Field(
+        256.0, ge=0, description="MiB of prompts and ends of continuations kept to go on from; 0 = none"
+    )
+    prompts_seconds: float = Field(600.0, gt=0, description="for which each of them is kept after its last use")
     head_timeout_seconds: float = Field(10.0, gt=0, description="for a request's head to arrive")
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")

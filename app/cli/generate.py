@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from app.cli.progress import Bar
 
 STDOUT = Path("-")
-NOT_OPTIONS = ("n", "response_format", "stream", "timeout_seconds")  # a file is one continuation, and its name a format
+NOT_OPTIONS = (  # a file is one continuation, and its name a format; what a server keeps is for those who have its ids
+    "n", "response_format", "stream", "timeout_seconds", "prompt", "continue_from", "continue_choice", "store",
+)  # fmt: skip
 
 
 def _write(body: dict[str, Any], out: Path) -> None:

@@ -18,9 +18,9 @@ from app.audio.mixing import join, limit, opening
 from app.cli.config import settings_from
 from app.cli.options import errors, limit_threads, pick_device
 from app.cli.progress import Bar, progress_bar
-from app.continuations.answers import too_short
 from app.continuations.schemas import ContinueForm
 from app.corpora.scoring import MAX_SECONDS, result_or_error
+from app.prompts.service import too_short
 from app.scores.schemas import ScoreForm
 from app.scores.service import detail_of, window_of
 from model.checkpoint import Bundle, load_bundle

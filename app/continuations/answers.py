@@ -1,7 +1,6 @@
 """What a continuation is answered with: JSON, bare audio with its numbers in headers, or an error."""
 
 import base64
-import math
 import time
 from dataclasses import dataclass
 
@@ -24,10 +23,10 @@ from app.continuations.schemas import (
     Timings,
 )  # fmt: skip
 from app.engine.requests import ContinueRequest, GenerationResult
-from app.errors import AudioTooShort, ServiceError
+from app.prompts.service import owner_of
+from app.prompts.store import Kept, PromptStore
 from app.server.logs import note
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
-from model.inference.scoring import MIN_FRAMES
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,14 @@ def mean_nll(logprobs: np.ndarray) -> float:
     return -float(logprobs.astype(np.float64).mean())
 
 
-def too_short() -> ServiceError:
-    """What the model's TooShortError is called outside."""
-    hundredths = math.ceil(100 * MIN_FRAMES / FRAME_RATE_HZ)  # rounded down, it would ask for what is still too short
-    return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
+def continuation_id(request: Request) -> str:
+    return f"cont-{request.state.request_id}"
 
 
 def headers(request: Request, asked: ContinuationRequest, prompt_logprobs: np.ndarray) -> dict[str, str]:
     """What bare audio cannot tell, as far as it is known when the first byte is sent."""
     return {
-        "x-whispergpt-id": f"cont-{request.state.request_id}",
+        "x-whispergpt-id": continuation_id(request),
         "x-whispergpt-seed": str(asked.engine_request.options.seed),
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
@@ -78,10 +75,15 @@ def timings(asked: ContinuationRequest, result: GenerationResult, first_audio_se
     )
 
 
-def log_result(
+def finished(
     request: Request, asked: ContinuationRequest, result: GenerationResult, first_audio_seconds: float
 ) -> None:
-    """What the request's line in the log tells of its answer."""
+    """Keeps where a continuation ended, before its client knows its id; its line in the log tells of the answer."""
+    if result.ends:
+        store: PromptStore = request.app.state.prompts
+        kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings)
+        store.keep("continuation", owner_of(request), continuation_id(request), kept)
+        result.ends.clear()  # the answer may wait long for its client
     spent = timings(asked, result, first_audio_seconds).model_dump(exclude={"total_seconds"})
     note(request, made_audio_seconds=result.generated_seconds, finish_reason=result.finish_reason, **spent)
 
@@ -114,7 +116,7 @@ def summary(
             )
         )
     return ContinuationSummary(
-        id=f"cont-{request.state.request_id}",
+        id=continuation_id(request),
         created=int(time.time()),
         model=request.app.state.engine.bundle.name,
         seed=asked.engine_request.options.seed,

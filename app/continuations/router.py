@@ -8,12 +8,15 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.audio.formats import MEDIA_TYPES
-from app.continuations.answers import ContinuationRequest, log_result, too_short, whole_answer
+from app.continuations.answers import ContinuationRequest, finished, whole_answer
 from app.continuations.schemas import ContinueForm, ContinueResponse
 from app.continuations.stream import StreamedResponse, opened
 from app.engine.engine import Engine
 from app.engine.requests import ContinueRequest, GenerationResult
-from app.errors import AudioTooLong, InvalidParameter
+from app.errors import InvalidParameter
+from app.prompts import service as prompts
+from app.prompts.schemas import NOT_FOUND
+from app.prompts.store import Kept
 from app.server import uploads
 from app.server.auth import require_key
 from app.server.disconnect import unless_gone
@@ -52,7 +55,9 @@ ANSWERS = {
 }
 
 
-@router.post("/continue", responses={200: ANSWERS}, openapi_extra=multipart(ContinueForm, many=False))
+@router.post(
+    "/continue", responses={200: ANSWERS, 404: NOT_FOUND}, openapi_extra=multipart(ContinueForm, file_needed=False)
+)
 @router.post("/v1/audio/continuations", include_in_schema=False)
 async def post_continue(request: Request) -> Response:
     """Continue a clip: the decoded continuation and the log-likelihood of each of its tokens."""
@@ -60,12 +65,12 @@ async def post_continue(request: Request) -> Response:
     async with AsyncExitStack() as permit:
         permit.enter_context(state.limits.one(client_of(request)))
         permit.enter_context(state.engine.acquire(state.bodies.make_room))
-        async with uploads.received(request, ContinueForm, max_files=1) as upload:
+        async with uploads.received(request, ContinueForm, max_files=1, file_needed=False) as upload:
             asked = await unless_gone(request, checked(request, upload), "decode")
         if asked.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, asked, permit), asked.stage))
         result = await unless_gone(request, generated(request, asked), asked.stage)
-        log_result(request, asked, result, result.first_audio_seconds)
+        finished(request, asked, result, result.first_audio_seconds)
         began = time.monotonic()
         answer = await to_thread.run_sync(whole_answer, request, asked, result, limiter=state.encoders)
         mark(request, "encode", began)
@@ -75,21 +80,41 @@ async def post_continue(request: Request) -> Response:
 async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> ContinuationRequest:
     """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
-    form, (file,) = upload.form, upload.files
+    form, frames = upload.form, frames_for_seconds(upload.form.seconds)
     if form.seconds > settings.max_seconds:
         raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
-    if form.prompt_start > settings.max_score_seconds:  # what is skipped is decoded, too
-        raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
     arrived, until = uploads.deadline(request, settings, form.timeout_seconds)
-    heard = await uploads.decoded(request, file, until, settings.max_prompt_seconds, form.prompt_start, form.prompt_end)
-    prompt, frames = heard.samples, frames_for_seconds(form.seconds)
+    held = kept(request, upload)
+    if held is None:
+        heard = await prompts.decoded(request, upload.files[0], until, form.prompt_start, form.prompt_end)
+        prompt, warnings, read = heard.samples, heard.warnings, None
+    else:
+        prompt, warnings, read = held.samples, held.warnings, held.ends[form.continue_choice]
     note(request, n=form.n, streamed=form.stream, format=form.response_format)
-    audio_seconds = len(prompt) / SAMPLE_RATE_HZ + form.n * frames / FRAME_RATE_HZ
-    await request.app.state.limits.audio(client_of(request), audio_seconds)
-    engine_request = ContinueRequest(arrived, until, prompt, frames, form.sampling(), form.n)
-    follow(request, engine_request)
+    sent_seconds = 0.0 if held else len(prompt) / SAMPLE_RATE_HZ  # what is kept was counted before
+    await request.app.state.limits.audio(client_of(request), sent_seconds + form.n * frames / FRAME_RATE_HZ)
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
-    return ContinuationRequest(form, engine_request, own, heard.warnings)
+    keep = form.store and request.app.state.prompts.most_bytes > 0
+    samples = None if held else prompt
+    engine_request = ContinueRequest(arrived, until, samples, frames, form.sampling(), form.n, read, keep)
+    follow(request, engine_request)
+    return ContinuationRequest(form, engine_request, own, warnings)
+
+
+def kept(request: Request, upload: uploads.Upload[ContinueForm]) -> Kept | None:
+    """What the form goes on from instead of a file. Raises PromptNotFound and InvalidParameter."""
+    form, store, owner = upload.form, request.app.state.prompts, prompts.owner_of(request)
+    name = form.continue_from if form.prompt is None else form.prompt
+    if name is None and not upload.files:
+        raise InvalidParameter("file: is missing", "file")
+    if name is None:
+        return None
+    if upload.files:
+        raise InvalidParameter("file: give one of file, prompt and continue_from", "file")
+    held: Kept = store.use("continuation" if form.prompt is None else "prompt", owner, name)
+    if form.continue_choice >= len(held.ends):
+        raise InvalidParameter(f"continue_choice: the continuation had {len(held.ends)}, from 0 on", "continue_choice")
+    return held
 
 
 async def generated(request: Request, asked: ContinuationRequest) -> GenerationResult:
@@ -99,4 +124,4 @@ async def generated(request: Request, asked: ContinuationRequest) -> GenerationR
         result: GenerationResult = await engine.submit(asked.engine_request)
         return result
     except TooShortError as error:
-        raise too_short() from error
+        raise prompts.too_short() from error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.audio.notices import Notice
-from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, Form
+from app.prompts.schemas import PROMPT_END, PROMPT_START
+from app.server.schemas import WARNINGS, Form
 from model.constants import MAX_SEED
 
 if TYPE_CHECKING:
@@ -40,15 +41,19 @@ class ContinueForm(Form):
         Field(ge=0, le=MAX_SEED, description="the same one gives the same bytes; drawn and told when absent"),
     ] = None
     n: Annotated[int, Field(ge=1, le=4, description="continuations of the same prompt")] = 1
-    prompt_start: Annotated[
-        float, Field(ge=0, le=MAX_CLIP_SECONDS, description="where the prompt begins in the file, seconds")
-    ] = 0.0
-    prompt_end: Annotated[
-        float | None,
-        Field(
-            gt=0, le=MAX_CLIP_SECONDS, description="where the prompt ends in the file, seconds; default: the file's end"
-        ),
+    prompt: Annotated[
+        str | None, Field(max_length=200, description="id of a prompt that the server keeps, instead of a file")
     ] = None
+    continue_from: Annotated[
+        str | None,
+        Field(max_length=200, description="id of an earlier continuation, to go on where it ended, instead of a file"),
+    ] = None
+    continue_choice: Annotated[int, Field(ge=0, le=3, description="which of its choices")] = 0
+    store: Annotated[bool, Field(description="keep where it ends for a while, so that continue_from can name it")] = (
+        True
+    )
+    prompt_start: Annotated[float, PROMPT_START] = 0.0
+    prompt_end: Annotated[float | None, PROMPT_END] = None
     include_prompt: Annotated[bool, Field(description="put the prompt's own samples in front of the continuation")] = (
         False
     )
@@ -68,6 +73,15 @@ class ContinueForm(Form):
             raise ValueError("prompt_end: must lie after prompt_start")
         if self.n > 1 and self.response_format != "json":
             raise ValueError("n: a bare audio answer holds one continuation; use json for more")
+        if self.prompt is not None and self.continue_from is not None:
+            raise ValueError("continue_from: give this or prompt")
+        kept = self.prompt is not None or self.continue_from is not None
+        if kept and (self.prompt_start or self.prompt_end is not None):
+            raise ValueError("prompt_start: what the server keeps was cut before")
+        if self.continue_choice and self.continue_from is None:
+            raise ValueError("continue_choice: is of continue_from")
+        if self.include_prompt and self.continue_from is not None:
+            raise ValueError("include_prompt: what is made goes on without a joint; put it behind the earlier audio")
         return self
 
     def seeded(self) -> "ContinueForm":

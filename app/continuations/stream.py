@@ -16,10 +16,11 @@ from starlette.types import Receive, Scope, Send
 from app.audio.encode import PcmEncoder, encoder
 from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
 from app.audio.mixing import limit, opening
-from app.continuations.answers import ContinuationRequest, headers, log_result, summary, too_short
+from app.continuations.answers import ContinuationRequest, finished, headers, summary
 from app.continuations.schemas import Delta
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
+from app.prompts.service import too_short
 from app.server.disconnect import unless_gone
 from app.server.errors import as_service_error
 from app.server.logs import note
@@ -224,7 +225,7 @@ class StreamedResponse(Response):
                 for block in blocks(limit(latest.samples)):
                     yield file.feed(block)
             assert isinstance(latest, GenerationResult), latest
-            log_result(self._request, self._stream.asked, latest, self._first_audio_seconds)
+            finished(self._request, self._stream.asked, latest, self._first_audio_seconds)
             if latest.finish_reason == "cancelled":
                 raise Draining("the server is shutting down")
             yield file.finish()
@@ -240,6 +241,6 @@ class StreamedResponse(Response):
             self._made_audio = True
             yield delta(latest.choice, limit(latest.samples), latest.tokens.tolist(), latest.logprobs.tolist())
         assert isinstance(latest, GenerationResult), latest
-        log_result(self._request, self._stream.asked, latest, self._first_audio_seconds)
+        finished(self._request, self._stream.asked, latest, self._first_audio_seconds)
         done = summary(self._request, self._stream.asked, latest, self._first_audio_seconds)
         yield event("audio.done", done, sparse=True)

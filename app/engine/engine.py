@@ -201,7 +201,7 @@ class Engine:
         """What there is to say of a request, up to its result."""
         results = request.results = ResultQueue()
         request.submitted = time.monotonic()
-        self.prefill_pool.put(request)
+        self._begin(request)
         done = False
         try:
             while not done:
@@ -220,6 +220,14 @@ class Engine:
             request.forget()
             if not done:
                 self.workers.wake()
+
+    def _begin(self, request: EngineRequest) -> None:
+        """Into the queue of those who read; what has been read waits for slots at once, behind no prompt."""
+        if not isinstance(request, ContinueRequest) or request.read is None:
+            self.prefill_pool.put(request)
+        elif self.admission.begin(request):
+            request.stage = "slot"
+            self.workers.put(request, request.read)
 
     async def _next(self, request: EngineRequest, results: ResultQueue) -> Any:
         """The request's next event. Raises DeadlinePassed or NotReady when it cannot come."""

@@ -23,7 +23,8 @@ from app.engine.requests import (
     Failure,
     FloatArray,
     NotFinite,
-    PrefillDone,
+    PromptRequest,
+    ReadPrompt,
     ScoreRequest,
 )
 from app.engine.worker import DecodeWorkers
@@ -78,6 +79,7 @@ class PrefillPool:
         self._admission, self._heartbeats, self._workers = admission, heartbeats, workers
         self.work: dict[type[EngineRequest], Work] = {
             ContinueRequest: Work("read", self.read_prompt, answers=False),
+            PromptRequest: Work("read", self.read_to_keep),
             ScoreRequest: Work("score", self.score_clip),
         }
         # not SimpleQueue: where two threads wait with a timeout, CPython's may let one wait for ever (seen with 3.11.7)
@@ -123,12 +125,26 @@ class PrefillPool:
             raise DeadlinePassed(late)
 
     def read_prompt(self, request: ContinueRequest) -> None:
-        """Reads a prompt and queues it for the workers. Raises what `go_on` raises, TooShortError or NotFinite."""
+        """Reads a prompt and queues it for the workers. Raises what `_read` raises."""
+        prompt = self._read(request)
+        took = request.read_ended - request.read_began
+        request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
+        self._metrics.prefill_seconds.observe(took)
+        self._workers.put(request, prompt, request.read_began - request.submitted, took)
+
+    def read_to_keep(self, request: PromptRequest) -> ReadPrompt:
+        """Reads a prompt for later requests. Raises what `_read` raises."""
+        prompt = self._read(request)
+        self._metrics.prefill_seconds.observe(request.read_ended - request.read_began)
+        return prompt
+
+    def _read(self, request: EngineRequest) -> ReadPrompt:
+        """Reads a prompt. Raises what `go_on` raises, TooShortError or NotFinite."""
         samples = request.samples
         if samples is None:
             raise Cancelled
         request.stage = "prefill"
-        begin = request.read_began = time.monotonic()
+        request.read_began = time.monotonic()
         prompt = prefill(
             self._bundle,
             torch.from_numpy(samples),
@@ -136,15 +152,11 @@ class PrefillPool:
             between=lambda: self.go_on(request, "the prompt could not be read in time"),
         )
         request.read_ended = time.monotonic()
-        took = request.read_ended - begin
-        request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
-        self._metrics.prefill_seconds.observe(took)
         logprobs = prompt.logprobs.cpu().numpy()
         if not np.isfinite(logprobs).all():
             raise NotFinite
         self._count(prompt.nll, len(prompt.tokens))
-        tail = prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy()
-        self._workers.put(request, prompt, PrefillDone(logprobs, tail, begin - request.submitted, took))
+        return ReadPrompt(prompt, logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy())
 
     def score_clip(self, request: ScoreRequest) -> Score:
         """Scores a clip. Raises what `go_on` raises, TooShortError, WindowError or NotFinite."""

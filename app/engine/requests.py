@@ -12,6 +12,7 @@ import numpy.typing as npt
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import Detail, Window
+from model.inference.types import PromptState, RowSnapshot
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -24,6 +25,22 @@ class Cancelled(Exception):
 
 class NotFinite(Exception):
     """The model gave a likelihood or a sample that is not a number."""
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """What continuations go on from without reading: a prompt that has been read, or where a continuation ended.
+
+    Requests share it, and none changes it.
+    """
+
+    state: PromptState | RowSnapshot
+    logprobs: FloatArray  # (T,): of all tokens so far
+    tail: FloatArray  # (704,): their last samples, as the codec decodes them
+
+    @property
+    def nbytes(self) -> int:
+        return self.state.nbytes + self.logprobs.nbytes + self.tail.nbytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,7 @@ class GenerationResult:
     prefill_seconds: float
     first_audio_seconds: float  # from arrival to the first generated frame
     loop_seconds: float  # from the first choice's joining to the last one's end
+    ends: list[ReadPrompt] = field(default_factory=list)  # where each choice stands, when that was to be kept
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -142,6 +160,17 @@ class ContinueRequest(EngineRequest):
     frames: int
     options: SamplingOptions
     n: int
+    read: ReadPrompt | None = None  # instead of samples: go on from here
+    keep: bool = False  # the result tells where its choices ended, to go on from
+
+    def forget(self) -> None:
+        super().forget()
+        self.read = None
+
+
+@dataclass
+class PromptRequest(EngineRequest):
+    """Read a prompt, for continuations to come. Answered with a `ReadPrompt` or TooShortError."""
 
 
 @dataclass

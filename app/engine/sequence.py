@@ -17,10 +17,11 @@ from app.engine.requests import (
     IntArray,
     NotFinite,
     PrefillDone,
+    ReadPrompt,
 )
 from app.metrics import Metrics
 from model.constants import HOP_SAMPLES
-from model.inference.types import Frames, PromptState
+from model.inference.types import Frames, PromptState, RowSnapshot
 
 FIRST_CHUNK_FRAMES = 3  # 40 ms: what a player needs to begin
 LONGEST_CHUNK_FRAMES = 24  # 320 ms: chunks grow to this, for fewer bytes of headers and fewer wake-ups
@@ -37,7 +38,7 @@ class RunningRequest:
     def __init__(
         self,
         request: ContinueRequest,
-        prompt: PromptState,
+        prompt: PromptState | RowSnapshot,
         started: PrefillDone,
         metrics: Metrics,
         ending: threading.Event,
@@ -113,9 +114,14 @@ class RunningRequest:
             prefill_seconds=self.started.prefill_seconds,
             first_audio_seconds=self.first_frame - self.request.arrived,
             loop_seconds=now - self.joined,
+            ends=[self._end(one.left, one.logprobs) for one in ended if one.left is not None],
         )
         self.metrics.real_time_factor.observe(result.generated_seconds / max(result.loop_seconds, 1e-9))
         self.put(*events, result)
+
+    def _end(self, left: RowSnapshot, logprobs: FloatArray) -> ReadPrompt:
+        """Where a choice stands, for others to go on from."""
+        return ReadPrompt(left, np.concatenate([self.started.prompt_logprobs, logprobs]), left.tail)
 
 
 class FinishedSequence(NamedTuple):
@@ -125,6 +131,7 @@ class FinishedSequence(NamedTuple):
     logprobs: FloatArray  # (F,)
     samples: FloatArray  # (320 F,); none when they were streamed
     finish: FinishReason
+    left: RowSnapshot | None  # if it is to be kept
 
 
 class GeneratedSequence:
@@ -170,10 +177,10 @@ class GeneratedSequence:
         self._chunk_frames = min(2 * self._chunk_frames, LONGEST_CHUNK_FRAMES)
         return [chunk]
 
-    def close(self, *events: AudioChunk) -> None:
-        """It has ended."""
+    def close(self, *events: AudioChunk, left: RowSnapshot | None) -> None:
+        """It has ended, and its row stood so."""
         samples = self._samples[: 0 if self.streamed else self.generated].reshape(-1)
         finished = FinishedSequence(
-            self.tokens[: self.generated], self.logprobs[: self.generated], samples, self.finish
+            self.tokens[: self.generated], self.logprobs[: self.generated], samples, self.finish, left
         )
         self.running.close(self.index, finished, *events)

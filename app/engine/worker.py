@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from app.engine import health
-from app.engine.requests import ContinueRequest, NotFinite, PrefillDone
+from app.engine.requests import ContinueRequest, NotFinite, PrefillDone, ReadPrompt
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import GeneratedSequence, RunningRequest
 from app.errors import Draining
 from app.metrics import Metrics
 from model.constants import FRAME_RATE_HZ
 from model.inference.backend import Backend
-from model.inference.types import Frames, PromptState
+from model.inference.types import Frames
 
 IDLE_SECONDS = 0.5  # between two heartbeats of a worker without rows
 RENEWAL_PAUSES_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # before each try to renew slots; after the last, it is over
@@ -117,9 +117,12 @@ class DecodeWorkers:
         for running in too_late:
             running.fail(Draining("the server is shutting down"))
 
-    def put(self, request: ContinueRequest, prompt: PromptState, done: PrefillDone) -> None:
-        """A prompt has been read: its choices wait for slots from now on."""
-        running = RunningRequest(request, prompt, done, self._metrics, self.ending)
+    def put(
+        self, request: ContinueRequest, prompt: ReadPrompt, queue_seconds: float = 0.0, prefill_seconds: float = 0.0
+    ) -> None:
+        """A prompt has been read, just now or for an earlier request: its choices wait for slots from now on."""
+        done = PrefillDone(prompt.logprobs, prompt.tail, queue_seconds, prefill_seconds)
+        running = RunningRequest(request, prompt.state, done, self._metrics, self.ending)
         if request.streamed:
             running.put(done)
         with self._changed:
@@ -264,11 +267,12 @@ class DecodeWorkers:
         self._metrics.batch_size.observe(len(turn.rows))
         self._metrics.generated_tokens.inc(len(turn.rows))
         self._metrics.generated_audio_seconds.inc(len(turn.rows) / FRAME_RATE_HZ)
-        self._leave(state, self._distribute(frames, turn.rows, rows, now))
+        self._leave(state, self._distribute(state, frames, turn.rows, now))
 
     @staticmethod
-    def _distribute(frames: Frames, active: Sequence[int], rows: dict[int, GeneratedSequence], now: float) -> list[int]:
+    def _distribute(state: WorkerState, frames: Frames, active: Sequence[int], now: float) -> list[int]:
         """Give each sequence its frame; returns the rows that are done."""
+        rows = state.rows
         finite = np.isfinite(frames.logprobs) & np.isfinite(frames.samples).all(1)
         done = []
         for at, row in enumerate(active):
@@ -283,7 +287,7 @@ class DecodeWorkers:
             chunks = sequence.chunk(over)
             if over:
                 done.append(row)
-                sequence.close(*chunks)
+                sequence.close(*chunks, left=state.slots.snapshot(row) if sequence.running.request.keep else None)
             elif chunks:
                 sequence.running.put(*chunks)
         return done

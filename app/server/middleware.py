@@ -16,7 +16,7 @@ from app.server.logs import PROBES, answered
 from app.server.tracing import Tracing
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
-          "/openapi.json", "/v1/audio/continuations", "/v1/audio/scores"}  # fmt: skip
+          "/openapi.json", "/v1/audio/continuations", "/v1/audio/prompts", "/v1/audio/scores"}  # fmt: skip
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

@@ -71,7 +71,7 @@ def _cannot_be_null(field: dict[str, Any]) -> None:
         del field["default"]
 
 
-def multipart(form: type[Form], many: bool) -> dict[str, Any]:
+def multipart(form: type[Form], many: bool = False, file_needed: bool = True) -> dict[str, Any]:
     """OpenAPI's description of a form with its file. Routes read the body themselves, after admission."""
     schema = form.model_json_schema()
     for field in schema["properties"].values():
@@ -81,6 +81,7 @@ def multipart(form: type[Form], many: bool) -> dict[str, Any]:
     schema["properties"] = {"file": file | {"description": "audio, any rate, any number of channels"}} | schema[
         "properties"
     ]
-    schema["required"] = ["file"]
+    if file_needed:
+        schema["required"] = ["file"]
     content = {"schema": schema, "encoding": {"file": {"contentType": FILE_TYPES}}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from app import __version__
-from app.engine.requests import EngineRequest, ScoreRequest
+from app.engine.requests import EngineRequest, PromptRequest, ScoreRequest
 from app.errors import UserError
 from app.settings import Settings
 
@@ -47,6 +47,8 @@ class RequestTrace:
             end = one.ended or time.monotonic()
             if isinstance(one, ScoreRequest):
                 marks = [("queue", one.submitted), ("score", one.started)]
+            elif isinstance(one, PromptRequest):
+                marks = [("queue", one.submitted), ("prefill", one.started)]
             else:
                 marks = [("queue", one.submitted), ("prefill", one.read_began), ("slot", one.read_ended),
                          ("step loop", one.started)]  # fmt: skip

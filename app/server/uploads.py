@@ -38,7 +38,9 @@ class Upload(Generic[F]):
 
 
 @asynccontextmanager
-async def received(request: Request, form: type[F], max_files: int) -> AsyncIterator[Upload[F]]:
+async def received(
+    request: Request, form: type[F], max_files: int, *, file_needed: bool = True
+) -> AsyncIterator[Upload[F]]:
     """The request's form, checked, and its files; these are closed, and gone, at the end.
 
     Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
@@ -61,7 +63,7 @@ async def received(request: Request, form: type[F], max_files: int) -> AsyncIter
                     raise InvalidParameter(f"{name}: given twice"[:300], name[:64])
                 else:
                     fields[name] = value
-            if not files:
+            if file_needed and not files:
                 raise InvalidParameter("file: is missing", "file")
             if len(files) > max_files:
                 raise too_many(max_files)

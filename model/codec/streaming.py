@@ -50,6 +50,11 @@ class StreamState:
             mine[row] = its[0]
         return base
 
+    def left(self, row: int) -> "StreamState":
+        """A copy of one row's state, as `joined` takes it."""
+        assert self.layers is not None, "a state that began"
+        return StreamState(1, map_tensors(lambda tensor: tensor[row : row + 1].clone(), self.layers), self.frames)
+
     def move_on(self, after: "StreamState", active: Tensor) -> None:
         """Take over the rows of a later state where ``active`` (B,) bool, in place."""
         for old, new in zip(self.tensors, after.tensors, strict=True):

@@ -10,7 +10,7 @@ from model.codec.codec import Codec
 from model.codec.streaming import EncoderState, StreamingEncoder
 from model.inference.sampling import SamplingOptions
 from model.inference.torch_backend import TorchBackend
-from model.inference.types import Frames, PromptState
+from model.inference.types import Frames, PromptState, RowSnapshot
 
 
 class Backend(Protocol):
@@ -19,7 +19,8 @@ class Backend(Protocol):
     rows: int
     codebooks: int
 
-    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None: ...
+    def join(self, row: int, prompt: PromptState | RowSnapshot, options: SamplingOptions, choice: int = 0) -> None: ...
+    def snapshot(self, row: int) -> RowSnapshot: ...
     def leave(self, row: int) -> None: ...
     def step(self, active: Sequence[int]) -> Frames: ...
 

@@ -49,9 +49,9 @@ BLOCK = 128  # frames of random numbers made at a time
 class Numbers:
     """The random numbers of one row, made a block at a time."""
 
-    def __init__(self, seed: int, choice: int, codebooks: int) -> None:
+    def __init__(self, seed: int, choice: int, codebooks: int, frame: int = 0) -> None:
         self.seed, self.choice, self.codebooks = seed, choice, codebooks
-        self.frame = 0
+        self.frame = frame  # the next one
         self._first, self._block = 0, np.empty((0, codebooks))
 
     def next(self) -> npt.NDArray[np.float64]:

@@ -19,7 +19,7 @@ from model.inference import cuda
 from model.inference.closed_loop import LoopState, closed_loop_step
 from model.inference.rng import Numbers
 from model.inference.sampling import RowOptions, SamplingOptions
-from model.inference.types import Frames, PromptState
+from model.inference.types import Frames, PromptState, RowSnapshot
 
 log = getLogger(__name__)
 ROWS_MULTIPLE = 4  # of rows: what CPU matrix kernels need to treat every row alike (DESIGN.md, section 7)
@@ -75,23 +75,47 @@ class TorchBackend:
             self._drawing = RowOptions(self._options, device, skip=not self._fixed)
         self._lengths = [0] * self.width  # positions seen, on the host: the CPU attends to no more slots than needed
 
-    def join(self, row: int, prompt: PromptState, options: SamplingOptions, choice: int = 0) -> None:
-        """The row goes on from a prompt, which stays as it is. Raises ValueError when it was read in another way."""
-        if prompt.codebooks != self.codebooks or prompt.masked:
+    def join(self, row: int, prompt: PromptState | RowSnapshot, options: SamplingOptions, choice: int = 0) -> None:
+        """The row goes on from a prompt, or from where a row stood, which stays as it is.
+
+        Raises ValueError when it was read in another way.
+        """
+        if prompt.codebooks != self.codebooks or (isinstance(prompt, PromptState) and prompt.masked):
             raise ValueError("the prompt was read for another mel source or number of codebooks")
+        if isinstance(prompt, RowSnapshot):
+            cache, before = prompt.held
+            ready, made = None, prompt.frames
+        else:
+            cache, ready, made = prompt.cache, prompt.ready, 0
+            before = LoopState(prompt.codes, prompt.mel[:, -1:], prompt.codec, prompt.tail)
         with self._computing():
-            if prompt.ready is not None:  # another thread has read it, on a stream of its own
-                torch.cuda.current_stream().wait_event(prompt.ready)
-            self._lm.join(row, prompt.cache)
-            state = self._state = self._state._replace(codec=self._state.codec.joined(row, prompt.codec, self.width))
-            state.codes[row] = prompt.codes[0]
-            state.mel[row] = prompt.mel[0, -1:]
-            state.tail[row] = prompt.tail[0]
+            if ready is not None:  # another thread has read it, on a stream of its own
+                torch.cuda.current_stream().wait_event(ready)
+            self._lm.join(row, cache)
+            state = self._state = self._state._replace(codec=self._state.codec.joined(row, before.codec, self.width))
+            for name in ("codes", "mel", "tail"):
+                getattr(state, name)[row] = getattr(before, name)[0]
             if self._stream is not None:  # the prompt's memory may be given to others from now on
                 self._stream.synchronize()
-        self._lengths[row] = prompt.cache.length
-        self._numbers[row] = Numbers(options.seed, choice, self.codebooks)
+        self._lengths[row] = cache.length
+        self._numbers[row] = Numbers(options.seed, choice, self.codebooks, made)
         self._ask(row, options)
+
+    def snapshot(self, row: int) -> RowSnapshot:
+        """A copy of a taken row as it stands, on the bundle's device."""
+        numbers = self._numbers[row]
+        assert numbers is not None, f"row {row} is free"
+        with self._computing():
+            cache = self._lm.left(row, self._lengths[row])
+            state = self._state
+            codes, mel, tail = (part[row : row + 1].clone() for part in (state.codes, state.mel, state.tail))
+            held = LoopState(codes, mel, state.codec.left(row), tail)
+            last = tail[0].cpu().numpy()
+            if self._stream is not None:  # others may read it, on streams of their own
+                self._stream.synchronize()
+        rings = [part for ring in (cache.mel, cache.stack) if ring is not None for part in (ring.keys, ring.values)]
+        size = sum(part.nbytes for part in (*rings, codes, mel, tail, *held.codec.tensors))
+        return RowSnapshot((cache, held), last, numbers.frame, self.codebooks, size)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

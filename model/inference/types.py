@@ -1,7 +1,7 @@
 """What passes between prefill, backends and their callers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,28 @@ class PromptState:
     def nll(self) -> float:
         """Mean negative log-likelihood of the prompt, nats a token."""
         return -float(self.logprobs.double().mean())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its tensors take."""
+        rings = [ring for ring in (self.cache.mel, self.cache.stack) if ring is not None]
+        cached = [part for ring in rings for part in (ring.keys, ring.values)]
+        rest = [self.tokens, self.logprobs, self.codes, self.mel, self.tail, self.real_tail, *self.codec.tensors]
+        return sum(tensor.nbytes for tensor in (*cached, *rest))
+
+
+@dataclass(frozen=True)
+class RowSnapshot:
+    """A backend's row between two steps, for any row of a backend of the same kind, bundle and codebooks to go on from.
+
+    With the same options it makes the very frames that the row itself makes next: its random numbers go on, too.
+    """
+
+    held: Any  # copies, as the backend lays them out
+    tail: npt.NDArray[np.float32]  # (704,): the last samples made
+    frames: int  # made so far, by this row and by those that it went on from
+    codebooks: int
+    nbytes: int
 
 
 @dataclass(frozen=True)

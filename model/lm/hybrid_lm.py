@@ -50,6 +50,10 @@ class LMSlots:
             assert cache.mel is not None, "a cache with mel belongs to a model with mel"
             self.mel.join(row, cache.mel)
 
+    def left(self, row: int, length: int) -> LMCache:
+        """A copy of what a row holds after ``length`` positions, as `join` takes it."""
+        return LMCache(None if self.mel is None else self.mel.left(row, length), self.stack.left(row, length))
+
     def advance(self, active: Tensor) -> None:
         """Active rows (B,) bool have seen one position more."""
         for ring in (self.mel, self.stack):

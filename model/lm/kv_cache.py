@@ -105,6 +105,15 @@ class SlotCache:
         self.values[:, row, :, :valid] = cache.values[:, 0, :, :valid]
         self.lengths[row] = cache.length
 
+    def left(self, row: int, length: int) -> KVCache:
+        """A copy of what a row holds after ``length`` positions, as `join` takes it."""
+        layers, _, heads, window, width = self.keys.shape
+        copy = KVCache(layers, 1, heads, window, width, self.keys)
+        copy.keys.copy_(self.keys[:, row : row + 1])
+        copy.values.copy_(self.values[:, row : row + 1])
+        copy.length = length
+        return copy
+
     def rotation(self, width: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of each row's next position, (B, 1, 1, width // 2) each."""
         cos, sin = angles(self.lengths, width)

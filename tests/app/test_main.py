@@ -167,9 +167,13 @@ def test_description_names_every_field(service: Any) -> None:
     paths = service.get("/openapi.json").json()["paths"]
     form = paths["/continue"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
-        "file", "seconds", "temperature", "top_k", "top_p", "keep_level", "seed", "n", "prompt_start",
-        "prompt_end", "include_prompt", "response_format", "stream", "timeout_seconds",
+        "file", "prompt", "continue_from", "continue_choice", "store", "seconds", "temperature", "top_k", "top_p",
+        "keep_level", "seed", "n", "prompt_start", "prompt_end", "include_prompt", "response_format", "stream",
+        "timeout_seconds",
     }  # fmt: skip
+    assert "required" not in form, "a file, or what the server keeps"
+    form = paths["/v1/audio/prompts"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"file", "prompt_start", "prompt_end", "timeout_seconds"}
     assert form["required"] == ["file"]
     form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {

@@ -88,6 +88,7 @@ LAYERS = [
     ("app.cli",),
     ("app.main", "app.client", "app.corpora"),
     ("app.continuations", "app.scores", "app.system"),
+    ("app.prompts",),
     ("app.server",),
     ("app.engine", "app.audio"),
     ("app.metrics", "app.errors", "app.settings"),

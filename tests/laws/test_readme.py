@@ -171,6 +171,16 @@ def test_events_end_with_the_numbers(folder: Path, port: int) -> None:
     assert len(json.loads(data.removeprefix("data: "))["choices"][0]["tokens"]) == 225
 
 
+def test_parts_of_a_kept_prompt_are_the_whole(folder: Path, port: int) -> None:
+    run(*block_with("curl", "/v1/audio/prompts"), folder, port)
+    whole = ["curl", "-sS", "-F", "file=@examples/speech.flac", "-F", "seconds=6", "-F", "seed=7"]
+    run("sh", shlex.join([*whole, "localhost:8000/continue", "-o", "whole.json"]), folder, port)
+    bodies = [json.loads((folder / f"{name}.json").read_text()) for name in ("first", "second", "whole")]
+    first, second, one = (body["choices"][0] for body in bodies)
+    assert first["tokens"] + second["tokens"] == one["tokens"] and len(one["tokens"]) == 450
+    assert bodies[1]["prompt"]["tokens"] == 475 + 225
+
+
 def test_scores(folder: Path, port: int) -> None:
     body = json.loads(run(*block_with("curl", "file=@examples/music.flac localhost:8000/score"), folder, port))
     assert body["object"] == "audio.score"
@@ -201,7 +211,7 @@ def test_command_line(folder: Path, port: int) -> None:
 
 def test_every_block_is_tested() -> None:
     counts = {name: len(own) for name, own in BLOCKS.items()}
-    assert counts == {"README.md": 3, "docs/api.md": 5}, "a new block needs a test here"
+    assert counts == {"README.md": 3, "docs/api.md": 6}, "a new block needs a test here"
 
 
 def test_readme_is_short() -> None:

@@ -5,6 +5,7 @@ A field says what it holds, ``norm: Annotated[Floats, Shape("layers", "dim")]``,
 when a record is made, never in a step.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -69,3 +70,16 @@ def check_array(value: Any, where: str, dtypes: frozenset[np.dtype[Any]], dimens
     assert value.dtype in dtypes, f"{where} is {value.dtype}"
     assert value.ndim == dimensions, f"{where} is {value.shape}, of {value.ndim} dimensions instead of {dimensions}"
     assert value.flags.c_contiguous and value.flags.aligned, f"{where} has gaps"
+
+
+def parts_of_row(record: Any, row: int) -> Iterator[npt.NDArray[Any]]:
+    """Views of what belongs to one row, in all arrays of a record and of the records in it: those with "rows" in their
+    shape, in the order of the fields.
+    """
+    kind: Any = type(record)
+    fields = _fields(kind)
+    for name, value in zip(record._fields, record, strict=True):
+        if name not in fields:
+            yield from parts_of_row(value, row)
+        elif "rows" in fields[name][1].sizes:
+            yield value[(slice(None),) * fields[name][1].sizes.index("rows") + (slice(row, row + 1),)]

@@ -268,3 +268,39 @@ def test_a_prompt_read_otherwise_is_refused(kind: Kind, bundle: Bundle, speech_l
         slots.join(0, prefill(bundle, speech_like[:9600], codebooks=4, masked=True), OPTIONS[0])
     slots.join(0, prefill(bundle, speech_like[:9600], codebooks=4), OPTIONS[0])
     assert slots.step([0]).codes.shape == (1, 4)
+
+
+@pytest.mark.parametrize("which", range(len(OPTIONS)))
+def test_a_row_resumed_elsewhere_is_the_row_uninterrupted(
+    kind: Kind, bundle: Bundle, prompts: list[PromptState], which: int
+) -> None:
+    """To the bit: in another backend, at another place, any number of times, whatever the row has done meanwhile."""
+    whole = run_alone(kind, bundle, prompts[which], OPTIONS[which], 60, 4)
+    first = kind(bundle, 4)
+    first.join(0, prompts[which], OPTIONS[which])
+    first.join(1, prompts[0], OPTIONS[1])
+    for _ in range(25):
+        first.step([0, 1])
+    left = first.snapshot(0)
+    for _ in range(5):
+        first.step([0])
+    assert left.frames == 25
+    np.testing.assert_array_equal(left.tail[-HOP_SAMPLES:], whole[24].samples[0])
+    for at in (2, 3):
+        other: Backend = kind(bundle, 4)
+        other.join(at, left, OPTIONS[which])
+        other.join(0, prompts[2], OPTIONS[0])
+        for expected in whole[25:]:
+            assert_same(other.step([0, at]), 1, expected)
+
+
+def test_a_snapshot_holds_what_it_says(kind: Kind, bundle: Bundle, prompts: list[PromptState]) -> None:
+    slots = kind(bundle, 4)
+    slots.join(2, prompts[0], OPTIONS[0])
+    left = slots.snapshot(2)
+    assert left.frames == 0 and left.codebooks == slots.codebooks
+    rings = bundle.lm.config.layers * bundle.lm.config.window * bundle.lm.config.dim * 2
+    assert 2 * rings <= left.nbytes <= 16 * rings  # float16 or float32, and the rest
+    assert prompts[0].nbytes >= 4 * rings
+    with pytest.raises(ValueError, match="number of codebooks"):
+        slots.join(0, replace(left, codebooks=left.codebooks // 2), OPTIONS[0])

@@ -1,0 +1,73 @@
+"""From an upload to a prompt that is kept, and what kept prompts are told with."""
+
+import math
+import secrets
+import time
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+
+from app.audio.decode import Heard
+from app.engine.requests import PromptRequest, ReadPrompt
+from app.errors import AudioTooLong, AudioTooShort, ServiceError, StorageFull
+from app.prompts.schemas import PromptForm, PromptResponse
+from app.prompts.store import Kept, PromptStore
+from app.server import uploads
+from app.server.limits import client_of
+from app.server.tracing import follow
+from app.settings import Settings
+from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from model.inference.scoring import MIN_FRAMES, TooShortError
+
+
+def owner_of(request: Request) -> str:
+    """Whose prompts a request may use: the name of its key; without keys all are everyone's who knows their ids."""
+    return getattr(request.state, "key", None) or ""
+
+
+def too_short() -> ServiceError:
+    """What the model's TooShortError is called outside."""
+    hundredths = math.ceil(100 * MIN_FRAMES / FRAME_RATE_HZ)  # rounded down, it would ask for what is still too short
+    return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
+
+
+async def decoded(request: Request, file: UploadFile, until: float, start: float, end: float | None) -> Heard:
+    """A file's part from ``start`` to ``end`` seconds, to be a prompt. Raises ServiceError."""
+    settings: Settings = request.app.state.settings
+    if start > settings.max_score_seconds:  # what is skipped is decoded, too
+        raise AudioTooLong(f"prompt_start: at most {settings.max_score_seconds:g} s into a file", "prompt_start")
+    return await uploads.decoded(request, file, until, settings.max_prompt_seconds, start, end)
+
+
+async def kept(request: Request, upload: uploads.Upload[PromptForm]) -> PromptResponse:
+    """Decodes a prompt, has it read, and keeps it. Raises ServiceError."""
+    state, form = request.app.state, upload.form
+    arrived, until = uploads.deadline(request, state.settings, form.timeout_seconds)
+    heard = await decoded(request, upload.files[0], until, form.prompt_start, form.prompt_end)
+    await state.limits.audio(client_of(request), len(heard.samples) / SAMPLE_RATE_HZ)
+    engine_request = PromptRequest(arrived, until, heard.samples)
+    follow(request, engine_request)
+    try:
+        read: ReadPrompt = await state.engine.submit(engine_request)
+    except TooShortError as error:
+        raise too_short() from error
+    name = f"prompt-{secrets.token_urlsafe(16)}"
+    store: PromptStore = state.prompts
+    if not store.keep("prompt", owner_of(request), name, held := Kept([read], heard.samples, heard.warnings)):
+        most = store.most_bytes / 2**20
+        raise StorageFull(f"this prompt takes {held.nbytes / 2**20:.1f} MiB, and the server keeps {most:g} MiB of them")
+    return told(request, name, held)
+
+
+def told(request: Request, name: str, held: Kept) -> PromptResponse:
+    """What there is to tell of a prompt that is kept."""
+    (read,), state = held.ends, request.app.state
+    return PromptResponse(
+        id=name,
+        model=state.engine.bundle.name,
+        seconds=len(read.logprobs) / FRAME_RATE_HZ,
+        tokens=len(read.logprobs),
+        nll=-float(read.logprobs.mean(dtype="float64")),
+        expires_at=math.floor(time.time() + state.prompts.left_seconds(held)),
+        warnings=list(held.warnings) or None,
+    )

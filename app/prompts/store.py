@@ -1,0 +1,118 @@
+"""What is kept to go on from: prompts that were read, and where continuations ended. Bounded in bytes and in time."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.audio.formats import Samples
+from app.audio.notices import Notice
+from app.engine.requests import ReadPrompt
+from app.errors import PromptNotFound
+from app.metrics import Metrics
+
+Kind = Literal["prompt", "continuation"]
+LOOK_SECONDS = 10.0  # between two looks for what is too old
+Key = tuple[str, str]  # owner, id
+
+
+@dataclass
+class Kept:
+    """What an id stands for.
+
+    ``ends`` has one entry for a prompt and one a choice for a continuation. ``samples``: a prompt's own, at 24 kHz.
+    """
+
+    ends: list[ReadPrompt]
+    samples: Samples
+    warnings: tuple[Notice, ...] = ()
+    expires: float = field(default=0.0, init=False)  # on the store's clock; each use puts it off
+
+    @property
+    def nbytes(self) -> int:
+        return self.samples.nbytes + sum(end.nbytes for end in self.ends)
+
+
+class PromptStore:
+    """Both kinds by owner and id; to another owner an id does not exist. For the event loop alone.
+
+    When room is short, the continuation that nobody used for longest goes first: every request leaves one, asked for or
+    not. Prompts go when no continuation is left, again the one that was not used for longest.
+
+    Args:
+        most_bytes: of all that is kept together; 0 keeps nothing.
+        seconds: for which an unused one is kept.
+        metrics: where to tell how much is kept.
+        clock: seconds; a test has its own.
+    """
+
+    def __init__(
+        self, most_bytes: int, seconds: float, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.most_bytes, self.seconds, self._metrics, self._clock = most_bytes, seconds, metrics, clock
+        self.held_bytes = 0
+        self._kept: dict[Kind, OrderedDict[Key, Kept]] = {"continuation": OrderedDict(), "prompt": OrderedDict()}
+
+    def keep(self, kind: Kind, owner: str, name: str, kept: Kept) -> bool:
+        """Keeps it, in the place of what had its id. False when it alone is more than may be kept."""
+        key = (owner, name)
+        self._forget(kind, key)
+        if kept.nbytes > self.most_bytes:
+            return False
+        kept.expires = self._clock() + self.seconds
+        self._kept[kind][key] = kept
+        self.held_bytes += kept.nbytes
+        self.drop_old()
+        while self.held_bytes > self.most_bytes:
+            fullest: Kind = "continuation" if self._kept["continuation"] else "prompt"
+            self._forget(fullest, next(iter(self._kept[fullest])))
+        self._show()
+        return True
+
+    def use(self, kind: Kind, owner: str, name: str) -> Kept:
+        """What is kept under an id, which is then kept for as long again. Raises PromptNotFound."""
+        self.drop_old()
+        kept = self._kept[kind].get((owner, name))
+        if kept is None:
+            raise PromptNotFound(f"no {kind} is kept under this id: it was never here, or its time was up")
+        kept.expires = self._clock() + self.seconds
+        self._kept[kind].move_to_end((owner, name))
+        return kept
+
+    def left_seconds(self, kept: Kept) -> float:
+        """For which it will be kept if nobody uses it, and room is not short."""
+        return kept.expires - self._clock()
+
+    def drop(self, owner: str, name: str) -> None:
+        """Forgets what is kept under an id, of either kind. Raises PromptNotFound."""
+        if not any(self._forget(kind, (owner, name)) for kind in self._kept):
+            raise PromptNotFound("nothing is kept under this id: it was never here, or its time was up")
+        self._show()
+
+    def drop_old(self) -> None:
+        """Forgets what nobody used in time."""
+        now = self._clock()
+        for kind, kept in self._kept.items():
+            while kept and next(iter(kept.values())).expires <= now:  # in the order of their last uses
+                self._forget(kind, next(iter(kept)))
+        self._show()
+
+    def _forget(self, kind: Kind, key: Key) -> bool:
+        kept = self._kept[kind].pop(key, None)
+        if kept is not None:
+            self.held_bytes -= kept.nbytes
+        return kept is not None
+
+    def _show(self) -> None:
+        for kind, kept in self._kept.items():
+            self._metrics.prompts_kept.labels(kind).set(len(kept))
+        self._metrics.prompts_kept_bytes.set(self.held_bytes)
+
+
+async def watch(store: PromptStore) -> None:
+    """Forgets in time what nobody asks for any more."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        store.drop_old()
