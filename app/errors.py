@@ -39,6 +39,10 @@ class InvalidApiKey(ClientError):
     status, code, type = 401, "invalid_api_key", "authentication_error"
 
 
+class Forbidden(ClientError):
+    status, code, type = 403, "forbidden", "authentication_error"
+
+
 class UploadTimeout(ClientError):
     status, code = 408, "upload_timeout"
 

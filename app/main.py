@@ -26,6 +26,7 @@ from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import ErrorResponse
 from app.server.tracing import tracing_for
+from app.sessions import router as sessions
 from app.settings import Settings, load_settings, warn_of_unknown_names
 from app.system import docs, health, models, page
 from model.checkpoint import Bundle, load_bundle
@@ -146,9 +147,10 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     app.state.bodies = Bodies(settings, metrics)
     app.state.limits = Limits(settings, metrics)
     app.state.prompts = PromptStore(round(settings.prompts_mib * 2**20), settings.prompts_seconds, metrics)
+    app.state.sessions = sessions.Sessions(settings, metrics)
     app.state.tracing = tracing_for(settings)
     install_errors(app)
-    for one in (continuations, prompts, scores, health, models, docs, page):
+    for one in (continuations, prompts, scores, sessions, health, models, docs, page):
         app.include_router(one.router)
     app.mount("/static", page.files)
     app.mount("/docs/files", docs.docs_files)

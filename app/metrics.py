@@ -51,6 +51,7 @@ class Metrics:
             "real_time_factor", "Seconds of audio generated in a second of computing", FACTOR_BUCKETS
         )
         self.prompt_audio_seconds = counter("prompt_audio_seconds", "Audio read as prompt or scored")
+        self.sessions = gauge("sessions", "Sessions that are open")
         kept = "Prompts and ends of continuations that are kept"
         self.prompts_kept = Gauge("whispergpt_prompts_kept", kept, ["kind"], registry=self.registry)
         self.prompts_kept_bytes = gauge("prompts_kept_bytes", "Memory that they take")

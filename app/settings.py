@@ -98,6 +98,8 @@ class Settings(BaseSettings):
         256.0, ge=0, description="MiB of prompts and ends of continuations kept to go on from; 0 = none"
     )
     prompts_seconds: float = Field(600.0, gt=0, description="for which each of them is kept after its last use")
+    max_sessions: int = Field(8, ge=0, description="live sessions that may be open at the same time; 0 = none")
+    session_idle_seconds: float = Field(60.0, gt=0, description="a session ends when its client was silent for so long")
     head_timeout_seconds: float = Field(10.0, gt=0, description="for a request's head to arrive")
     upload_timeout_seconds: float = Field(60.0, gt=0, description="for a request's body to arrive")
     send_timeout_seconds: float = Field(60.0, gt=0, description="for a client to take the next part of an answer")

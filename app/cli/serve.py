@@ -39,6 +39,9 @@ def page_address(settings: Settings) -> str:
     return f"http://{host}:{settings.port}/"
 
 
+SESSION_MESSAGE_BYTES = 2**20  # 20 s of audio at 24 kHz; what is spoken comes in far smaller pieces
+
+
 def bound(host: str, port: int) -> list[socket.socket]:
     """The port, on every address of the host; nobody is heard there yet. Raises OSError when it is taken.
 
@@ -150,6 +153,8 @@ def serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,  # it tells queries; ours are the middleware's
             server_header=False,
+            ws_max_size=SESSION_MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # audio does not shrink, and each session would pay for the try
         )
         server = Server(how)
         with suppress(KeyboardInterrupt):

@@ -88,7 +88,7 @@ class Admission:
             if not answered:
                 request.cancelled.set()
             self._computing -= request.begun
-        if answered and request.started:
+        if answered and request.started and not request.part:
             self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - request.started)
         self._show()
 

@@ -22,6 +22,8 @@ from app.engine.requests import (
     EngineRequest,
     Failure,
     FloatArray,
+    Listened,
+    ListenRequest,
     NotFinite,
     PromptRequest,
     ReadPrompt,
@@ -33,12 +35,13 @@ from app.metrics import Metrics
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
 from model.inference import cuda
-from model.inference.prefill import prefill
-from model.inference.scoring import CHUNK_FRAMES, Score, score
+from model.inference.prefill import PromptReader, prefill
+from model.inference.scoring import CHUNK_FRAMES, MIN_FRAMES, Score, TooShortError, score
+from model.inference.types import PromptState
 
-Kind = Literal["read", "score"]
+Kind = Literal["read", "listen", "score"]
 # of the threads that read prompts, so that those who listen already hear no gap; and of those that score clips
-NICENESS: dict[Kind, int] = {"read": 5, "score": 10}
+NICENESS: dict[Kind, int] = {"read": 5, "listen": 5, "score": 10}
 log = logging.getLogger("whispergpt")
 
 
@@ -80,10 +83,11 @@ class PrefillPool:
         self.work: dict[type[EngineRequest], Work] = {
             ContinueRequest: Work("read", self.read_prompt, answers=False),
             PromptRequest: Work("read", self.read_to_keep),
+            ListenRequest: Work("listen", self.listen),
             ScoreRequest: Work("score", self.score_clip),
         }
         # not SimpleQueue: where two threads wait with a timeout, CPython's may let one wait for ever (seen with 3.11.7)
-        self.queues: dict[Kind, queue.Queue[EngineRequest | None]] = {"read": queue.Queue(), "score": queue.Queue()}
+        self.queues: dict[Kind, queue.Queue[EngineRequest | None]] = {kind: queue.Queue() for kind in NICENESS}
         self._reading = 0  # prompts that a thread reads
         self._lock = threading.Lock()  # of that count
         self.threads = [
@@ -152,11 +156,35 @@ class PrefillPool:
             between=lambda: self.go_on(request, "the prompt could not be read in time"),
         )
         request.read_ended = time.monotonic()
+        return self._whole(prompt)
+
+    def _whole(self, prompt: PromptState) -> ReadPrompt:
+        """A prompt that has been read. Raises NotFinite."""
         logprobs = prompt.logprobs.cpu().numpy()
         if not np.isfinite(logprobs).all():
             raise NotFinite
         self._count(prompt.nll, len(prompt.tokens))
         return ReadPrompt(prompt, logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy())
+
+    def listen(self, request: ListenRequest) -> Listened:
+        """Reads a part of a prompt: threads of their own do, since somebody speaks and waits behind no other's minute.
+
+        Raises what `go_on` raises, TooShortError or NotFinite.
+        """
+        self.go_on(request, "the audio could not be read in time")
+        samples = request.samples
+        if samples is None:
+            raise Cancelled
+        request.stage = "prefill"
+        if request.reader is None and len(samples) < MIN_FRAMES * HOP_SAMPLES:
+            raise TooShortError(f"a prompt begins with {MIN_FRAMES} frames or more")
+        reader = request.reader or PromptReader(self._bundle, self._codebooks)
+        read = reader.read(torch.from_numpy(samples))
+        logprobs = read.logprobs[0].cpu().numpy()
+        prompt = self._whole(reader.state()) if request.last else None
+        if not np.isfinite(logprobs).all():
+            raise NotFinite
+        return Listened(reader, read.codes[0, 0].cpu().numpy(), logprobs, prompt)
 
     def score_clip(self, request: ScoreRequest) -> Score:
         """Scores a clip. Raises what `go_on` raises, TooShortError, WindowError or NotFinite."""
@@ -223,6 +251,7 @@ class PrefillPool:
         assert results is not None
         if work.answers:
             request.started = time.monotonic()
+        if work.answers and not request.part:
             self._metrics.queue_seconds.observe(request.started - request.submitted)
         try:
             with self._counted(work.kind):

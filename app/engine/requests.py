@@ -4,12 +4,13 @@ import asyncio
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.inference.prefill import PromptReader
 from model.inference.sampling import SamplingOptions
 from model.inference.scoring import Detail, Window
 from model.inference.types import PromptState, RowSnapshot
@@ -134,6 +135,7 @@ class EngineRequest:
     The caller gives what the constructor takes; the rest is where the request stands, and the engine keeps it.
     """
 
+    part: ClassVar[bool] = False  # of something longer: how long it took tells nothing of requests
     arrived: float
     deadline: float
     samples: FloatArray | None  # (N,) at 24 kHz; None as soon as nobody needs them
@@ -171,6 +173,32 @@ class ContinueRequest(EngineRequest):
 @dataclass
 class PromptRequest(EngineRequest):
     """Read a prompt, for continuations to come. Answered with a `ReadPrompt` or TooShortError."""
+
+
+@dataclass(frozen=True)
+class Listened:
+    """A part of a prompt that comes in parts has been read."""
+
+    reader: PromptReader  # for the next one
+    tokens: IntArray  # (F,)
+    logprobs: FloatArray  # (F,)
+    prompt: ReadPrompt | None  # the whole, after the last part
+
+
+@dataclass
+class ListenRequest(EngineRequest):
+    """Read a part of a prompt: (320 F,) samples. Answered with `Listened` or TooShortError.
+
+    ``reader``: what the part before left; None for the first one, which has at least ``MIN_FRAMES`` frames.
+    """
+
+    part = True
+    reader: PromptReader | None
+    last: bool
+
+    def forget(self) -> None:
+        super().forget()
+        self.reader = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ import time
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
+from starlette.requests import HTTPConnection
 
 from app.audio.decode import Heard
 from app.engine.requests import PromptRequest, ReadPrompt
@@ -20,7 +21,7 @@ from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.inference.scoring import MIN_FRAMES, TooShortError
 
 
-def owner_of(request: Request) -> str:
+def owner_of(request: HTTPConnection) -> str:
     """Whose prompts a request may use: the name of its key; without keys all are everyone's who knows their ids."""
     return getattr(request.state, "key", None) or ""
 

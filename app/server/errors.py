@@ -5,6 +5,7 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from app.errors import ClientError, ClientGone, ServiceError
 from app.server.logs import note
@@ -13,7 +14,7 @@ log = logging.getLogger("whispergpt")
 FRAMEWORK = {400: "malformed_request", 404: "not_found", 405: "method_not_allowed"}
 
 
-def answer(request: Request, error: ServiceError) -> JSONResponse:
+def answer(request: HTTPConnection, error: ServiceError) -> JSONResponse:
     """The response that an error becomes."""
     note(request, error=error.code)
     return JSONResponse(
@@ -43,7 +44,7 @@ async def _client_gone(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(None, 499)  # nginx's status for it; only logs and metrics see it
 
 
-def as_service_error(request: Request, error: Exception) -> ServiceError:
+def as_service_error(request: HTTPConnection, error: Exception) -> ServiceError:
     """An exception as it may be told. A bug is logged whole, and told without a traceback."""
     if isinstance(error, ServiceError):
         return error

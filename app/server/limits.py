@@ -14,6 +14,7 @@ from fastapi import Request
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import HTTPConnection
 
 from app.errors import AudioTooLong, RateLimited
 from app.metrics import Metrics
@@ -22,7 +23,7 @@ from app.settings import Settings
 CONCURRENT_RETRY_SECONDS = 1  # nobody knows when a client's own requests end
 
 
-def client_of(request: Request) -> str:
+def client_of(request: HTTPConnection) -> str:
     """Whose request it is: the name of its key, or else its address.
 
     A household or a machine has 2^64 addresses of IPv6, so these are one client.

@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import Request
+from starlette.requests import HTTPConnection
 
 from app.settings import Settings
 
@@ -25,7 +26,7 @@ log = logging.getLogger("whispergpt.access")
 printed = logging.getLogger("whispergpt.libraries")
 
 
-def note(request: Request, **facts: Any) -> None:
+def note(request: HTTPConnection, **facts: Any) -> None:
     """What the line of a request shall tell of it."""
     request.scope.setdefault("state", {}).setdefault("facts", {}).update(facts)
 

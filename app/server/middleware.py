@@ -16,7 +16,8 @@ from app.server.logs import PROBES, answered
 from app.server.tracing import Tracing
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
-          "/openapi.json", "/v1/audio/continuations", "/v1/audio/prompts", "/v1/audio/scores"}  # fmt: skip
+          "/openapi.json", "/v1/audio/continuations", "/v1/audio/prompts", "/v1/audio/scores",
+          "/v1/audio/session"}  # fmt: skip
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -40,15 +41,51 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
+    @staticmethod
+    def _begun(scope: Scope) -> tuple[dict[str, Any], float]:
+        """The request's state, with its id, and when it came."""
+        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state["arrived"] = time.monotonic()
+        return state, state["arrived"]
+
+    async def _session(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: one request, from its opening to its end. What it was refused with is its status."""
+        state, started = self._begun(scope)
+        status = 403  # what a server answers where nobody takes it up
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "websocket.http.response.start":
+                status = message["status"]
+            elif message["type"] == "websocket.accept":
+                status = 101
+            if message["type"] in ("websocket.http.response.start", "websocket.accept"):
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", state["request_id"].encode())]
+            await send(message)
+
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+        try:
+            await self.app(scope, receive, send_named)
+        except BaseException:
+            status = 500
+            raise
+        finally:
+            outcome, seconds = outcome_of(status), time.monotonic() - started
+            self.metrics.requests.labels(route, outcome).inc()
+            client = scope["client"][0] if scope.get("client") else None
+            answered(state, client, "GET", route, status, outcome, seconds)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._session(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"x-request-id"), "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id
-        started = state["arrived"] = time.monotonic()
+        state, started = self._begun(scope)
+        request_id = state["request_id"]
         if scope["method"] == "HEAD":  # what GET would be answered, whatever the route; the server leaves the body out
             scope = {**scope, "method": "GET"}
         status, begun = 500, False

@@ -1,4 +1,4 @@
-"""Reads a prompt once, for any number of continuations."""
+"""Reads a prompt once, for any number of continuations; whole, or as it comes."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,50 @@ from torch import Tensor
 from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
 from model.inference import cuda
-from model.inference.scoring import MIN_FRAMES, PromptEncoder, TooShortError, chunks
+from model.inference.scoring import MIN_FRAMES, ForcedChunk, PromptEncoder, TooShortError, chunks
 from model.inference.types import PromptState
 
 TAIL_FRAMES = -(-MEL_LEFT_SAMPLES // HOP_SAMPLES)  # that the tail of the decoded prompt reaches into
 
 
-@torch.inference_mode()
+class PromptReader:
+    """A prompt chunk by chunk, as it comes; the chunks' sizes are no part of the result, but for rounding."""
+
+    def __init__(self, bundle: Bundle, codebooks: int | None = None, masked: bool = False) -> None:
+        self._past = bundle.codec.decoder.receptive_field
+        self._bundle, self._masked = bundle, masked
+        with torch.inference_mode():
+            self._encoder = PromptEncoder(bundle, "masked" if masked else "real", codebooks, decode=self._past is None)
+        self._read: list[ForcedChunk] = []
+
+    @torch.inference_mode()
+    def read(self, samples: Tensor) -> ForcedChunk:
+        """The next (320 n,) samples at 24 kHz; the first ones are at least ``MIN_FRAMES`` frames."""
+        self._read.append(self._encoder.read(samples))
+        return self._read[-1]
+
+    @torch.inference_mode()
+    def state(self) -> PromptState:
+        """The state after all that was read. Nothing can be read after that."""
+        read, encoder = self._read, self._encoder
+        if self._past is not None:  # what came before that leaves no trace: no need to decode it
+            codes = torch.cat([chunk.codes for chunk in read], dim=-1)
+            encoder.decode_codes(codes[..., -(self._past + TAIL_FRAMES) :])
+        return PromptState(
+            tokens=torch.cat([chunk.codes[0, 0] for chunk in read]),
+            logprobs=torch.cat([chunk.logprobs[0] for chunk in read]),
+            cache=encoder.cache,
+            codes=read[-1].codes[:, : encoder.codebooks, -1],
+            mel=encoder.mel,
+            codec=encoder.decoder_state,
+            tail=encoder.decoded_tail,
+            real_tail=encoder.real_tail,
+            codebooks=encoder.codebooks,
+            masked=self._masked,
+            ready=cuda.mark(self._bundle.device),
+        )
+
+
 def prefill(
     bundle: Bundle,
     samples: Tensor,
@@ -30,25 +67,8 @@ def prefill(
     """
     if frames_in(len(samples)) < MIN_FRAMES:
         raise TooShortError(f"a prompt needs {MIN_FRAMES} whole frames, and this one has {frames_in(len(samples))}")
-    past = bundle.codec.decoder.receptive_field
-    encoder = PromptEncoder(bundle, "masked" if masked else "real", codebooks, decode=past is None)
-    read = []
+    reader = PromptReader(bundle, codebooks, masked)
     for chunk in chunks(samples):
-        read.append(encoder.read(chunk))
+        reader.read(chunk)
         between()
-    if past is not None:  # what came before that leaves no trace: no need to decode it
-        codes = torch.cat([chunk.codes for chunk in read], dim=-1)
-        encoder.decode_codes(codes[..., -(past + TAIL_FRAMES) :])
-    return PromptState(
-        tokens=torch.cat([chunk.codes[0, 0] for chunk in read]),
-        logprobs=torch.cat([chunk.logprobs[0] for chunk in read]),
-        cache=encoder.cache,
-        codes=read[-1].codes[:, : encoder.codebooks, -1],
-        mel=encoder.mel,
-        codec=encoder.decoder_state,
-        tail=encoder.decoded_tail,
-        real_tail=encoder.real_tail,
-        codebooks=encoder.codebooks,
-        masked=masked,
-        ready=cuda.mark(bundle.device),
-    )
+    return reader.state()

@@ -87,7 +87,7 @@ def test_no_module_imports_itself_through_others(module: str) -> None:
 LAYERS = [
     ("app.cli",),
     ("app.main", "app.client", "app.corpora"),
-    ("app.continuations", "app.scores", "app.system"),
+    ("app.continuations", "app.scores", "app.sessions", "app.system"),
     ("app.prompts",),
     ("app.server",),
     ("app.engine", "app.audio"),

@@ -199,7 +199,8 @@ def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: b
     engine = service.app.state.engine
     with suppress(Draining), busy(service):  # whose own requests are ended, too
         inside = [in_background(service, path, clip) for path in ("/continue", "/score")]
-        until(lambda: engine.in_use == 2 and all(not one.empty() for one in engine.prefill_pool.queues.values()))
+        queues = engine.prefill_pool.queues
+        until(lambda: engine.in_use == 2 and all(not queues[kind].empty() for kind in ("read", "score")))
         engine.end()
         answers = [one.result(10) for one in inside]
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2

@@ -1,0 +1,84 @@
+"""The audio of a session on its way to a prompt: read while it comes, in chunks of a fixed size."""
+
+import time
+
+import numpy as np
+
+from app.audio.formats import Samples
+from app.audio.incoming import IncomingPcm
+from app.engine.engine import Engine
+from app.engine.requests import Listened, ListenRequest
+from app.errors import AudioTooLong
+from app.prompts.service import too_short
+from model.constants import HOP_SAMPLES
+from model.inference.scoring import MIN_FRAMES, TooShortError
+
+CHUNK_FRAMES = 15  # 0.2 s: what is left to read at a commit takes a fiftieth of a second; smaller ones cost more
+# Read when so much more is there: then what is left for the commit is whole frames, and enough of them.
+CHUNK_SAMPLES, MARGIN_SAMPLES = CHUNK_FRAMES * HOP_SAMPLES, MIN_FRAMES * HOP_SAMPLES
+
+
+class Listening:
+    """What was appended since the last commit.
+
+    The chunks are counted from its start, whatever pieces the audio comes in: the same samples give the same bits.
+    """
+
+    def __init__(self, engine: Engine, rate_hz: int, most_seconds: float, timeout_seconds: float) -> None:
+        self._engine, self._most_seconds, self._timeout_seconds = engine, most_seconds, timeout_seconds
+        self._incoming = IncomingPcm(rate_hz)
+        self._all: list[Samples] = []
+        self._unread = np.zeros(0, np.float32)
+        self._last: Listened | None = None
+        self.tokens = 0  # that were read
+        self.log_likelihood = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of audio that came."""
+        return self._incoming.seconds
+
+    @property
+    def nll(self) -> float:
+        return -self.log_likelihood / max(self.tokens, 1)
+
+    @property
+    def samples(self) -> Samples:
+        """(N,) at 24 kHz, all that came."""
+        return np.concatenate([np.zeros(0, np.float32), *self._all])
+
+    def feed(self, data: bytes) -> None:
+        """The next piece, s16le. Raises AudioTooLong, upon which it is as if it had not come, and AudioInvalid."""
+        if self.seconds + self._incoming.seconds_of(data) > self._most_seconds:
+            raise AudioTooLong(f"a prompt may have {self._most_seconds:g} s", "audio")
+        self._take(self._incoming.feed(data))
+
+    def finish(self) -> None:
+        """No more will come. Raises AudioTooShort."""
+        self._take(self._incoming.finish())
+        if self._last is None and len(self._unread) < MARGIN_SAMPLES:
+            raise too_short()
+
+    def _take(self, samples: Samples) -> None:
+        self._all.append(samples)
+        self._unread = np.concatenate([self._unread, samples])
+
+    @property
+    def ready(self) -> bool:
+        """Is there a chunk to read?"""
+        return len(self._unread) >= CHUNK_SAMPLES + MARGIN_SAMPLES
+
+    async def read(self, last: bool = False) -> Listened:
+        """Has the next chunk read, or all that is left. Raises ServiceError."""
+        size = len(self._unread) // HOP_SAMPLES * HOP_SAMPLES if last else CHUNK_SAMPLES
+        now = time.monotonic()
+        chunk, self._unread = self._unread[:size], self._unread[size:]
+        reader = None if self._last is None else self._last.reader
+        request = ListenRequest(now, now + self._timeout_seconds, chunk, reader, last)
+        try:
+            self._last = await self._engine.submit(request)
+        except TooShortError as error:
+            raise too_short() from error
+        self.tokens += len(self._last.tokens)
+        self.log_likelihood += float(self._last.logprobs.sum(dtype=np.float64))
+        return self._last

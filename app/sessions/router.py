@@ -1,0 +1,85 @@
+"""/v1/audio/session: who may open one, and how many there may be."""
+
+import base64
+import binascii
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, WebSocket
+
+from app.errors import Forbidden, InvalidApiKey, Overloaded, ServiceError
+from app.metrics import Metrics
+from app.server.errors import answer
+from app.server.limits import client_of
+from app.sessions.session import Session
+from app.settings import Settings
+
+router = APIRouter(tags=["session"])
+PROTOCOL = "whispergpt"
+KEY_PROTOCOL = "whispergpt.key."  # and the key in base64url: browsers can send no header, but they can name protocols
+RETRY_SECONDS = 10
+
+
+class Sessions:
+    """How many are open. For the event loop alone."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.most, self.open = settings.max_sessions, 0
+        self._metrics = metrics
+        metrics.sessions.set_function(lambda: self.open)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """While a session is open. Raises Overloaded."""
+        if self.open >= self.most:
+            self._metrics.rejected.labels("sessions").inc()
+            headers = {"retry-after": str(RETRY_SECONDS)}
+            raise Overloaded(f"this server holds {self.most} sessions at a time", headers=headers)
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+
+@router.websocket("/v1/audio/session")
+async def session(socket: WebSocket) -> None:
+    """Talk to the model: audio in as it is recorded, audio out as it is made (docs/api.md)."""
+    state = socket.app.state
+    with ExitStack() as permit:
+        try:
+            check_origin(socket)
+            state.keys.check(socket, offered_key(socket))
+            client = client_of(socket)
+            await state.limits.request(client)
+            permit.enter_context(state.limits.one(client))
+            permit.enter_context(state.sessions.one())
+            permit.enter_context(state.engine.acquire(state.bodies.make_room))
+        except ServiceError as error:
+            await socket.send_denial_response(answer(socket, error))
+            return
+        await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
+        await Session(socket).run()
+
+
+def check_origin(socket: WebSocket) -> None:
+    """A page of another server may not talk here by its visitor's browser: a WebSocket asks nobody (RFC 6455, 10.2).
+
+    Raises Forbidden.
+    """
+    origin = socket.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
+        raise Forbidden("this page may not open a session here")
+
+
+def offered_key(socket: WebSocket) -> bytes | None:
+    """A key among the protocols that the client names. Raises InvalidApiKey for one that is no base64."""
+    for name in socket.scope["subprotocols"]:
+        if name.startswith(KEY_PROTOCOL):
+            text = name.removeprefix(KEY_PROTOCOL)
+            try:
+                return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            except (binascii.Error, ValueError):
+                raise InvalidApiKey("the key is no base64url") from None
+    return None

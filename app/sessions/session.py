@@ -1,0 +1,289 @@
+"""One session: events in, events out. Audio is read in the order in which it comes; one response is made meanwhile."""
+
+import asyncio
+import base64
+import binascii
+import secrets
+import time
+from contextlib import aclosing
+
+import numpy as np
+from fastapi import WebSocket, WebSocketDisconnect
+from pydantic import BaseModel
+
+from app.audio.encode import PcmEncoder
+from app.audio.mixing import limit
+from app.engine.engine import Engine
+from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, PrefillDone, ReadPrompt
+from app.errors import AudioInvalid, Draining, InvalidParameter, ServiceError
+from app.prompts.service import owner_of
+from app.prompts.store import Kept, PromptStore
+from app.server.errors import as_service_error
+from app.server.limits import Limits, client_of
+from app.server.responses import Stalled
+from app.server.schemas import ErrorBody
+from app.sessions import schemas
+from app.sessions.listening import Listening
+from app.settings import Settings
+from model.constants import FRAME_RATE_HZ, frames_for_seconds
+
+LOOK_SECONDS = 0.5  # between two looks at whether the server drains, or the client has been silent for too long
+GOING_AWAY, STALLED_CODE = 1001, 1008  # RFC 6455, section 7.4.1
+
+
+class Session:
+    """Serves an accepted WebSocket until it is closed; whoever calls holds its permit."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        state = socket.app.state
+        self._socket = socket
+        self._engine: Engine = state.engine
+        self._settings: Settings = state.settings
+        self._store: PromptStore = state.prompts
+        self._limits: Limits = state.limits
+        self._owner, self._client = owner_of(socket), client_of(socket)
+        self._options = schemas.SessionOptions()
+        self._listening = self._new_listening()
+        self._prompt: ReadPrompt | None = None  # of the last commit
+        self._end: ReadPrompt | None = None  # of the last response
+        self._response: asyncio.Task[None] | None = None
+        self._told: schemas.ResponseTold | None = None  # of that response, so far
+        self._sending = asyncio.Lock()
+        self._count = 0  # responses
+
+    async def run(self) -> None:
+        """Takes events until the client leaves, is silent for too long, or the server stops."""
+        await self._tell_session("session.created")
+        coming: asyncio.Task[schemas.AnyClientEvent | bytes | None] | None = None
+        heard = time.monotonic()
+        try:
+            while True:
+                coming = coming or asyncio.create_task(self._next())
+                await asyncio.wait({coming}, timeout=LOOK_SECONDS)
+                if self._response is not None and self._response.done():
+                    self._response.result()  # a client that takes nothing ends the session
+                    self._response, heard = None, time.monotonic()
+                if not coming.done():
+                    if self._response is None and self._over(time.monotonic() - heard):
+                        await self._part()
+                        return
+                    continue
+                event, coming, heard = await self._taken(coming), None, time.monotonic()
+                if event is None:
+                    return
+        except Stalled:
+            await self._socket.close(STALLED_CODE)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            for task in (coming, self._response):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    def _over(self, silent_seconds: float) -> bool:
+        return self._engine.draining or silent_seconds > self._settings.session_idle_seconds
+
+    async def _part(self) -> None:
+        if self._engine.draining:
+            await self._tell_error(Draining("the server is shutting down"))
+        await self._socket.close(GOING_AWAY)
+
+    async def _next(self) -> schemas.AnyClientEvent | bytes | None:
+        """The next event; bare audio as bytes; None when the client has left. Raises InvalidParameter."""
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        data: bytes | None = message.get("bytes")
+        return schemas.client_event(message["text"]) if data is None else data
+
+    async def _taken(self, coming: "asyncio.Task[schemas.AnyClientEvent | bytes | None]") -> object | None:
+        """What came, after it has been served; what was wrong with it has been told. None when the client has left."""
+        event = None
+        try:
+            event = coming.result()
+            if event is not None:
+                await self._serve(event)
+        except (Stalled, WebSocketDisconnect):
+            raise
+        except Exception as error:
+            await self._tell_error(as_service_error(self._socket, error), getattr(event, "event_id", None))
+            return error
+        return event
+
+    async def _serve(self, event: schemas.AnyClientEvent | bytes) -> None:
+        match event:
+            case bytes():
+                await self._append(event)
+            case schemas.Append():
+                try:
+                    data = base64.b64decode(event.audio, validate=True)
+                except binascii.Error:
+                    raise AudioInvalid("audio: is no base64", "audio") from None
+                await self._append(data)
+            case schemas.Commit():
+                await self._commit()
+            case schemas.Clear():
+                self._listening = self._new_listening()
+                await self._send(schemas.Cleared())
+            case schemas.SessionUpdate():
+                self._update(self._options.updated(event.session))
+                await self._tell_session("session.updated")
+            case schemas.CreateResponse():
+                await self._create(event)
+            case schemas.CancelResponse():
+                await self._cancel()
+
+    def _new_listening(self) -> Listening:
+        settings = self._settings
+        rate = self._options.sample_rate
+        return Listening(self._engine, rate, settings.max_prompt_seconds, settings.timeout_seconds)
+
+    def _update(self, options: schemas.SessionOptions) -> None:
+        if options.sample_rate != self._options.sample_rate:
+            if self._listening.seconds:
+                raise InvalidParameter("sample_rate: commit or clear first what was appended", "sample_rate")
+            self._options = options
+            self._listening = self._new_listening()
+        self._options = options
+
+    async def _append(self, data: bytes) -> None:
+        self._listening.feed(data)
+        while self._listening.ready:
+            await self._scored(await self._listening.read())
+
+    async def _scored(self, read: Listened) -> None:
+        first = self._listening.tokens - len(read.tokens)
+        tokens, logprobs = read.tokens.tolist(), read.logprobs.tolist()
+        await self._send(schemas.Scored(first=first, tokens=tokens, logprobs=logprobs, nll=self._listening.nll))
+
+    async def _commit(self) -> None:
+        """What was appended becomes the prompt. A refused commit leaves it as it was, but for what is too short."""
+        listening = self._listening
+        await self._limits.audio(self._client, listening.seconds)
+        self._listening = self._new_listening()
+        listening.finish()
+        while listening.ready:
+            await listening.read()
+        read = await listening.read(last=True)
+        assert read.prompt is not None, "the last chunk"
+        self._prompt = read.prompt
+        name = f"prompt-{secrets.token_urlsafe(16)}"
+        kept = self._store.keep("prompt", self._owner, name, Kept([read.prompt], listening.samples))
+        seconds, tokens = listening.tokens / FRAME_RATE_HZ, listening.tokens
+        prompt = schemas.PromptTold(id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll)
+        await self._send(schemas.Committed(prompt=prompt))
+
+    async def _create(self, event: schemas.CreateResponse) -> None:
+        arrived = time.monotonic()
+        if self._response is not None and not self._response.done():
+            raise InvalidParameter("response.create: a response is under way, cancel it first", "type")
+        read = self._prompt if event.after == "prompt" else self._end
+        if read is None:
+            what = "commit a prompt first" if event.after == "prompt" else "no response has come to its end"
+            raise InvalidParameter(f"response.create: {what}", "after")
+        form = schemas.form(self._options.response | event.response).seeded()
+        if form.seconds > self._settings.max_seconds:
+            raise InvalidParameter(f"seconds: at most {self._settings.max_seconds:g}", "seconds")
+        await self._limits.request(self._client)
+        frames = frames_for_seconds(form.seconds)
+        await self._limits.audio(self._client, form.n * frames / FRAME_RATE_HZ)
+        if self._engine.draining:
+            raise Draining("the server is shutting down")
+        until = arrived + min(form.timeout_seconds or self._settings.timeout_seconds, self._settings.timeout_seconds)
+        asked = ContinueRequest(arrived, until, None, frames, form.sampling(), form.n, read, keep=True)
+        self._count += 1
+        name = f"cont-{self._socket.state.request_id}-{self._count}"
+        assert form.seed is not None, "it was drawn"
+        await self._send(schemas.ResponseCreated(response_id=name, seed=form.seed))
+        self._told = schemas.ResponseTold(
+            id=name, status="cancelled", seed=form.seed, choices=[], first_audio_seconds=None
+        )  # until it is more
+        self._response = asyncio.create_task(self._respond(self._told, asked))
+
+    async def _respond(self, done: schemas.ResponseTold, asked: ContinueRequest) -> None:
+        """Sends a response while it is made, and what there is to tell at its end. Raises Stalled."""
+        name = done.id
+        try:
+            async with aclosing(self._engine.stream(asked)) as events:
+                async for event in events:
+                    if isinstance(event, AudioChunk):
+                        await self._send(self._delta(name, event))
+                        if done.first_audio_seconds is None:
+                            done.first_audio_seconds = time.monotonic() - asked.arrived
+                            self._socket.app.state.metrics.first_sent_seconds.observe(done.first_audio_seconds)
+                    elif isinstance(event, GenerationResult):
+                        self._keep(name, event)
+                        self._finish(done, event)
+                    else:
+                        assert isinstance(event, PrefillDone), event
+        except (Stalled, WebSocketDisconnect):
+            raise
+        except Exception as error:
+            await self._tell_error(as_service_error(self._socket, error))
+            done.status = "failed"
+        await self._send(schemas.ResponseDone(response=done))
+
+    def _keep(self, name: str, result: GenerationResult) -> None:
+        if result.ends:
+            self._end = result.ends[0]
+            self._store.keep("continuation", self._owner, name, Kept(list(result.ends), np.zeros(0, np.float32)))
+
+    @staticmethod
+    def _delta(name: str, chunk: AudioChunk) -> schemas.AudioDelta:
+        return schemas.AudioDelta(
+            response_id=name,
+            index=chunk.choice,
+            delta=base64.b64encode(PcmEncoder().feed(limit(chunk.samples))).decode(),
+            tokens=chunk.tokens.tolist(),
+            logprobs=chunk.logprobs.tolist(),
+        )
+
+    @staticmethod
+    def _finish(done: schemas.ResponseTold, result: GenerationResult) -> None:
+        done.status = "completed" if result.finish_reason == "length" else "incomplete"
+        made = zip(result.tokens, result.logprobs, result.finish_reasons, strict=True)
+        done.choices = [
+            schemas.ChoiceTold(
+                index=index,
+                tokens=len(tokens),
+                seconds=len(tokens) / FRAME_RATE_HZ,
+                nll=-float(logprobs.mean(dtype=np.float64)) if len(logprobs) else None,
+                finish_reason=reason,
+            )
+            for index, (tokens, logprobs, reason) in enumerate(made)
+        ]
+
+    async def _cancel(self) -> None:
+        """Stops the response; one that is over already has been told of."""
+        running = self._response
+        if running is not None and not running.done():
+            running.cancel()
+            await asyncio.wait([running])
+            if running.cancelled():
+                assert self._told is not None, "a response is under way"
+                await self._send(schemas.ResponseDone(response=self._told))
+                self._response = None
+
+    async def _tell_session(self, kind: str) -> None:
+        body = schemas.SessionBody(
+            id=f"sess-{self._socket.state.request_id}",
+            model=self._engine.bundle.name,
+            sample_rate=self._options.sample_rate,
+            frame_rate=FRAME_RATE_HZ,
+            response=self._options.response,
+        )
+        await self._send(schemas.SessionTold.model_validate({"type": kind, "session": body}))
+
+    async def _tell_error(self, error: ServiceError, event_id: str | None = None) -> None:
+        body = ErrorBody(**error.body(self._socket.state.request_id))
+        await self._send(schemas.ErrorTold(event_id=event_id, error=body))
+
+    async def _send(self, event: BaseModel) -> None:
+        """Hands an event to the socket; waits while its buffer is full. Raises Stalled."""
+        async with self._sending:
+            try:
+                async with asyncio.timeout(self._settings.send_timeout_seconds):
+                    await self._socket.send_text(event.model_dump_json())
+            except TimeoutError:
+                raise Stalled from None
