@@ -62,7 +62,7 @@ def served_model(url: str, key: str | None) -> dict[str, Any]:
     """What the server says of its model. Raises UserError when it does not answer."""
     import httpx
 
-    from app.client.client import CONNECT_SECONDS
+    from app.client.calls import CONNECT_SECONDS
 
     headers = {"authorization": f"Bearer {key}"} if key else {}
     try:
@@ -176,7 +176,7 @@ def bench_command(
         import asyncio
         from datetime import UTC, datetime
 
-        from app.client.client import server_url
+        from app.client.calls import server_url
         from app.client.load_generator import Load, put_load, summary
 
     url = server_url(url)

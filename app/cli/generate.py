@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from app.cli.progress import Bar
 
 STDOUT = Path("-")
-NOT_OPTIONS = (  # a file is one continuation, and its name a format; what a server keeps is for those who have its ids
-    "n", "response_format", "stream", "timeout_seconds", "prompt", "continue_from", "continue_choice", "store",
-)  # fmt: skip
+OF_SERVERS = ("prompt", "continue_from", "continue_choice", "store")  # what one keeps is for those who have its ids
+# a file is one continuation, and its name a format
+NOT_OPTIONS = ("n", "response_format", "stream", "timeout_seconds", *OF_SERVERS)
 
 
 def _write(body: dict[str, Any], out: Path) -> None:
@@ -120,7 +120,8 @@ def continue_command(
     if stream:
         from app.audio.encode import parts
         from app.cli.stream import stream_format, write_stream
-        from app.client.client import header_warnings, post_stream
+        from app.client.calls import header_warnings
+        from app.client.sync import Client
 
         wanted = stream_format(out)
         if url is None:
@@ -128,13 +129,14 @@ def continue_command(
             show_warnings(clip, continuing.warnings)
             write_stream(parts(wanted, continuing.stream()), out)
         else:
-            fields = form.model_dump() | {"stream": True, "response_format": wanted}
-            with progress_bar(f"from {url}", None, "kB/s") as bar:
+            fields = form.model_dump(exclude={"stream", "response_format", *OF_SERVERS})
+            with progress_bar(f"from {url}", None, "kB/s") as bar, Client(url, api_key) as client:
 
                 def heads(told: Mapping[str, str]) -> None:
                     show_warnings(clip, header_warnings(told))
 
-                write_stream(_told(post_stream(url, "/continue", [clip], fields, api_key, heads), bar), out)
+                content = client.stream_audio(clip, response_format=wanted, begun=heads, **fields)
+                write_stream(_told(content, bar), out)
         errors.print(f"{out}: written while it was made, seed {form.seed}", markup=False, soft_wrap=True)
         return
     prompt_logprobs = None
@@ -142,10 +144,11 @@ def continue_command(
         continuing = here()
         body, prompt_logprobs = continuing.whole(), continuing.state.logprobs.tolist()
     else:
-        from app.client.client import post
+        from app.client.calls import continuing as call
+        from app.client.sync import Client
 
-        with progress_bar(f"waiting for {url}", None, ""):
-            body = post(url, "/continue", [clip], form.model_dump(), api_key).json()
+        with progress_bar(f"waiting for {url}", None, ""), Client(url, api_key) as client:
+            body = client.send(call(clip, form.model_dump(exclude=set(OF_SERVERS)))).json()
     show_warnings(clip, body.get("warnings"))
     _write(body, out)
     if plot is not None:

@@ -35,6 +35,6 @@ def check_place(url: str | None, local: Mapping[str, Any]) -> str | None:
     if given:
         verb = "is" if len(given) == 1 else "are"
         raise UserError(f"{', '.join(given)} {verb} for computing here: the server at --url has settings of its own")
-    from app.client.client import server_url
+    from app.client.calls import server_url
 
     return server_url(url)

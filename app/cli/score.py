@@ -191,10 +191,11 @@ def score_command(
         form = form.model_copy(update={"detail": "full" if detail == "full" else "tokens"})
     if url is not None:
         from app.cli.progress import progress_bar
-        from app.client.client import post
+        from app.client.calls import scoring
+        from app.client.sync import Client
 
-        with progress_bar(f"waiting for {url}", None, ""):
-            body = post(url, "/score", clips, form.model_dump(), api_key).json()
+        with progress_bar(f"waiting for {url}", None, ""), Client(url, api_key) as client:
+            body = client.send(scoring(clips, form.model_dump())).json()
     else:
         with handled(stop_at_once):
             from app.cli.local import load, score_clips

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from app.client.client import server_url
+from app.client.calls import server_url
 from app.client.kinds import Arrivals, Form, Route
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
