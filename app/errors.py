@@ -75,6 +75,10 @@ class AudioInvalid(ClientError):
     code = "audio_invalid"
 
 
+class ModelNotFound(ClientError):
+    status, code = 404, "model_not_found"
+
+
 class PromptNotFound(ClientError):
     status, code = 404, "prompt_not_found"
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from app.cli.progress import Bar
 
 STDOUT = Path("-")
-OF_SERVERS = ("prompt", "continue_from", "continue_choice", "store")  # what one keeps is for those who have its ids
+OF_SERVERS = (
+    "model",
+    "prompt",
+    "continue_from",
+    "continue_choice",
+    "store",
+)  # what one keeps is for those who have its ids
 # a file is one continuation, and its name a format
 NOT_OPTIONS = ("n", "response_format", "stream", "timeout_seconds", *OF_SERVERS)
 

@@ -20,7 +20,8 @@ from model.constants import frames_for_seconds
 SCORE_FIGURES = {"nll": "nll", "perplexity": "perplexity", "bits_per_second": "bits/s", "accuracy": "accuracy"}
 WINDOW_FIGURES = {"nll": "window nll", "normalised_nll": "normalised"}
 MelChoice = Literal["real", "decoded", "masked"]
-NOT_OPTIONS = ("response_format", "timeout_seconds")  # the former is here, with the table as its default
+# the first is here, with the table as its default; the last is of servers
+NOT_OPTIONS = ("response_format", "timeout_seconds", "model")
 SUFFIXES: dict[str, Format] = {
     report.suffix.lower(): name
     for name, report in REPORTS.items()

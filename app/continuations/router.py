@@ -80,9 +80,10 @@ async def post_continue(request: Request) -> Response:
 async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> ContinuationRequest:
     """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
-    form, frames = upload.form, frames_for_seconds(upload.form.seconds)
+    form = upload.form
     if form.seconds > settings.max_seconds:
         raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
+    frames = frames_for_seconds(form.seconds)
     arrived, until = uploads.deadline(request, settings, form.timeout_seconds)
     held = kept(request, upload)
     if held is None:

@@ -1,6 +1,6 @@
 """What the forms and the answers of all routes share. Field names, units and ranges are a contract (docs/api.md)."""
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,10 @@ class Form(BaseModel):
     """Fields beside the file; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: Annotated[
+        str | None, Field(max_length=200, description="the bundle's name, as OpenAI's clients send it; there is one")
+    ] = None
 
 
 F = TypeVar("F", bound=Form)

@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 
 from app.audio.containers import is_pcm
 from app.audio.decode import Heard, hear
-from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter
+from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter, ModelNotFound
 from app.server.bodies import Bodies
 from app.server.logs import add
 from app.server.multipart import parsed, too_many
@@ -35,6 +35,13 @@ class Upload(Generic[F]):
 
     form: F
     files: list[UploadFile]
+
+
+def check_model(request: Request, name: str | None) -> None:
+    """Raises ModelNotFound unless this is the only bundle's name, or none."""
+    served = request.app.state.engine.bundle.name
+    if name is not None and name != served:
+        raise ModelNotFound(f"model: there is no {name!r} here, only {served!r}"[:300], "model")
 
 
 @asynccontextmanager
@@ -67,7 +74,9 @@ async def received(
                 raise InvalidParameter("file: is missing", "file")
             if len(files) > max_files:
                 raise too_many(max_files)
-            yield Upload(checked(form, fields), files)
+            upload = Upload(checked(form, fields), files)
+            check_model(request, upload.form.model)
+            yield upload
         finally:
             await data.close()
 

@@ -6,6 +6,8 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from app.server.auth import require_key
+from app.server.schemas import ErrorResponse
+from app.server.uploads import check_model
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 router = APIRouter(tags=["server"])
@@ -36,9 +38,25 @@ class ModelList(BaseModel):
 @router.get("/v1/models", dependencies=[Depends(require_key)])
 async def models(request: Request) -> ModelList:
     """The bundle that is served."""
+    return ModelList(data=[served(request)])
+
+
+@router.get(
+    "/v1/models/{model}",
+    dependencies=[Depends(require_key)],
+    responses={404: {"model": ErrorResponse, "description": "model_not_found"}},
+)
+async def model(request: Request, model: str) -> ModelBody:
+    """The same by its name."""
+    check_model(request, model)
+    return served(request)
+
+
+def served(request: Request) -> ModelBody:
+    """What there is to tell of the bundle."""
     bundle = request.app.state.engine.bundle
     without, whole = bundle.lm.parameter_count(), bundle.lm.parameter_count(fine=True)
-    body = ModelBody(
+    return ModelBody(
         id=bundle.name,
         preset=bundle.preset,
         parameters=without,
@@ -51,4 +69,3 @@ async def models(request: Request) -> ModelList:
         frame_rate=FRAME_RATE_HZ,
         batch_invariant=request.app.state.engine.batch_invariant,
     )
-    return ModelList(data=[body])

@@ -154,6 +154,18 @@ def test_bad_key(serve: Any, given: str) -> None:
     assert serve(**KEYS).get("/v1/models", headers={"authorization": given}).status_code == 401
 
 
+def test_the_only_model_may_be_named(service: Any, bundle: Any, clip: bytes) -> None:
+    """OpenAI's clients send its name, and retrieve it."""
+    assert service.get(f"/v1/models/{bundle.name}").json() == service.get("/v1/models").json()["data"][0]
+    for path in ("/continue", "/score", "/v1/audio/prompts"):
+        assert service.post(path, clip, data={"model": bundle.name}).status_code == 200
+        refused = service.post(path, clip, data={"model": "whisper-1"})
+        assert refused.status_code == 404
+        assert refused.json()["error"]["code"] == "model_not_found"
+        assert refused.json()["error"]["param"] == "model"
+    assert service.get("/v1/models/whisper-1").json()["error"]["code"] == "model_not_found"
+
+
 def test_description_is_as_recorded() -> None:
     """A change of the contract is seen. To record a wanted one: RECORD_OPENAPI=1 pytest tests/app/test_main.py"""
     current = create_app(Settings()).openapi()
@@ -167,17 +179,17 @@ def test_description_names_every_field(service: Any) -> None:
     paths = service.get("/openapi.json").json()["paths"]
     form = paths["/continue"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
-        "file", "prompt", "continue_from", "continue_choice", "store", "seconds", "temperature", "top_k", "top_p",
-        "keep_level", "seed", "n", "prompt_start", "prompt_end", "include_prompt", "response_format", "stream",
+        "file", "model", "prompt", "continue_from", "continue_choice", "store", "seconds", "temperature", "top_k",
+        "top_p", "keep_level", "seed", "n", "prompt_start", "prompt_end", "include_prompt", "response_format", "stream",
         "timeout_seconds",
     }  # fmt: skip
     assert "required" not in form, "a file, or what the server keeps"
     form = paths["/v1/audio/prompts"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"file", "prompt_start", "prompt_end", "timeout_seconds"}
+    assert set(form["properties"]) == {"file", "model", "prompt_start", "prompt_end", "timeout_seconds"}
     assert form["required"] == ["file"]
     form = paths["/score"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(form["properties"]) == {
-        "file", "prompt_seconds", "window_start", "window_seconds", "window_step", "normalise_by", "detail",
+        "file", "model", "prompt_seconds", "window_start", "window_seconds", "window_step", "normalise_by", "detail",
         "top_logprobs", "response_format", "timeout_seconds",
     }  # fmt: skip
 
