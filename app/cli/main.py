@@ -1,4 +1,4 @@
-"""The command line: `whisper-gpt serve | continue | score | train | eval | bench | config`.
+"""The command line: `whisper-gpt serve | continue | score | train | eval | bench | export | config`.
 
 A command's module is imported when the command is asked for, and what computes (torch, numba, the server) when it runs:
 so `--help`, `--version` and the completion of a shell answer at once.
@@ -21,6 +21,7 @@ COMMANDS = {  # name: where it is, and the first line of its help, so that the l
     "train": ("app.cli.train:train", "Train a codec, then a language model on its tokens."),
     "eval": ("app.cli.train:eval_command", "Measure a bundle on audio that training never saw."),
     "bench": ("app.cli.bench:bench_command", "Measure a server under load."),
+    "export": ("app.cli.export:export_command", "Write the encoder and the language model's step as ONNX."),
     "config": ("app.cli.config:config", "Show or check the server's settings."),
 }
 

@@ -31,8 +31,8 @@ from model.training.configs import (
 
 HEAVY = ("torch", "numba", "llvmlite", "fastapi", "starlette", "uvicorn", "av", "soundfile", "numpy")
 ALL = (
-    "", "serve", "continue", "score", "train", "train codec", "train decoder", "train lm", "eval", "bench", "config",
-    "config show", "config validate",
+    "", "serve", "continue", "score", "train", "train codec", "train decoder", "train lm", "eval", "bench",
+    "export", "config", "config show", "config validate",
 )  # fmt: skip
 
 
