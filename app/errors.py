@@ -123,3 +123,5 @@ class ClientGone(Exception):
 
 class UserError(Exception):
     """Something that the user can put right; the message says what."""
+
+    exit_code = 1  # of a command that it ends

@@ -1,6 +1,7 @@
 """`whisper-gpt serve` and `whisper-gpt config`: the server's settings, one name for flag, environment and file."""
 
 import json
+import logging.config
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from app.cli.options import (
 from app.errors import UserError
 from app.settings import PREFIX, Settings, load_settings, unknown_names, warn_of_unknown_names
 
+log = logging.getLogger("whispergpt")
 config = typer.Typer(
     cls=FriendlyGroup,
     no_args_is_help=True,
@@ -115,6 +117,14 @@ def _flag_type(field: FieldInfo) -> Any:
     return plain[0] if plain else kind
 
 
+def _log_as_json(error: UserError) -> None:
+    """A line of the log that a server whose settings are wrong will not have."""
+    from app.server.logs import configuration
+
+    logging.config.dictConfig(configuration(Settings.model_construct(log_format="json")))
+    log.error("%s", error)
+
+
 def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces a command's argument ``settings`` by one flag a setting, and one for a file of them."""
     flags = []
@@ -130,7 +140,13 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
         values = {name: given[name] for name in Settings.model_fields if given[name] not in (None, [])}
         if "api_keys" in values:  # a repeated flag, each of which may hold several
             values["api_keys"] = ",".join(values["api_keys"])
-        return settings_from(given["config"], **values)
+        try:
+            return settings_from(given["config"], **values)
+        except UserError as error:
+            if (given["log_format"] or os.environ.get(PREFIX + "LOG_FORMAT")) != "json":
+                raise
+            _log_as_json(error)
+            raise typer.Exit(error.exit_code) from error
 
     file = option("config", Path | None, None, "--config", "-c", help=f"TOML file of settings [{PREFIX}CONFIG]")
     return with_options(command, {"settings": Options([file, *flags], make)})

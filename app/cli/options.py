@@ -49,6 +49,16 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (UserError, ServiceError, *FILE_ERRORS, *of_model)
 
 
+def told(error: Exception) -> str:
+    """Such an error in words."""
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+
+
+def exit_code(error: Exception) -> int:
+    """What a command ends with that such an error has stopped."""
+    return error.exit_code if isinstance(error, UserError) else 1
+
+
 class FriendlyCommand(TyperCommand):
     """Plain help of at most 80 columns that cuts no name, with options in groups and the exit codes at the end."""
 
@@ -88,9 +98,8 @@ class FriendlyGroup(TyperGroup):
         except Exception as error:
             if not isinstance(error, user_errors()):
                 raise
-            told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-            errors.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
+            errors.print(f"error: {told(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(exit_code(error)) from error
 
 
 @dataclass(frozen=True)

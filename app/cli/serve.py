@@ -7,14 +7,15 @@ import os
 import signal
 import socket
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import typer
 import uvicorn
 
-from app.cli.options import console, errors, pick_device
+from app.cli.options import console, exit_code, pick_device, told, user_errors
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
@@ -117,33 +118,61 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+class PortError(UserError):
+    """The port cannot be had."""
+
+    exit_code = START_FAILED
+
+
+@contextmanager
+def logged(form: str) -> Iterator[None]:
+    """Where the log is JSON, an error that a user can put right is a line of it; else the command line tells it."""
+    try:
+        yield
+    except user_errors() as error:
+        if form != "json":
+            raise
+        log.error("%s", told(error))
+        raise typer.Exit(exit_code(error)) from error
+
+
+def listening(settings: Settings) -> list[socket.socket]:
+    """The port of the settings, as `bound` gives it. Raises PortError."""
+    try:
+        return bound(settings.host, settings.port)
+    except OSError as error:
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise PortError(
+            f"port {settings.port} on {settings.host} {why}; choose another with --port or --host"
+        ) from error
+
+
 def serve(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
-    if not (settings.bundle / "config.json").exists():
-        raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
     if not settings.decoder_processes:
         take_prints()
     logging.config.dictConfig(configuration(settings))
     logging.captureWarnings(settings.log_format == "json")
+    with logged(settings.log_format):
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    if not (settings.bundle / "config.json").exists():
+        raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
     warn_of_unknown_names()
-    try:
-        listeners = bound(settings.host, settings.port)  # before the weights are read, which takes a while
-    except OSError as error:
-        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        told = f"error: port {settings.port} on {settings.host} {why}; choose another with --port or --host"
-        errors.print(told, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(START_FAILED) from error
+    listeners = listening(settings)  # before the weights are read, which takes a while
     with ExitStack() as held:  # whatever ends this, the port is free again
         for listener in listeners:
             held.enter_context(listener)
         bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
         logging.getLogger("uvicorn.error").addFilter(no_fault)
         if settings.port:  # else it is not known yet
-            told = f"the page, as soon as the server is ready: {page_address(settings)}"
+            page = f"the page, as soon as the server is ready: {page_address(settings)}"
             if settings.log_format == "json":
-                log.info(told)
+                log.info(page)
             else:
-                console.print(told, markup=False, highlight=False, soft_wrap=True)
+                console.print(page, markup=False, highlight=False, soft_wrap=True)
         app = create_app(settings, bundle)
         how = uvicorn.Config(
             app,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import select
 import signal
@@ -347,6 +348,31 @@ def test_a_port_in_use_is_told_before_the_weights_are_read(tmp_path: Path) -> No
         assert done.stdout + done.stderr == (
             f"error: port {port} on 127.0.0.1 is in use; choose another with --port or --host\n"
         )
+
+
+def test_what_keeps_a_server_from_starting_is_a_line_of_the_log_where_that_is_json(tmp_path: Path) -> None:
+    """A port in use, no bundle, weights that cannot be read, a setting out of range: one object each."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("no weights here")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        starts = (
+            (["--port", str(port), "--bundle", str(damaged)], 3, f"port {port} on 127.0.0.1 is in use; choose another"),
+            (["--port", "0", "--bundle", str(tmp_path / "none")], 1, f"no bundle in {tmp_path / 'none'};"),
+            (["--port", "0", "--bundle", str(damaged)], 1, str(damaged)),
+            (["--port", "0", "--slots", "-1"], 1, "slots: "),
+        )
+        for options, code, words in starts:
+            done = subprocess.run(
+                [sys.executable, "-m", "app.cli.main", "serve", *options], capture_output=True, text=True,
+                cwd=Path(__file__).parents[2], timeout=120, env=os.environ | {"WHISPERGPT_LOG_FORMAT": "json"},
+            )  # fmt: skip
+            assert (done.returncode, done.stdout) == (code, "")
+            (line,) = done.stderr.splitlines()
+            told = json.loads(line)
+            assert (told["level"], told["logger"]) == ("error", "whispergpt")
+            assert words in told["message"]
 
 
 def test_a_port_is_free_again_at_once(folder: Path, clip: bytes) -> None:
