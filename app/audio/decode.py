@@ -13,9 +13,9 @@ import numpy as np
 import soxr
 
 from app.audio.downmix import Downmix
-from app.audio.formats import Samples
 from app.audio.notices import Damage, Notice
 from app.audio.readers import DAMAGED, Block, blocks
+from app.audio.samples import Samples
 from app.errors import AudioInvalid, AudioTooLong, AudioTooShort, DeadlinePassed
 from model.constants import SAMPLE_RATE_HZ
 
@@ -24,7 +24,7 @@ MAX_PEAK = 100.0  # 40 dB above full scale; beyond it a float file holds no audi
 
 
 @dataclass(frozen=True)
-class Heard:
+class DecodedAudio:
     """What an upload holds, and what its answer must tell of it."""
 
     samples: Samples  # (N,) float32, mono, 24 kHz
@@ -68,7 +68,7 @@ def _resampled(blocks: Iterator[tuple[int, Samples]]) -> Iterator[Samples]:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def hear_to(
+def decode_to(
     keep: Callable[[Samples], object],
     file: BinaryIO,
     max_seconds: float,
@@ -111,19 +111,14 @@ def hear_to(
     return *damage.notices(), *downmix.notices(kept, peak)
 
 
-def hear(
+def decode(
     file: BinaryIO,
     max_seconds: float,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Heard:
-    """The same in one piece. Raises what `hear_to` raises."""
+) -> DecodedAudio:
+    """The same in one piece. Raises what `decode_to` raises."""
     kept: list[Samples] = []
-    warnings = hear_to(kept.append, file, max_seconds, start_seconds, end_seconds, stop)
-    return Heard(np.asarray(np.concatenate(kept), dtype=np.float32), warnings)
-
-
-def decode(file: BinaryIO, max_seconds: float, start_seconds: float = 0.0, end_seconds: float | None = None) -> Samples:
-    """The samples alone. Raises what `hear` raises."""
-    return hear(file, max_seconds, start_seconds, end_seconds).samples
+    warnings = decode_to(kept.append, file, max_seconds, start_seconds, end_seconds, stop)
+    return DecodedAudio(np.asarray(np.concatenate(kept), dtype=np.float32), warnings)

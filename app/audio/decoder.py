@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from app.audio.decode import hear_to
+from app.audio.decode import decode_to
 from app.errors import AudioInvalid, ServiceError
 
 GRACE_SECONDS = 2.0  # beyond a request's deadline, before the process is ended from within
@@ -53,7 +53,9 @@ def _decoded(sock: socket.socket, fd: int, order: dict[str, Any], samples: int) 
 
     with os.fdopen(fd, "rb") as file, os.fdopen(os.dup(samples), "wb") as out:
         try:
-            warnings = hear_to(lambda piece: out.write(piece.astype("<f4", copy=False).data), file, stop=stop, **order)
+            warnings = decode_to(
+                lambda piece: out.write(piece.astype("<f4", copy=False).data), file, stop=stop, **order
+            )
         except MemoryError:
             raise AudioInvalid("the file takes more memory to decode than it may", "file") from None
     return {"warnings": [asdict(warning) for warning in warnings]}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from app.audio.formats import Samples
 from app.audio.notices import Notice
+from app.audio.samples import Samples
 from model.constants import SAMPLE_RATE_HZ
 
 SILENCE = 1e-4  # of full scale, -80 dB: three steps of 16 bits, which dither does not pass

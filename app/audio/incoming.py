@@ -3,7 +3,7 @@
 import numpy as np
 import soxr
 
-from app.audio.formats import Samples
+from app.audio.samples import Samples
 from app.errors import AudioInvalid
 from model.constants import SAMPLE_RATE_HZ
 

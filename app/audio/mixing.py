@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from app.audio.formats import Samples
+from app.audio.samples import Samples
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, frames_in
 from model.inference.scoring import MIN_FRAMES
 

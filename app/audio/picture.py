@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from app.audio.formats import Samples
+from app.audio.samples import Samples
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MEL_BANDS, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ, frames_in
 from model.lm.mel import LogMel
 

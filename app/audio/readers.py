@@ -16,8 +16,8 @@ import soundfile
 
 from app.audio.containers import HEAD_BYTES, Kind, Part, behind_tags, last_granule, links, sniff
 from app.audio.downmix import Downmix
-from app.audio.formats import BLOCK_FRAMES, Samples
 from app.audio.notices import Damage
+from app.audio.samples import BLOCK_FRAMES, Samples
 from app.errors import AudioInvalid, UnsupportedFormat
 
 RATES_HZ = (4_000, 768_000)  # outside of these a header is broken: no device makes such files

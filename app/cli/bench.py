@@ -17,7 +17,7 @@ from app.errors import UserError
 from model.constants import MAX_SEED, SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:  # numpy and an HTTP client, which `--help` does without
-    from app.audio.formats import Samples
+    from app.audio.samples import Samples
     from app.client.load_generator import Load, Report
 
 LABELS = {

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from app.audio.decode import Heard, hear
+from app.audio.decode import DecodedAudio, decode
 from app.audio.encode import encode
-from app.audio.formats import Samples
 from app.audio.mixing import join, limit, opening
+from app.audio.samples import Samples
 from app.cli.config import settings_from
 from app.cli.options import errors, limit_threads, pick_device
 from app.cli.progress import Bar, progress_bar
@@ -45,10 +45,10 @@ def load(
         return load_bundle(settings.bundle, pick_device(settings.device), settings.codec), settings.codebooks
 
 
-def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> Heard:
+def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> DecodedAudio:
     """A file, or a part of it, as the server would read it. Raises ServiceError."""
     with path.open("rb") as file:
-        return hear(file, MAX_SECONDS, start_seconds, end_seconds)
+        return decode(file, MAX_SECONDS, start_seconds, end_seconds)
 
 
 class Continuing:

@@ -27,14 +27,14 @@ def _written(out: Path, content: bytes) -> None:
 
 def plot_score(out: Path, clip: Path, scored: Scored) -> None:
     """The picture of the only clip; none where it could not be scored."""
-    from app.audio.decode import hear
+    from app.audio.decode import decode
     from app.audio.picture import Sketch
     from app.corpora.scoring import MAX_SECONDS
 
     if not scored.good:
         return
     with clip.open("rb") as file:
-        sketch = Sketch.of(hear(file, MAX_SECONDS).samples)
+        sketch = Sketch.of(decode(file, MAX_SECONDS).samples)
     _written(out, write_png(Scored(scored.model, scored.results, scored.context_frames, sketch)))
 
 
@@ -45,12 +45,12 @@ def plot_continuation(
     import numpy as np
     import soundfile
 
-    from app.audio.decode import hear
+    from app.audio.decode import decode
     from app.audio.picture import PAST, Sketch, Strip, picture
     from app.corpora.scoring import MAX_SECONDS
 
     with clip.open("rb") as file:
-        prompt = hear(file, MAX_SECONDS, *part).samples[: body["prompt"]["tokens"] * HOP_SAMPLES]
+        prompt = decode(file, MAX_SECONDS, *part).samples[: body["prompt"]["tokens"] * HOP_SAMPLES]
     choice = body["choices"][0]
     answered, _ = soundfile.read(io.BytesIO(base64.b64decode(choice["audio"]["data"])), dtype="float32")
     made = answered[-len(choice["tokens"]) * HOP_SAMPLES :]  # the prompt may stand before it

@@ -68,8 +68,8 @@ def _check(folders: list[Path], *targets: Path) -> None:
         check_folder(folder)
 
 
-def take(steps: Iterator[int], out: Path) -> None:
-    """Takes every step; a run that holds other settings, or is stopped, is told in one line."""
+def run_all(steps: Iterator[int], out: Path) -> None:
+    """Runs every step; a run that holds other settings, or is stopped, is told in one line."""
     try:
         for _ in steps:
             pass
@@ -81,7 +81,8 @@ def take(steps: Iterator[int], out: Path) -> None:
         raise UserError(str(error)) from error
 
 
-# Each command spells out its options, though many share them: typer reads them from the signature, in this order.
+# Each command spells out its options, though many share them: typer reads them from the signature, in this order. And
+# each imports for itself what it runs, while Ctrl-C is looked after.
 @train.command("codec", cls=FriendlyCommand)
 @dataclass_options
 def codec_command(
@@ -105,10 +106,11 @@ def codec_command(
 
     limit_threads(threads)
     audio = _corpus(folders, corpus, workers, music)
-    take(train_source_filter(config, training, audio, out, pick_device(device)), out)
+    run_all(train_source_filter(config, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
 
 
+# As `codec_command`, whose options and words it repeats for the reason above it.
 @train.command("seanet", cls=FriendlyCommand)
 @dataclass_options
 def seanet_command(
@@ -130,7 +132,7 @@ def seanet_command(
 
     limit_threads(threads)
     audio = _corpus(folders, corpus, workers, music)
-    take(train_codec(config, training, audio, out, pick_device(device)), out)
+    run_all(train_codec(config, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
 
 
@@ -160,7 +162,7 @@ def decoder_command(
     limit_threads(threads)
     found, _ = find_codec(codec)
     audio = _corpus(folders, corpus, workers, music)
-    take(train_decoder(found, training, audio, out, pick_device(device)), out)
+    run_all(train_decoder(found, training, audio, out, pick_device(device)), out)
     console.print(f"codec: {export_codec(out)}")
     if bundle is not None:
         replace_decoder(bundle, out, share)
@@ -205,7 +207,7 @@ def lm_command(
     audio = _corpus(folders, corpus, workers, music)
     where = pick_device(device)
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
-    take(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
+    run_all(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
     made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
     count = made.lm.parameter_count()
     console.print(f"bundle: {target} ({preset}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")

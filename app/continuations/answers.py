@@ -9,9 +9,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from app.audio.encode import encode
-from app.audio.formats import MEDIA_TYPES, Samples
+from app.audio.formats import MEDIA_TYPES
 from app.audio.mixing import join, limit
 from app.audio.notices import Notice, header
+from app.audio.samples import Samples
 from app.continuations.schemas import (
     AudioBody,
     Choice,

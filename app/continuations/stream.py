@@ -14,8 +14,9 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.audio.encode import PcmEncoder, encoder
-from app.audio.formats import MEDIA_TYPES, Samples, StreamFormat
+from app.audio.formats import MEDIA_TYPES, StreamFormat
 from app.audio.mixing import limit, opening
+from app.audio.samples import Samples
 from app.continuations.answers import ContinuationRequest, finished, headers, summary
 from app.continuations.schemas import Delta
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.audio.decode import Heard, hear
+from app.audio.decode import DecodedAudio, decode
 from app.corpora.clips import Clip
 from app.errors import ServiceError
 from app.scores.schemas import ScoreForm
@@ -21,12 +21,12 @@ MAX_SECONDS = 48 * 3600.0  # here the only limit is memory
 
 
 def result_or_error(
-    filename: str, hear_clip: Callable[[], Heard], score_clip: Callable[[Tensor], Score], form: ScoreForm
+    filename: str, decode_clip: Callable[[], DecodedAudio], score_clip: Callable[[Tensor], Score], form: ScoreForm
 ) -> dict[str, Any]:
     """What the server answers of one clip: its result, or the error in its place."""
     try:
-        heard = hear_clip()
-        return result(filename, score_clip(torch.from_numpy(heard.samples)), form, heard.warnings)
+        audio = decode_clip()
+        return result(filename, score_clip(torch.from_numpy(audio.samples)), form, audio.warnings)
     except (TooShortError, WindowError) as error:
         return {"filename": filename, "error": clip_error(error).body(None)}
     except ServiceError as error:
@@ -76,12 +76,12 @@ class Scorer:
         if clip.fault is not None:
             return failure(clip, "invalid_manifest", clip.fault)
 
-        def heard() -> Heard:
+        def decoded() -> DecodedAudio:
             with clip.opened() as file:
-                return hear(file, MAX_SECONDS, clip.start_seconds, clip.end_seconds)
+                return decode(file, MAX_SECONDS, clip.start_seconds, clip.end_seconds)
 
         try:
-            row = {"id": clip.id, **result_or_error(clip.filename, heard, self._score, self._form)}
+            row = {"id": clip.id, **result_or_error(clip.filename, decoded, self._score, self._form)}
             nll = row.get("nll", 0.0)
             return row if nll - nll == 0 else failure(clip, "internal_error", "a likelihood is not finite")
         except Exception as error:

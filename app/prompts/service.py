@@ -8,7 +8,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.requests import HTTPConnection
 
-from app.audio.decode import Heard
+from app.audio.decode import DecodedAudio
 from app.engine.requests import PromptRequest, ReadPrompt
 from app.errors import AudioTooLong, AudioTooShort, ServiceError, StorageFull
 from app.prompts.schemas import PromptForm, PromptResponse
@@ -32,7 +32,7 @@ def too_short() -> ServiceError:
     return AudioTooShort(f"a prompt needs {hundredths / 100:.2f} s or more", "file")
 
 
-async def decoded(request: Request, file: UploadFile, until: float, start: float, end: float | None) -> Heard:
+async def decoded(request: Request, file: UploadFile, until: float, start: float, end: float | None) -> DecodedAudio:
     """A file's part from ``start`` to ``end`` seconds, to be a prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
     if start > settings.max_score_seconds:  # what is skipped is decoded, too
@@ -44,9 +44,9 @@ async def kept(request: Request, upload: uploads.Upload[PromptForm]) -> PromptRe
     """Decodes a prompt, has it read, and keeps it. Raises ServiceError."""
     state, form = request.app.state, upload.form
     arrived, until = uploads.deadline(request, state.settings, form.timeout_seconds)
-    heard = await decoded(request, upload.files[0], until, form.prompt_start, form.prompt_end)
-    await state.limits.audio(client_of(request), len(heard.samples) / SAMPLE_RATE_HZ)
-    engine_request = PromptRequest(arrived, until, heard.samples)
+    audio = await decoded(request, upload.files[0], until, form.prompt_start, form.prompt_end)
+    await state.limits.audio(client_of(request), len(audio.samples) / SAMPLE_RATE_HZ)
+    engine_request = PromptRequest(arrived, until, audio.samples)
     follow(request, engine_request)
     try:
         read: ReadPrompt = await state.engine.submit(engine_request)
@@ -54,7 +54,7 @@ async def kept(request: Request, upload: uploads.Upload[PromptForm]) -> PromptRe
         raise too_short() from error
     name = f"prompt-{secrets.token_urlsafe(16)}"
     store: PromptStore = state.prompts
-    if not store.keep("prompt", owner_of(request), name, held := Kept([read], heard.samples, heard.warnings)):
+    if not store.keep("prompt", owner_of(request), name, held := Kept([read], audio.samples, audio.warnings)):
         most = store.most_bytes / 2**20
         raise StorageFull(f"this prompt takes {held.nbytes / 2**20:.1f} MiB, and the server keeps {most:g} MiB of them")
     return told(request, name, held)

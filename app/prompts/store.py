@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from app.audio.formats import Samples
 from app.audio.notices import Notice
+from app.audio.samples import Samples
 from app.engine.requests import ReadPrompt
 from app.errors import PromptNotFound
 from app.metrics import Metrics

@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from app.audio.decode import Heard
+from app.audio.decode import DecodedAudio
 from app.audio.decoder import GRACE_SECONDS, read_line
-from app.audio.formats import Samples
 from app.audio.notices import Notice
+from app.audio.samples import Samples
 from app.errors import (
     AudioInvalid,
     AudioTooLong,
@@ -84,7 +84,7 @@ class Decoder:
         except OSError as error:
             raise Lost from error
 
-    def hear(
+    def decode(
         self, file: BinaryIO, until: float, stop: Callable[[], bool], **order: float | None
     ) -> tuple[dict[str, Any], Samples]:
         """The process's answer, and the samples. Raises Lost."""
@@ -180,7 +180,7 @@ class Decoders:
         with self._lock:
             return sorted(decoder.process.pid for decoder in self._all)
 
-    def hear(
+    def decode(
         self,
         file: BinaryIO,
         max_seconds: float,
@@ -188,14 +188,14 @@ class Decoders:
         end_seconds: float | None,
         until: float,
         stop: Callable[[], bool],
-    ) -> Heard:
-        """What `app.audio.decode.hear` makes of an upload, by one of the processes, until ``until``.
+    ) -> DecodedAudio:
+        """What `app.audio.decode.decode` makes of an upload, by one of the processes, until ``until``.
 
         Raises what that raises; DecoderLost when the process did not survive the file.
         """
         decoder = self._take(until, stop)
         try:
-            answer, samples = decoder.hear(
+            answer, samples = decoder.decode(
                 file, until, stop, max_seconds=max_seconds, start_seconds=start_seconds, end_seconds=end_seconds
             )
         except (Lost, ValueError):  # also words that are no JSON
@@ -215,7 +215,7 @@ class Decoders:
             raise RuntimeError(f"in a decoder: {answer['bug']}")
         if "error" in answer:
             raise ERRORS[answer["error"]](answer["message"], answer["param"])
-        return Heard(samples, tuple(Notice(**warning) for warning in answer["warnings"]))
+        return DecodedAudio(samples, tuple(Notice(**warning) for warning in answer["warnings"]))
 
     def _take(self, until: float, stop: Callable[[], bool]) -> Decoder:
         """A free process that lives. Raises DeadlinePassed."""

@@ -16,7 +16,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 
 from app.audio.containers import is_pcm
-from app.audio.decode import Heard, hear
+from app.audio.decode import DecodedAudio, decode
 from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter, ModelNotFound
 from app.server.bodies import Bodies
 from app.server.logs import add
@@ -108,8 +108,8 @@ async def decoded(
     max_seconds: float,
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
-) -> Heard:
-    """An upload as it is heard: `app.audio.decode.hear` until ``until``, by a process that a thread waits for.
+) -> DecodedAudio:
+    """An upload decoded: `app.audio.decode.decode` until ``until``, by a process that a thread waits for.
 
     Raises what that raises.
 
@@ -120,16 +120,16 @@ async def decoded(
     most = state.settings.max_compressed_mib
     cancelled = threading.Event()
 
-    def run() -> Heard:
+    def run() -> DecodedAudio:
         if (file.size or 0) > most * 2**20 and not is_pcm(file.file):
             raise FileTooLarge(f"what is not WAV, AIFF, AU, CAF or W64 may hold {most:g} MiB: send Opus", "file")
         with state.metrics.audio_decode_seconds.time():
             if state.processes is not None:
-                heard: Heard = state.processes.hear(
+                audio: DecodedAudio = state.processes.decode(
                     file.file, max_seconds, start_seconds, end_seconds, until, cancelled.is_set
                 )
-                return heard
-            return hear(
+                return audio
+            return decode(
                 file.file, max_seconds, start_seconds, end_seconds,
                 stop=lambda: cancelled.is_set() or time.monotonic() > until,
             )  # fmt: skip
@@ -138,9 +138,9 @@ async def decoded(
         thread = asyncio.get_running_loop().run_in_executor(None, run)
         began = time.monotonic()
         try:
-            heard = await asyncio.shield(thread)
-            add(request, audio_seconds=len(heard.samples) / SAMPLE_RATE_HZ)
-            return heard
+            audio = await asyncio.shield(thread)
+            add(request, audio_seconds=len(audio.samples) / SAMPLE_RATE_HZ)
+            return audio
         finally:
             add(request, decode_seconds=time.monotonic() - began)
             mark(request, "decode", began)

@@ -4,8 +4,8 @@ import time
 
 import numpy as np
 
-from app.audio.formats import Samples
 from app.audio.incoming import IncomingPcm
+from app.audio.samples import Samples
 from app.engine.engine import Engine
 from app.engine.requests import Listened, ListenRequest
 from app.errors import AudioTooLong

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from app.audio.decode import hear
+from app.audio.decode import decode
 from app.server.decoders import Decoders
 from benchmarks.common import RESULTS, rounded, write_json
 from model.constants import SAMPLE_RATE_HZ
@@ -56,12 +56,12 @@ def measured(decoders: Decoders, file: BinaryIO, turns: int) -> dict[str, float]
     before = cpu_seconds(pid)  # it rests while this process decodes
     for _ in range(turns):
         began, spent = time.perf_counter(), time.process_time()
-        hear(file, 3_600)
+        decode(file, 3_600)
         here.append(time.perf_counter() - began)
         between = time.process_time()
         cpu_here += between - spent
         began = time.perf_counter()
-        decoders.hear(file, 3_600, 0.0, None, time.monotonic() + 60, lambda: False)
+        decoders.decode(file, 3_600, 0.0, None, time.monotonic() + 60, lambda: False)
         there.append(time.perf_counter() - began)
         cpu_there += time.process_time() - between
     cpu_there += cpu_seconds(pid) - before
@@ -81,7 +81,7 @@ def replaced(decoders: Decoders) -> float:
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.05)
     began = time.perf_counter()
-    decoders.hear(file, 3_600, 0.0, None, time.monotonic() + 60, lambda: False)
+    decoders.decode(file, 3_600, 0.0, None, time.monotonic() + 60, lambda: False)
     return time.perf_counter() - began
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     decoders = Decoders(1, files=1_000_000)
     rows: list[dict[str, Any]] = []
     try:
-        decoders.hear(clip(1, "FLAC"), 3_600, 0.0, None, time.monotonic() + 60, lambda: False)  # it has come up
+        decoders.decode(clip(1, "FLAC"), 3_600, 0.0, None, time.monotonic() + 60, lambda: False)  # it has come up
         for seconds, form in CLIPS:
             row = measured(decoders, clip(seconds, form), turns)
             rows.append({"seconds": seconds, "format": form, **row})

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import soundfile
 
-from app.audio.decode import hear
+from app.audio.decode import decode
 from app.errors import ServiceError
 from app.server.decoders import MEMORY_BYTES
 from benchmarks.speed.hostile import damaged
@@ -96,7 +96,7 @@ def outcome(content: bytes) -> str:
         return left < 0
 
     try:
-        samples = hear(io.BytesIO(content), MAX_SECONDS, stop=stop).samples
+        samples = decode(io.BytesIO(content), MAX_SECONDS, stop=stop).samples
     except ServiceError as error:
         return error.code
     assert samples.dtype == np.float32 and 0 < len(samples) <= MAX_SECONDS * SAMPLE_RATE_HZ

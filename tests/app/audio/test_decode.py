@@ -10,9 +10,10 @@ import pytest
 import soundfile
 
 from app.audio.containers import sniff
-from app.audio.decode import decode, hear
+from app.audio.decode import decode
 from app.audio.mixing import limit
 from app.errors import AudioInvalid, AudioTooLong, UnsupportedFormat
+from tests.support.decoding import decoded_samples
 
 RATE = 48_000
 TONE = (0.4 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).astype(np.float32)  # one second
@@ -79,7 +80,7 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_format(name: str) -> None:
     """A second of 440 Hz comes out as a second of 440 Hz, whatever it was packed in."""
-    samples = decode(io.BytesIO(FORMATS[name]()), 10)
+    samples = decoded_samples(io.BytesIO(FORMATS[name]()), 10)
     assert samples.dtype == np.float32
     assert samples.ndim == 1
     assert 0.95 < len(samples) / 24_000 < 1.15  # codecs pad
@@ -94,8 +95,8 @@ def test_flac_that_does_not_tell_its_length() -> None:
     content = bytearray(by_soundfile("FLAC")())
     content[21] &= 0xF0
     content[22:26] = bytes(4)
-    samples = decode(io.BytesIO(bytes(content)), 10)
-    np.testing.assert_array_equal(samples, decode(io.BytesIO(by_soundfile("FLAC")()), 10))
+    samples = decoded_samples(io.BytesIO(bytes(content)), 10)
+    np.testing.assert_array_equal(samples, decoded_samples(io.BytesIO(by_soundfile("FLAC")()), 10))
 
 
 @pytest.mark.parametrize("claimed", [2**32 - 1, 10_000_000, 0, 1], ids=["streamed", "too much", "none", "one"])
@@ -104,20 +105,20 @@ def test_wav_header_that_lies(claimed: int) -> None:
     content = bytearray(by_soundfile("WAV", "PCM_16")())
     at = content.index(b"data") + 4
     content[at : at + 4] = claimed.to_bytes(4, "little")
-    assert len(decode(io.BytesIO(bytes(content)), 10)) == 24_000
+    assert len(decoded_samples(io.BytesIO(bytes(content)), 10)) == 24_000
 
 
 def test_flac_header_that_lies() -> None:
     content = bytearray(by_soundfile("FLAC")())
     content[22:26] = (2**32 - 1).to_bytes(4, "big")
-    heard = hear(io.BytesIO(bytes(content)), 10)
-    np.testing.assert_array_equal(heard.samples, decode(io.BytesIO(by_soundfile("FLAC")()), 10))
+    heard = decode(io.BytesIO(bytes(content)), 10)
+    np.testing.assert_array_equal(heard.samples, decoded_samples(io.BytesIO(by_soundfile("FLAC")()), 10))
     assert [warning.code for warning in heard.warnings] == ["audio_lost"]
 
 
 @pytest.mark.parametrize("rate", [4_000, 8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 96_000, 192_000])
 def test_rates(rate: int, to_file: Any) -> None:
-    samples = decode(io.BytesIO(to_file(np.zeros(rate, np.float32), rate)), 10)
+    samples = decoded_samples(io.BytesIO(to_file(np.zeros(rate, np.float32), rate)), 10)
     assert abs(len(samples) - 24_000) <= 1
 
 
@@ -135,23 +136,23 @@ def test_samples_are_limited_and_not_only_seconds(rate: int, channels: int, to_f
             return got
 
     with pytest.raises(AudioTooLong, match="lower rate or fewer channels"):
-        decode(Counting(content), 10)
+        decoded_samples(Counting(content), 10)
     assert read < 2 * 10 * 384_000 + 16 * 65_536 * channels, "it stops there"
-    assert len(decode(io.BytesIO(content), 60, 0.0, 0.5)) == 12_000
+    assert len(decoded_samples(io.BytesIO(content), 60, 0.0, 0.5)) == 12_000
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(192_000, 2), (48_000, 8), (384_000, 1)])
 def test_what_people_record_is_taken(rate: int, channels: int, to_file: Any) -> None:
     samples = np.zeros((2 * rate, channels) if channels > 1 else 2 * rate, np.int16)
-    assert len(decode(io.BytesIO(to_file(samples, rate, "WAV", "PCM_16")), 2)) == 48_000
+    assert len(decoded_samples(io.BytesIO(to_file(samples, rate, "WAV", "PCM_16")), 2)) == 48_000
 
 
 def test_resampling_does_not_alias(to_file: Any) -> None:
     """A tone above the new band is gone; below it, it is as it was."""
     times = np.arange(RATE) / RATE
-    high = decode(io.BytesIO(to_file(0.5 * np.sin(2 * np.pi * 15_000 * times), RATE, subtype="FLOAT")), 10)
+    high = decoded_samples(io.BytesIO(to_file(0.5 * np.sin(2 * np.pi * 15_000 * times), RATE, subtype="FLOAT")), 10)
     assert np.sqrt(np.mean(high[2_000:-2_000] ** 2)) < 1e-4
-    low = decode(io.BytesIO(to_file(0.5 * np.sin(2 * np.pi * 1_000 * times), RATE, subtype="FLOAT")), 10)
+    low = decoded_samples(io.BytesIO(to_file(0.5 * np.sin(2 * np.pi * 1_000 * times), RATE, subtype="FLOAT")), 10)
     expected = 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(24_000) / 24_000)
     np.testing.assert_allclose(low[2_000:22_000], expected[2_000:22_000], atol=1e-4)
 
@@ -160,30 +161,30 @@ def test_resampling_does_not_alias(to_file: Any) -> None:
 def test_channels_are_averaged(channels: int, to_file: Any) -> None:
     rng = np.random.default_rng(0)
     samples = rng.uniform(-0.5, 0.5, (24_000, channels)).astype(np.float32)
-    mono = decode(io.BytesIO(to_file(samples, subtype="FLOAT")), 10)
+    mono = decoded_samples(io.BytesIO(to_file(samples, subtype="FLOAT")), 10)
     np.testing.assert_allclose(mono, samples.mean(axis=1), atol=1e-6)
 
 
 def test_24_khz_passes_unchanged(to_file: Any) -> None:
     samples = np.random.default_rng(0).uniform(-1, 1, 150_000).astype(np.float32)
-    np.testing.assert_array_equal(decode(io.BytesIO(to_file(samples, subtype="FLOAT")), 10), samples)
+    np.testing.assert_array_equal(decoded_samples(io.BytesIO(to_file(samples, subtype="FLOAT")), 10), samples)
 
 
 def test_window(to_file: Any) -> None:
     samples = np.random.default_rng(0).uniform(-1, 1, 240_000).astype(np.float32)
     content = to_file(samples, subtype="FLOAT")
-    part = decode(io.BytesIO(content), 2, 3.0, 4.5)
+    part = decoded_samples(io.BytesIO(content), 2, 3.0, 4.5)
     np.testing.assert_array_equal(part, samples[72_000:108_000])
-    np.testing.assert_array_equal(decode(io.BytesIO(content), 2, 8.5), samples[204_000:])
+    np.testing.assert_array_equal(decoded_samples(io.BytesIO(content), 2, 8.5), samples[204_000:])
     with pytest.raises(AudioTooLong):
-        decode(io.BytesIO(content), 2, 3.0)
-    assert len(decode(io.BytesIO(content), 10.0)) == 240_000  # the limit itself is taken
+        decoded_samples(io.BytesIO(content), 2, 3.0)
+    assert len(decoded_samples(io.BytesIO(content), 10.0)) == 240_000  # the limit itself is taken
 
 
 def test_window_ends_before_the_damage(to_file: Any) -> None:
     """What lies after the window is not even read."""
     content = to_file(np.random.default_rng(0).uniform(-0.1, 0.1, 480_000), form="FLAC")
-    assert len(decode(io.BytesIO(content[: len(content) // 2]), 5, 0.0, 1.0)) == 24_000
+    assert len(decoded_samples(io.BytesIO(content[: len(content) // 2]), 5, 0.0, 1.0)) == 24_000
 
 
 def test_damage_in_the_middle() -> None:
@@ -198,7 +199,7 @@ def test_damage_in_the_middle() -> None:
                 content[at] = rng.integers(256)
             content = content[: rng.integers(16, len(content) + 1)]
             try:
-                samples = decode(io.BytesIO(bytes(content)), 10)
+                samples = decoded_samples(io.BytesIO(bytes(content)), 10)
             except (AudioInvalid, AudioTooLong, UnsupportedFormat):
                 continue
             assert np.isfinite(samples).all()

@@ -10,10 +10,10 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.audio.decode import decode
 from app.audio.encode import MP3_FRAME_SAMPLES, OPUS_FRAME_SAMPLES, encode, encoder, to_pcm, wav_head
-from app.audio.formats import Samples
 from app.audio.mixing import limit
+from app.audio.samples import Samples
+from tests.support.decoding import decoded_samples
 
 FORMS = ("wav", "pcm", "opus", "mp3")
 LENGTHS = (0, 1, 319, 320, 479, 480, 481, 576, 5_000, 24_001)
@@ -86,7 +86,7 @@ def test_a_streamed_wav_is_read_by_what_we_read_with() -> None:
     read, rate = soundfile.read(io.BytesIO(content), dtype="int16")
     assert rate == 24_000
     np.testing.assert_array_equal(read, to_pcm(samples))
-    assert len(decode(io.BytesIO(content), 10)) == len(samples)
+    assert len(decoded_samples(io.BytesIO(content), 10)) == len(samples)
     with av.open(io.BytesIO(content), "r") as container:
         assert sum(frame.samples for frame in container.decode(audio=0)) == len(samples)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from app.audio.decode import hear
+from app.audio.decode import decode
 from app.errors import AudioTooLong, DeadlinePassed, UnsupportedFormat
 
 TAG = b"ID3\x04\x00\x00\x00\x00\x02\x01" + bytes(257)  # 2 * 128 + 1 bytes
@@ -111,7 +111,7 @@ def ffmpeg_seconds(content: bytes, form: str) -> float:
 
 
 def heard(content: bytes, most: float = 60.0) -> tuple[np.ndarray, list[str]]:
-    found = hear(io.BytesIO(content), most)
+    found = decode(io.BytesIO(content), most)
     return found.samples, [warning.code for warning in found.warnings]
 
 
@@ -245,17 +245,17 @@ def test_one_changed_bit_of_flac_is_told() -> None:
 
 def test_a_loss_is_measured() -> None:
     """Within a frame or two: 300 of the frames' bytes are 0.3 s at 8 kbit/s."""
-    found = hear(io.BytesIO(wav()[:-24_000]), 60)
+    found = decode(io.BytesIO(wav()[:-24_000]), 60)
     assert found.warnings[0].message == "about 0.50 s of the audio is lost: the file is damaged or incomplete"
     content = holed(bare_mp3(440), 2_000)
     lost = ffmpeg_seconds(bare_mp3(440), "mp3") - ffmpeg_seconds(content, "mp3")
-    told = float(hear(io.BytesIO(content), 60).warnings[0].message.split()[1])
+    told = float(decode(io.BytesIO(content), 60).warnings[0].message.split()[1])
     assert told == pytest.approx(lost, abs=0.06)
 
 
 def test_damage_behind_the_window_is_not_told() -> None:
     content = holed(vorbis(440) * 3, 100, 0.9)
-    assert hear(io.BytesIO(content), 1, 0.0, 0.5).warnings == ()
+    assert decode(io.BytesIO(content), 1, 0.0, 0.5).warnings == ()
 
 
 def sized(content: bytes, size: int) -> bytes:
@@ -346,7 +346,7 @@ def test_what_holds_no_samples_ends_in_time(kind: str) -> None:
         return asked > 20
 
     with pytest.raises(DeadlinePassed):
-        hear(io.BytesIO(content), 60, stop=stop)
+        decode(io.BytesIO(content), 60, stop=stop)
 
 
 def stereo(left: np.ndarray, right: np.ndarray) -> bytes:

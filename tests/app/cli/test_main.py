@@ -26,7 +26,7 @@ from app import __version__
 from app.cli.interrupt import Stopped
 from app.cli.main import cli
 from app.cli.options import dataclass_options
-from app.cli.train import take
+from app.cli.train import run_all
 from app.errors import UserError
 from app.main import create_app
 from app.settings import Settings, load_settings
@@ -565,10 +565,10 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(Stopped, match="begins anew"):
-        take(steps(), tmp_path)
+        run_all(steps(), tmp_path)
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(Stopped, match="goes on from the last checkpoint"):
-        take(steps(), tmp_path)
+        run_all(steps(), tmp_path)
 
 
 def test_dataclass_fields_become_options() -> None:

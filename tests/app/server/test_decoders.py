@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from app.audio import decoder
-from app.audio.decode import Heard, hear
+from app.audio.decode import DecodedAudio, decode
 from app.errors import (
     AudioInvalid,
     AudioTooLong,
@@ -55,10 +55,10 @@ def hour(to_file: Any) -> bytes:
     return content
 
 
-def ask(decoders: Decoders, content: bytes, seconds: float = 30.0, **order: Any) -> Heard:
+def ask(decoders: Decoders, content: bytes, seconds: float = 30.0, **order: Any) -> DecodedAudio:
     window = {"max_seconds": 4_000.0, "start_seconds": 0.0, "end_seconds": None, "stop": lambda: False} | order
     with open_file(content) as file:
-        return decoders.hear(file, until=time.monotonic() + seconds, **window)
+        return decoders.decode(file, until=time.monotonic() + seconds, **window)
 
 
 @contextmanager
@@ -89,7 +89,7 @@ def gone(pid: int) -> bool:
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
 def test_the_samples_are_the_same(pool: Decoders, speech: Any, to_file: Any, form: str) -> None:
     content = to_file(speech, 44_100, form)
-    here, there = hear(io.BytesIO(content), 60), ask(pool, content)
+    here, there = decode(io.BytesIO(content), 60), ask(pool, content)
     np.testing.assert_array_equal(there.samples, here.samples)
     assert there.samples.dtype == np.float32 and there.samples.flags.writeable
 
@@ -97,7 +97,7 @@ def test_the_samples_are_the_same(pool: Decoders, speech: Any, to_file: Any, for
 def test_a_window_and_warnings_cross(pool: Decoders, speech: Any, to_file: Any) -> None:
     content = to_file(np.stack([speech, -speech], axis=1), 24_000)
     assert len(ask(pool, content, start_seconds=0.5, end_seconds=1.0).samples) == 12_000
-    assert ask(pool, content).warnings == hear(io.BytesIO(content), 60).warnings != ()
+    assert ask(pool, content).warnings == decode(io.BytesIO(content), 60).warnings != ()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_errors_cross(
     with pytest.raises(error) as there:
         ask(pool, given, **order)
     with pytest.raises(error) as here:
-        hear(io.BytesIO(given), **({"max_seconds": 4_000.0} | order))
+        decode(io.BytesIO(given), **({"max_seconds": 4_000.0} | order))
     assert (there.value.message, there.value.param) == (here.value.message, here.value.param)
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_wants_more_memory_is_refused(monkeypatch: pytest.MonkeyPatc
     def greedy(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoder, "hear_to", greedy)
+    monkeypatch.setattr(decoder, "decode_to", greedy)
     ours, theirs = socket.socketpair()
     with ours, theirs, open_file(clip) as file, pytest.raises(AudioInvalid, match="memory"):
         decoder._decoded(theirs, os.dup(file.fileno()), {}, file.fileno())
