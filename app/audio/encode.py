@@ -6,8 +6,9 @@ sizes that a stream does not know, from its first sample on.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Literal, Protocol
 
 import av
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from app.audio.formats import BLOCK_FRAMES, Format, Samples, StreamFormat
+from app.audio.formats import Format, StreamFormat
+from app.audio.samples import BLOCK_FRAMES, Samples
 from model.constants import SAMPLE_RATE_HZ
 
 UNKNOWN = 0xFFFF_FFFF  # the size that a streamed WAV tells; readers take what comes (with 0 they take nothing)
@@ -146,11 +148,14 @@ class CodecEncoder:
             self._container.close()
 
 
+ENCODERS: dict[StreamFormat, Callable[[], Encoder]] = {
+    "wav": WavEncoder, "pcm": PcmEncoder, "opus": partial(CodecEncoder, "opus"), "mp3": partial(CodecEncoder, "mp3"),
+}  # fmt: skip
+
+
 def encoder(form: StreamFormat) -> Encoder:
     """An encoder of a streamed file."""
-    if form == "wav":
-        return WavEncoder()
-    return PcmEncoder() if form == "pcm" else CodecEncoder(form)
+    return ENCODERS[form]()
 
 
 def parts(form: StreamFormat, pieces: Iterator[Samples]) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from app.audio.formats import STREAM_SUFFIXES, SUFFIXES, listed
 from app.cli.interrupt import handled, stop_at_once
 from app.cli.options import console, errors, existing_files, form_options, show_warnings
 from app.cli.output import check_output, whole_file
@@ -39,7 +40,6 @@ def _write(body: dict[str, Any], out: Path) -> None:
         import soundfile
 
         from app.audio.encode import encode
-        from app.audio.formats import SUFFIXES
 
     with whole_file(out) as part:
         if out.suffix.lower() == ".json":
@@ -59,7 +59,6 @@ def _told(content: Iterator[bytes], bar: "Bar") -> Iterator[bytes]:
 
 def _check_name(out: Path, stream: bool) -> None:
     """Raises UserError when no format goes by the file's name, or the file cannot be written."""
-    from app.audio.formats import SUFFIXES
     from app.cli.stream import stream_format
 
     if out == STDOUT:
@@ -75,11 +74,14 @@ def _check_name(out: Path, stream: bool) -> None:
 def continue_command(
     clip: Annotated[Path, typer.Argument(help="the prompt: any audio file")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="where to write: .wav, .flac, .opus, .mp3, .pcm or .json; - is --stream")
+        Path, typer.Option("--out", "-o", help=f"where to write: {listed((*SUFFIXES, '.json'), 'or')}; - is --stream")
     ],
     form: ContinueForm,
     stream: Annotated[
-        bool, typer.Option("--stream", help="write while it is made: .wav, .opus, .mp3, .pcm, or - for PCM to a player")
+        bool,
+        typer.Option(
+            "--stream", help=f"write while it is made: {', '.join(STREAM_SUFFIXES)}, or - for PCM to a player"
+        ),
     ] = False,
     plot: Annotated[
         Path | None,

@@ -5,23 +5,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import get_args
 
 import typer
 
 from app.audio.encode import wav_head
-from app.audio.formats import StreamFormat
+from app.audio.formats import STREAM_SUFFIXES, StreamFormat
 from app.errors import UserError
 
 STDOUT = Path("-")
-SUFFIXES: dict[str, StreamFormat] = {f".{form}": form for form in get_args(StreamFormat)}
 
 
 def stream_format(out: Path) -> StreamFormat:
     """The format of a stream to ``out``. Raises UserError when it has none."""
-    if out != STDOUT and out.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{out}: a stream's name must end in {', '.join(SUFFIXES)}, or be - (bare PCM)")
-    return "pcm" if out == STDOUT else SUFFIXES[out.suffix.lower()]
+    if out != STDOUT and out.suffix.lower() not in STREAM_SUFFIXES:
+        raise UserError(f"{out}: a stream's name must end in {', '.join(STREAM_SUFFIXES)}, or be - (bare PCM)")
+    return "pcm" if out == STDOUT else STREAM_SUFFIXES[out.suffix.lower()]
 
 
 def write_stream(content: Iterator[bytes], out: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.audio.formats import STREAMED, Format, listed
 from app.audio.notices import Notice
 from app.prompts.schemas import PROMPT_END, PROMPT_START
 from app.server.schemas import WARNINGS, Form
@@ -57,9 +58,7 @@ class ContinueForm(Form):
     include_prompt: Annotated[bool, Field(description="put the prompt's own samples in front of the continuation")] = (
         False
     )
-    response_format: Annotated[
-        Literal["json", "wav", "flac", "opus", "mp3", "pcm"], Field(description="json, or the bare audio")
-    ] = "json"
+    response_format: Annotated[Literal["json", Format], Field(description="json, or the bare audio")] = "json"
     stream: Annotated[bool, Field(description="send it while it is made; json then comes as server-sent events")] = (
         False
     )
@@ -67,8 +66,10 @@ class ContinueForm(Form):
 
     @model_validator(mode="after")
     def _check(self) -> "ContinueForm":
-        if self.stream and self.response_format == "flac":
-            raise ValueError("stream: flac is whole only; stream json, wav, pcm, opus or mp3")
+        if self.stream and self.response_format not in ("json", *STREAMED):
+            raise ValueError(
+                f"stream: {self.response_format} is whole only; stream {listed(('json', *STREAMED), 'or')}"
+            )
         if self.prompt_end is not None and self.prompt_end <= self.prompt_start:
             raise ValueError("prompt_end: must lie after prompt_start")
         if self.n > 1 and self.response_format != "json":

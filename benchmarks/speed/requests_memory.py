@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from app.audio.formats import MEDIA_TYPES
+from app.audio.formats import MEDIA_TYPES, STREAMED
 from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.served import Server, serving
@@ -84,7 +84,7 @@ def wish(index: int, longest: float) -> Wish:
     prompt = clip(rng.choice([3, 3, 3, 3, 10, 10, 30]))
     if kind == "leaves":
         return Wish(kind, [prompt], fields | {"seconds": "20"}, rng.uniform(0.05, 0.6))
-    form = rng.choice([name for name in ("json", *MEDIA_TYPES) if kind == "whole" or name != "flac"])
+    form = rng.choice([name for name in ("json", *MEDIA_TYPES) if kind == "whole" or name in ("json", *STREAMED)])
     if form == "json":
         fields["n"] = str(rng.randrange(1, 5))
     streams = {"stream": "true"} if kind == "stream" else {"include_prompt": rng.choice(["true", "false"])}

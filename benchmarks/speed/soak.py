@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from app.audio.formats import MEDIA_TYPES
+from app.audio.formats import MEDIA_TYPES, STREAMED
 from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import RESULTS
 from benchmarks.speed.hostile import Guest, clip, file, hostile
@@ -145,7 +145,7 @@ def good(index: int) -> tuple[str, list[bytes], dict[str, str]]:
         detail = rng.choice(["summary", "tokens", "full"])
         return "/score", [clip(rng) for _ in range(rng.randrange(1, 4))], {"detail": detail}
     streamed = rng.random() < 0.3
-    form = rng.choice([name for name in ("json", *MEDIA_TYPES) if not streamed or name != "flac"])
+    form = rng.choice([name for name in ("json", *MEDIA_TYPES) if not streamed or name in ("json", *STREAMED)])
     fields = {"seconds": f"{rng.uniform(0.1, 0.3):.2f}", "seed": str(index), "response_format": form}
     if form == "json":
         fields["n"] = str(rng.randrange(1, 3))
