@@ -24,7 +24,8 @@ def before(settings: type[Any]) -> dict[str, Any]:
     return plain
 
 
-# What two trainings share, with the same help.
+# What two trainings share, with the same help. Their lines stand in each: a dataclass has the fields that it inherits
+# before its own, and help would begin with what nobody changes.
 SpectralFloor = Annotated[float, "of full scale, that the distance of log-mel spectra is blind below"]
 EnvelopeHeard = Annotated[float, "of the loudest segment's power, below which a segment's envelope does not count"]
 EnvelopeStride = Annotated[int, "windows from one segment of the envelopes' distance to the next"]
@@ -35,6 +36,14 @@ PitchVoiced = Annotated[float, "of the normalised autocorrelation, above which a
 PitchQuiet = Annotated[float, "root mean square below which a frame counts as silent"]
 PitchOctaveCost = Annotated[float, "taken off the autocorrelation per octave of longer period: twice the period fits"]
 PitchSpread = Annotated[float, "deviation of the bell about the real pitch that is to be told, in bins"]
+CropGain = Annotated[tuple[float, float], "the least and the greatest gain of a crop, dB; its polarity is drawn, too"]
+Betas = Annotated[tuple[float, float], "of AdamW: how much of its two running means stays in a step"]
+WeightDecay = Annotated[float, "of AdamW, for all weights"]
+RateFloor = Annotated[float, "of the peak, that the learning rate has fallen to at the end"]
+ClipNorm = Annotated[float, "norm that a step's gradient is cut to"]
+WaveformQuiet = Annotated[float, "root mean square that is added to a crop's own, which its samples' distance is of"]
+AdversarialBetas = Annotated[tuple[float, float], "the same of the discriminator's AdamW, which decays no weights"]
+KmeansRounds = Annotated[int, "of k-means, for each codebook"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,18 @@ class CodecTraining:
     spectral_floor: SpectralFloor = field(default=1e-4, metadata=ADDED)
     envelope_heard: EnvelopeHeard = field(default=1e-3, metadata=ADDED)
     envelope_stride: EnvelopeStride = field(default=10, metadata=ADDED)
+    betas: Betas = field(default=(0.8, 0.99), metadata=ADDED)
+    weight_decay: WeightDecay = field(default=0.01, metadata=ADDED)
+    rate_floor: RateFloor = field(default=0.02, metadata=ADDED)
+    clip_norm: ClipNorm = field(default=1.0, metadata=ADDED)
+    crop_gain_db: CropGain = field(default=(-12.0, 6.0), metadata=ADDED)
+    kmeans_seconds: Annotated[float, "of audio whose latents the codebooks are fitted to"] = field(
+        default=300.0, metadata=ADDED
+    )
+    kmeans_rounds: KmeansRounds = field(default=12, metadata=ADDED)
+    restart_every: Annotated[int, "steps from one look for dead codes to the next"] = field(default=50, metadata=ADDED)
+    waveform_quiet: WaveformQuiet = field(default=0.01, metadata=ADDED)
+    adversarial_betas: AdversarialBetas = field(default=(0.5, 0.9), metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -145,6 +166,19 @@ class SourceFilterTraining:
     pitch_quiet: PitchQuiet = field(default=0.003, metadata=ADDED)
     pitch_octave_cost: PitchOctaveCost = field(default=0.08, metadata=ADDED)
     pitch_spread: PitchSpread = field(default=1.0, metadata=ADDED)
+    betas: Betas = field(default=(0.8, 0.98), metadata=ADDED)
+    weight_decay: WeightDecay = field(default=0.01, metadata=ADDED)
+    rate_floor: RateFloor = field(default=0.02, metadata=ADDED)
+    clip_norm: ClipNorm = field(default=1.0, metadata=ADDED)
+    crop_gain_db: CropGain = field(default=(-12.0, 6.0), metadata=ADDED)
+    kmeans_batches: Annotated[int, "whose latents the codebooks are fitted to"] = field(default=16, metadata=ADDED)
+    kmeans_rounds: KmeansRounds = field(default=12, metadata=ADDED)
+    least_use: Annotated[float, "vectors that a code's mean is of at least: its running sum is divided by no fewer"] = (
+        field(default=1e-3, metadata=ADDED)
+    )
+    average_delay: Annotated[int, "at step n no more than (n + 1) / (n + this) of the moving average stays"] = field(
+        default=10, metadata=ADDED
+    )
 
 
 @dataclass(frozen=True)
@@ -212,6 +246,16 @@ class DecoderTraining:
     share_none_hertz: Annotated[float, "above which voiced sound is to be told as no harmonics"] = field(
         default=7000.0, metadata=ADDED
     )
+    betas: Betas = field(default=(0.8, 0.99), metadata=ADDED)
+    weight_decay: WeightDecay = field(default=0.01, metadata=ADDED)
+    rate_floor: RateFloor = field(default=0.02, metadata=ADDED)
+    clip_norm: ClipNorm = field(default=1.0, metadata=ADDED)
+    waveform_quiet: WaveformQuiet = field(default=0.01, metadata=ADDED)
+    reader_betas: Annotated[tuple[float, float], "the same of the reader's AdamW"] = field(
+        default=(0.9, 0.999), metadata=ADDED
+    )
+    reader_weight_decay: Annotated[float, "of the reader's AdamW"] = field(default=0.05, metadata=ADDED)
+    adversarial_betas: AdversarialBetas = field(default=(0.5, 0.9), metadata=ADDED)
 
 
 @dataclass(frozen=True)
@@ -248,6 +292,15 @@ class LMTraining:
         default=0.02, metadata=ADDED
     )
     bf16: Annotated[bool, "under bfloat16 autocast; the losses stay in float32"] = False
+    betas: Betas = field(default=(0.9, 0.95), metadata=ADDED)
+    rate_floor: RateFloor = field(default=0.02, metadata=ADDED)
+    clip_norm: ClipNorm = field(default=1.0, metadata=ADDED)
+    spans: Annotated[tuple[int, int], "the fewest and the most masked spans of a sequence that has them"] = field(
+        default=(1, 5), metadata=ADDED
+    )
+    span_frames: Annotated[tuple[int, int], "the shortest and the longest of these spans"] = field(
+        default=(2, 79), metadata=ADDED
+    )
 
 
 @dataclass(frozen=True)
@@ -258,8 +311,15 @@ class TokenSettings:
     music_hours: Annotated[float, "of music at most"] = 1e9
     document_seconds: Annotated[float, "longer clips are cut"] = 30.0
     takes: Annotated[int, "versions of each training clip, each with its own speed and gain"] = 1
-    augment: Annotated[bool, "half of the takes change speed by up to 10 %, all change gain by up to 6 dB"] = True
-    seed: Annotated[int, "of the takes"] = 0
+    augment: Annotated[bool, "change the speed of some versions, and the gain of all"] = True
+    speed_share: Annotated[float, "of the versions, whose speed changes"] = field(default=0.5, metadata=ADDED)
+    speeds: Annotated[tuple[float, float], "the slowest and the fastest of these"] = field(
+        default=(0.9, 1.1), metadata=ADDED
+    )
+    gain_db: Annotated[tuple[float, float], "the least and the greatest gain of a version"] = field(
+        default=(-6.0, 6.0), metadata=ADDED
+    )
+    seed: Annotated[int, "of the versions"] = 0
     longest_pause: Annotated[
         float, "seconds of silence that training speech keeps at a stretch; 0 leaves it as it is"
     ] = 0.5
@@ -270,6 +330,9 @@ class TokenSettings:
     pause_every: Annotated[
         float, "seconds, on average, to the next pause put into training audio: digital silence or hiss; 0 = none"
     ] = 8.0
+    pause_gap: Annotated[float, "seconds of sound between two of those pauses at least"] = field(
+        default=0.5, metadata=ADDED
+    )
     pause_seconds: Annotated[tuple[float, float], "the shortest and the longest of those pauses"] = (0.05, 0.6)
     hiss_share: Annotated[float, "of those pauses that hold hiss"] = 0.5
     hiss_db: Annotated[tuple[float, float], "the softest and the loudest hiss, of full scale"] = field(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from model.codec.encodec_import import import_encodec
-from model.training.configs import AdversaryKind
+from model.training.configs import AdversaryKind, CodecTraining, DecoderTraining
 from model.training.loop import State
 
 LEAK = 0.1
@@ -152,9 +152,34 @@ class Round:
 class Adversary:
     """A discriminator with its optimiser; both sides of a round share one forward pass of each signal."""
 
-    def __init__(self, discriminator: nn.Module, rate: float, feature_weight: float = 1.0, bf16: bool = False) -> None:
-        self.discriminator, self.feature_weight, self.bf16 = discriminator, feature_weight, bf16
-        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=rate, betas=(0.5, 0.9), weight_decay=0.0)
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        rate: float,
+        feature_weight: float = 1.0,
+        bf16: bool = False,
+        betas: tuple[float, float] = CodecTraining.adversarial_betas,
+        clip_norm: float = CodecTraining.clip_norm,
+    ) -> None:
+        self.discriminator, self.feature_weight, self.bf16, self.clip_norm = (
+            discriminator,
+            feature_weight,
+            bf16,
+            clip_norm,
+        )
+        self.optimizer = torch.optim.AdamW(discriminator.parameters(), lr=rate, betas=betas, weight_decay=0.0)
+
+    @classmethod
+    def of(cls, training: CodecTraining | DecoderTraining, device: str) -> "Adversary":
+        """The one that a training's settings name."""
+        return cls(
+            make_discriminator(training.adversary).to(device),
+            training.adversarial_rate,
+            training.feature_weight,
+            training.bf16,
+            training.adversarial_betas,
+            training.clip_norm,
+        )
 
     def round(self, made: Tensor, real: Tensor) -> Round:
         """Made and real samples (B, N): what pulls the made ones towards the real; the discriminator takes its step.
@@ -174,7 +199,7 @@ class Adversary:
         parameters = list(self.discriminator.parameters())
         for parameter, own in zip(parameters, torch.autograd.grad(judged, parameters), strict=True):
             parameter.grad = own
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.optimizer.step()
         return Round(pull, fooled.detach(), features.detach(), judged.detach())
 

@@ -67,10 +67,10 @@ class _Job:
     split: Split
     offset: int  # samples into the clip
     length: int
-    take: int
+    variant: int
 
     def rng(self, seed: int) -> np.random.Generator:
-        name = f"{seed}/{self.take}/{self.offset}/{self.clip.group}/{Path(self.clip.path).name}"
+        name = f"{seed}/{self.variant}/{self.offset}/{self.clip.group}/{Path(self.clip.path).name}"
         return np.random.default_rng(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16))
 
 
@@ -93,16 +93,16 @@ def _jobs(corpus: Corpus, settings: TokenSettings) -> list[_Job]:
     for split in splits:
         limits = (("speech", settings.speech_hours), ("music", settings.music_hours))
         for clip in (clip for kind, hours in limits for clip in _limited(corpus.split(split, kind), hours)):
-            for take in range(settings.takes if split == "train" else 1):
+            for variant in range(settings.takes if split == "train" else 1):
                 for offset in range(0, clip.length, piece):
                     length = min(piece, clip.length - offset)
                     if length >= SAMPLE_RATE_HZ // 2:
-                        jobs.append(_Job(clip, split, offset, length, take))
+                        jobs.append(_Job(clip, split, offset, length, variant))
     return sorted(jobs, key=lambda job: job.length)
 
 
 @dataclass(frozen=True)
-class _Take:
+class _Variant:
     """What chance decides about a document: speed, gain, the quality that its decoded mel is made at, and pauses."""
 
     speed: float
@@ -111,24 +111,25 @@ class _Take:
     pauses: Pauses = ()
 
 
-def _take(job: _Job, settings: TokenSettings) -> _Take:
+def _variant(job: _Job, settings: TokenSettings) -> _Variant:
     rng = job.rng(settings.seed)
     speed = gain = 1.0
     if settings.augment and job.split == "train":
-        speed = rng.uniform(0.9, 1.1) if rng.random() < 0.5 else 1.0
-        gain = 10 ** (rng.uniform(-6.0, 6.0) / 20)
+        speed = rng.uniform(*settings.speeds) if rng.random() < settings.speed_share else 1.0
+        gain = 10 ** (rng.uniform(*settings.gain_db) / 20)
     counts, weights = zip(*settings.served, strict=True)
     codebooks = int(rng.choice(counts, p=weights))
     pauses: list[tuple[int, int, float]] = []
     if settings.pause_every > 0 and job.split == "train":
         left = float(job.length)
-        while left > 0:  # at least half a second of sound between two
-            gap = round((0.5 + rng.exponential(max(settings.pause_every - 0.5, 0.0))) * SAMPLE_RATE_HZ)
+        while left > 0:
+            more = rng.exponential(max(settings.pause_every - settings.pause_gap, 0.0))
+            gap = round((settings.pause_gap + more) * SAMPLE_RATE_HZ)
             length = round(rng.uniform(*settings.pause_seconds) * SAMPLE_RATE_HZ)
             hiss = 10 ** (rng.uniform(*settings.hiss_db) / 20) if rng.random() < settings.hiss_share else 0.0
             pauses.append((gap, length, hiss))
             left -= gap
-    return _Take(speed, gain, codebooks, tuple(pauses))
+    return _Variant(speed, gain, codebooks, tuple(pauses))
 
 
 def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> tuple[npt.NDArray[np.float32], Spans]:
@@ -137,12 +138,12 @@ def _samples(corpus: Corpus, job: _Job, settings: TokenSettings) -> tuple[npt.ND
     if settings.longest_pause > 0 and job.clip.kind == "speech" and job.split == "train":
         samples = shorten_pauses(samples, settings.longest_pause, settings.end_pause, settings.quiet_share)
     if settings.augment and job.split == "train":
-        take = _take(job, settings)
-        if take.speed != 1.0:
-            rates = SAMPLE_RATE_HZ * take.speed, SAMPLE_RATE_HZ
+        variant = _variant(job, settings)
+        if variant.speed != 1.0:
+            rates = SAMPLE_RATE_HZ * variant.speed, SAMPLE_RATE_HZ
             samples = np.asarray(soxr.resample(samples, *rates), dtype=np.float32)
-        samples = np.clip(samples * np.float32(take.gain), -1.0, 1.0)
-    pauses = _take(job, settings).pauses
+        samples = np.clip(samples * np.float32(variant.gain), -1.0, 1.0)
+    pauses = _variant(job, settings).pauses
     return insert_pauses(samples, pauses, job.rng(settings.seed + 1)) if pauses else (samples, ())
 
 
@@ -281,10 +282,10 @@ def _redecode(corpus: Corpus, codec: Codec, settings: TokenSettings, tokens: Tok
     with part.open("wb") as file:
         for batch in track(list(_batches(jobs)), description="decoding"):
             documents = [next(where) for _ in batch]
-            takes = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
+            depths = [min(_variant(job, settings).codebooks, codec.config.codebooks) for job in batch]
             made: dict[int, npt.NDArray[np.float16]] = {}
-            for count in set(takes):
-                chosen = [index for index, own in enumerate(takes) if own == count]
+            for count in set(depths):
+                chosen = [index for index, own in enumerate(depths) if own == count]
                 codes = torch.zeros(len(chosen), count, max(documents[i].frames for i in chosen), dtype=torch.int64)
                 for row, index in enumerate(chosen):
                     own = documents[index]
@@ -338,7 +339,7 @@ def build_tokens(
 
     def encoded(batch: list[_Job]) -> list[tuple[Arrays, Spans]]:
         made = [_samples(corpus, job, settings) for job in batch]
-        codebooks = [min(_take(job, settings).codebooks, codec.config.codebooks) for job in batch]
+        codebooks = [min(_variant(job, settings).codebooks, codec.config.codebooks) for job in batch]
         arrays = _encode(codec, mel, [samples for samples, _ in made], codebooks, device)
         return [(own, pauses) for own, (_, pauses) in zip(arrays, made, strict=True)]
 

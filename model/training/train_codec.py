@@ -26,15 +26,23 @@ from model.lm.mel import LogMel
 from model.training.configs import CodecTraining as CodecTraining
 from model.training.configs import Shares, before
 from model.training.corpus import Clip, Corpus, DataError
-from model.training.discriminator import Adversary, make_discriminator
+from model.training.discriminator import Adversary
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, SpectralLoss
 
 
 def crops(
-    corpus: Corpus, clips: list[Clip], frames: int, batch: int, rng: np.random.Generator, augment: bool = True
+    corpus: Corpus,
+    clips: list[Clip],
+    frames: int,
+    batch: int,
+    rng: np.random.Generator,
+    gain_db: tuple[float, float] | None = None,
 ) -> Tensor:
-    """A batch of random crops, (batch, 320 frames): clips drawn by their length, gain and polarity drawn per crop."""
+    """A batch of random crops, (batch, 320 frames), of clips drawn by their length.
+
+    gain_db: from and to where a gain is drawn per crop, and with it a polarity; None leaves them as they are.
+    """
     lengths = np.array([clip.length for clip in clips], dtype=np.float64)
     size = frames * HOP_SAMPLES
     rows = np.zeros((batch, size), dtype=np.float32)
@@ -43,8 +51,8 @@ def crops(
         start = int(rng.integers(0, max(clip.length - size, 0) + 1))
         piece = corpus.read(clip, start, size)
         rows[row, : len(piece)] = piece
-    if augment:
-        gain = 10 ** (rng.uniform(-12.0, 6.0, (batch, 1)) / 20) * rng.choice([-1.0, 1.0], (batch, 1))
+    if gain_db is not None:
+        gain = 10 ** (rng.uniform(*gain_db, (batch, 1)) / 20) * rng.choice([-1.0, 1.0], (batch, 1))
         rows = np.clip(rows * gain.astype(np.float32), -1.0, 1.0)
     return torch.from_numpy(rows)
 
@@ -54,10 +62,12 @@ def mixed_crops(corpus: Corpus, training: CodecTraining, rng: np.random.Generato
     frames = round(training.seconds * SAMPLE_RATE_HZ / HOP_SAMPLES)
     speech, music = corpus.split("train", "speech"), corpus.split("train", "music")
     if not speech or not music:
-        return crops(corpus, speech or music, frames, training.batch, rng)
+        return crops(corpus, speech or music, frames, training.batch, rng, training.crop_gain_db)
     of_music = int(rng.binomial(training.batch, training.music_share))
     parts = [(speech, training.batch - of_music), (music, of_music)]
-    return torch.cat([crops(corpus, clips, frames, count, rng) for clips, count in parts if count])
+    return torch.cat(
+        [crops(corpus, clips, frames, count, rng, training.crop_gain_db) for clips, count in parts if count]
+    )
 
 
 @torch.no_grad()
@@ -97,11 +107,11 @@ def initialise(codec: Codec, samples: Tensor) -> None:
 
 
 @torch.no_grad()
-def kmeans(points: Tensor, clusters: int, iterations: int = 12) -> Tensor:
+def kmeans(points: Tensor, clusters: int, rounds: int = CodecTraining.kmeans_rounds) -> Tensor:
     """Lloyd's k-means on (N, d) -> (clusters, d), with `torch.cdist`: no N x clusters x d array."""
     generator = torch.Generator().manual_seed(0)
     means = points[torch.randperm(len(points), generator=generator)[:clusters]].clone()
-    for _ in range(iterations):
+    for _ in range(rounds):
         nearest = torch.cdist(points, means).argmin(1)
         counts = torch.bincount(nearest, minlength=clusters)
         sums = torch.zeros_like(means).index_add_(0, nearest, points)
@@ -113,7 +123,7 @@ def kmeans(points: Tensor, clusters: int, iterations: int = 12) -> Tensor:
 
 
 @torch.no_grad()
-def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
+def init_quantizer(codec: Codec, latents: Tensor, expected: float, rounds: int = CodecTraining.kmeans_rounds) -> None:
     """Each codebook from k-means on the residuals of the one before: latents (N, 128), N >= 1024.
 
     ``expected`` is the mean number of vectors that a code gets in a batch; the running counts start there.
@@ -121,7 +131,7 @@ def init_quantizer(codec: Codec, latents: Tensor, expected: float) -> None:
     residual = latents
     for layer in track(codec.quantizer.vq.layers, "k-means, codebook by codebook", transient=True):
         book = layer._codebook
-        means = kmeans(residual, VOCABULARY)
+        means = kmeans(residual, VOCABULARY, rounds)
         book.embed.copy_(means)
         book.cluster_size.fill_(expected)
         book.embed_avg.copy_(means * expected)
@@ -179,35 +189,34 @@ class CodecTrainer:
         self.step = 0
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
-            judge = make_discriminator(training.adversary).to(device)
-            self.adversary = Adversary(judge, training.adversarial_rate, training.feature_weight, training.bf16)
+            self.adversary = Adversary.of(training, device)
         self.mel = LogMel().to(device)
         self.mel_head = nn.Linear(LATENT_DIM, MEL_BANDS).to(device)  # for training only: not part of the codec
         self.codec.to(device)
         self.optimizer = torch.optim.AdamW(
             [*self.codec.parameters(), *self.mel_head.parameters()],
             lr=training.rate,
-            betas=(0.8, 0.99),
-            weight_decay=0.01,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
         )
 
     def initialise(self) -> None:
-        """LSUV on one batch, then k-means on the latents of about 300 s. For a run that starts from nothing."""
+        """LSUV on one batch, then k-means on latents. For a run that starts from nothing."""
         rng = step_rng(self.training.seed, 2**31)
         batch = mixed_crops(self.corpus, self.training, rng)
         initialise(self.codec, batch.to(self.device))
         self.fit_quantizer(rng)
 
     def fit_quantizer(self, rng: np.random.Generator) -> None:
-        """All codebooks anew, from k-means on the latents of about 300 s of training audio."""
-        rounds = max(1, round(300 / (self.training.batch * self.training.seconds)))
+        """All codebooks anew, from k-means on the latents of about ``kmeans_seconds`` of training audio."""
+        rounds = max(1, round(self.training.kmeans_seconds / (self.training.batch * self.training.seconds)))
         with torch.no_grad():
             latents = [
                 self.codec.encoder(mixed_crops(self.corpus, self.training, rng).to(self.device)[:, None])
                 for _ in track(range(rounds), "latents for k-means", transient=True)
             ]
         flat = torch.cat(latents).transpose(1, 2).reshape(-1, LATENT_DIM)
-        init_quantizer(self.codec, flat, self._expected())
+        init_quantizer(self.codec, flat, self._expected(), self.training.kmeans_rounds)
 
     def _expected(self) -> float:
         return self.training.batch * self.training.seconds * SAMPLE_RATE_HZ / HOP_SAMPLES / VOCABULARY
@@ -246,7 +255,7 @@ class CodecTrainer:
         with low:
             latents = self.codec.encoder(samples[:, None])
         latents = latents.float()
-        if step % 50 == 49:
+        if (step + 1) % training.restart_every == 0:
             generator = torch.Generator().manual_seed(training.seed * 1_000_003 + step)
             restart_dead_codes(self.codec, latents.detach(), self._expected(), training.dead_code_share, generator)
         quantized, _, commitment = self.codec.quantizer.vq(latents, n_q=codebooks)
@@ -268,7 +277,7 @@ class CodecTrainer:
         training = self.training
         rng = step_rng(training.seed, step)
         samples = mixed_crops(self.corpus, training, rng).to(self.device)
-        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup, training.rate_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if step in training.kmeans_at:
@@ -277,7 +286,7 @@ class CodecTrainer:
         made, regular = self._reconstruct(samples, rng, step)
         heard = made.detach().requires_grad_()  # the gradient at the samples is made first, then goes through the model
         log_mel, convergence = self.spectral(heard, samples)
-        level = samples.square().mean(1, keepdim=True).sqrt() + 0.01
+        level = samples.square().mean(1, keepdim=True).sqrt() + training.waveform_quiet
         waveform = ((heard - samples).abs() / level).mean()
         distance = log_mel + convergence + training.waveform_weight * waveform
         envelope = distance.new_zeros(())
@@ -300,7 +309,7 @@ class CodecTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss: Tensor = (made * gradient).sum() + regular
         loss.backward()  # the sum's gradient at the samples is the one just made
-        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), training.clip_norm)
         self.optimizer.step()
         return {name: float(value.detach()) for name, value in figures.items()} | {"grad": float(norm), "rate": rate}
 
@@ -313,7 +322,7 @@ class CodecTrainer:
         figures: dict[str, list[float]] = {}
         first: list[Tensor] = []
         for _ in range(batches):
-            samples = crops(self.corpus, clips, 150, 8, rng, augment=False).to(self.device)
+            samples = crops(self.corpus, clips, 150, 8, rng).to(self.device)
             codes = self.codec.encode(samples)
             first.append(codes[:, 0].flatten())
             for count in (1, 2, 4, 8):

@@ -24,7 +24,7 @@ from model.training.code_set import CodedClip, CodeSet, build_codes
 from model.training.configs import DecoderTraining as DecoderTraining
 from model.training.configs import before
 from model.training.corpus import Corpus
-from model.training.discriminator import Adversary, make_discriminator
+from model.training.discriminator import Adversary
 from model.training.evaluate import intelligibility
 from model.training.loop import Run, State, cosine_rate, step_rng
 from model.training.losses import EnvelopeLoss, LoudnessLoss, SpectralLoss
@@ -81,19 +81,21 @@ class DecoderTrainer:
         )
         self.tracker = PitchTracker.of(training)
         self.optimizer = torch.optim.AdamW(
-            codec.decoder.parameters(), training.rate, betas=(0.8, 0.99), weight_decay=0.01
+            codec.decoder.parameters(), training.rate, betas=training.betas, weight_decay=training.weight_decay
         )
         self.reader_optimizer: torch.optim.Optimizer | None = None
         self.harmonic: HarmonicDecoder | None = None  # the decoder, where it is of that kind: it has a reader to teach
         if codec.config.decoder == "harmonic":
             self.harmonic = cast(HarmonicDecoder, codec.decoder)
             self.reader_optimizer = torch.optim.AdamW(
-                self.harmonic.reader.parameters(), training.reader_rate, weight_decay=0.05
+                self.harmonic.reader.parameters(),
+                training.reader_rate,
+                betas=training.reader_betas,
+                weight_decay=training.reader_weight_decay,
             )
         self.adversary: Adversary | None = None
         if training.adversarial_from >= 0:
-            judge = make_discriminator(training.adversary).to(device)
-            self.adversary = Adversary(judge, training.adversarial_rate, training.feature_weight, training.bf16)
+            self.adversary = Adversary.of(training, device)
         self.step = 0
 
     def state(self) -> State:
@@ -144,7 +146,7 @@ class DecoderTrainer:
         training, decoder = self.training, self.harmonic
         assert decoder is not None and self.reader_optimizer is not None
         batch = self.batch(step_rng(training.seed, step), training.reader_batch, training.reader_frames)
-        rate = cosine_rate(step, training.reader_steps, training.reader_rate, training.warmup)
+        rate = cosine_rate(step, training.reader_steps, training.reader_rate, training.warmup, training.rate_floor)
         for group in self.reader_optimizer.param_groups:
             group["lr"] = rate
         hertz, voiced = heard_pitch(batch.real, batch.speech, self.tracker)
@@ -156,7 +158,7 @@ class DecoderTrainer:
         loss = missed + shared
         self.reader_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
-        norm = nn.utils.clip_grad_norm_(decoder.reader.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(decoder.reader.parameters(), training.clip_norm)
         self.reader_optimizer.step()
         self._average(self.codec.decoder)
         figures = {"pitch_distance": missed, "share_distance": shared, "loss": loss}
@@ -198,7 +200,7 @@ class DecoderTrainer:
         batch = self.batch(step_rng(training.seed, step), training.batch, training.frames)
         real = batch.real
         step -= training.reader_steps if self.reader_optimizer is not None else 0
-        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup, training.rate_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         made, misread = self._sung(batch)
@@ -208,7 +210,7 @@ class DecoderTrainer:
         loss = log_mel + training.convergence_weight * convergence + training.envelope_weight * envelope
         figures = {"log_mel": log_mel, "convergence": convergence, "envelope": envelope}
         if training.waveform_weight > 0:
-            level = real.square().mean(1, keepdim=True).sqrt() + 0.01
+            level = real.square().mean(1, keepdim=True).sqrt() + training.waveform_quiet
             figures["waveform"] = ((heard - real).abs() / level).mean()
             loss = loss + training.waveform_weight * figures["waveform"]
         if training.loudness_weight > 0:
@@ -227,7 +229,7 @@ class DecoderTrainer:
         else:
             figures["misread"] = misread
             torch.autograd.backward([made, training.pitch_weight * misread], [gradient, None])
-        norm = nn.utils.clip_grad_norm_(self.codec.decoder.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.codec.decoder.parameters(), training.clip_norm)
         self.optimizer.step()
         self._average(self.codec.decoder)
         figures["loss"] = loss

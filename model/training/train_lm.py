@@ -148,9 +148,9 @@ class Batches:
         if chance < training.masked_share:
             masked[:] = True
         elif chance < training.masked_share + training.span_share:
-            for _ in range(int(rng.integers(1, 6))):
+            for _ in range(int(rng.integers(*training.spans, endpoint=True))):
                 first = int(rng.integers(0, len(frames)))
-                masked[first : first + int(rng.integers(2, 80))] = True
+                masked[first : first + int(rng.integers(*training.span_frames, endpoint=True))] = True
         return inputs, mel, masked, tokens.codes[frames].astype(np.int64), before, judged
 
 
@@ -201,7 +201,7 @@ class LMTrainer:
         decayed = [p for p in self.model.parameters() if p.dim() >= 2]
         plain = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=training.rate, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(groups, lr=training.rate, betas=training.betas)
         self.step = 0
 
     def state(self) -> State:
@@ -254,7 +254,7 @@ class LMTrainer:
         flat = batch.inputs.numel()
         positions = torch.from_numpy(np.sort(rng.choice(flat, round(flat * training.fine_positions), replace=False)))
         batch, positions = batch.to(self.device), positions.to(self.device)
-        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup, training.rate_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
@@ -263,7 +263,7 @@ class LMTrainer:
         coarse, fine = self._losses(batch, positions, int(rng.choice(counts, p=shares)))
         self.optimizer.zero_grad(set_to_none=True)
         (coarse + training.fine_weight * fine).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_norm)
         self.optimizer.step()
         return {"loss": float(coarse.detach()), "fine": float(fine.detach()), "rate": rate}
 

@@ -98,7 +98,7 @@ def quantize_rows(
                 counts = torch.bincount(chosen, minlength=VOCABULARY).float()
                 book.cluster_size.mul_(keep).add_((1 - keep) * counts)
                 book.embed_avg.mul_(keep).index_add_(0, chosen, (1 - keep) * residual.detach())
-                book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-3)[:, None])
+                book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(training.least_use)[:, None])
                 dead = book.cluster_size < training.dead_share * mean_use
                 if bool(dead.any()) and rng is not None:
                     picks = torch.from_numpy(rng.integers(0, len(flat), int(dead.sum()))).to(flat.device)
@@ -145,7 +145,9 @@ class SourceFilterTrainer:
         self.step = 0
         self.speech, self.music = corpus.split("train", "speech"), corpus.split("train", "music")
         self.parameters = [*self.codec.parameters(), *self.heads.parameters()]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=training.rate, betas=(0.8, 0.98), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.rate, betas=training.betas, weight_decay=training.weight_decay
+        )
         self.averaged = {name: value.detach().clone() for name, value in self.codec.named_parameters()}
 
     def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -155,7 +157,9 @@ class SourceFilterTrainer:
         if not self.speech:
             of_music = training.batch
         parts = [(self.speech, training.batch - of_music), (self.music, of_music)]
-        rows = torch.cat([crops(self.corpus, clips, training.frames, n, rng) for clips, n in parts if n])
+        rows = torch.cat(
+            [crops(self.corpus, clips, training.frames, n, rng, training.crop_gain_db) for clips, n in parts if n]
+        )
         return rows.to(self.device), torch.arange(training.batch, device=self.device) < training.batch - of_music
 
     def initialise(self) -> None:
@@ -166,10 +170,13 @@ class SourceFilterTrainer:
 
     @torch.no_grad()
     def fit_quantizer(self, rng: np.random.Generator) -> None:
-        """All codebooks anew, from k-means on the latents of 16 batches."""
-        latents = [self.codec.encoder(self.batch(rng)[0][:, None]).transpose(1, 2).flatten(0, 1) for _ in range(16)]
+        """All codebooks anew, from k-means on the latents of ``kmeans_batches``."""
+        latents = [
+            self.codec.encoder(self.batch(rng)[0][:, None]).transpose(1, 2).flatten(0, 1)
+            for _ in range(self.training.kmeans_batches)
+        ]
         expected = self.training.batch * self.training.frames / VOCABULARY
-        init_quantizer(self.codec, torch.cat(latents), expected)
+        init_quantizer(self.codec, torch.cat(latents), expected, self.training.kmeans_rounds)
 
     def state(self) -> State:
         return {
@@ -208,7 +215,7 @@ class SourceFilterTrainer:
     def train_step(self, step: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
         training, rng = self.training, step_rng(self.training.seed, step)
-        rate = cosine_rate(step, training.steps, training.rate, training.warmup)
+        rate = cosine_rate(step, training.steps, training.rate, training.warmup, training.rate_floor)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if step in training.kmeans_at:
@@ -270,9 +277,13 @@ class SourceFilterTrainer:
         total = torch.stack([weights_of[name] * value for name, value in losses.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], 1.0)
+        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], training.clip_norm)
         self.optimizer.step()
-        keep = min(training.average, (step + 1) / (step + 10)) if step >= training.waveform_from else 0.0
+        keep = (
+            min(training.average, (step + 1) / (step + training.average_delay))
+            if step >= training.waveform_from
+            else 0.0
+        )
         with torch.no_grad():
             for name, value in self.codec.named_parameters():
                 self.averaged[name].lerp_(value, 1 - keep)

@@ -1,6 +1,8 @@
 """The token set: what the codec makes of the corpus, the same in one go and in two."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,22 @@ def test_content_is_what_the_codec_makes(corpus: Corpus, codec: Codec, tmp_path:
         assert min(distances.values()) < 1e-2  # one of the qualities that are served
         heard |= min(distances, key=lambda count: distances[count])
     assert heard == 2 | 4 | 8  # all of them occur
+
+
+def test_speed_and_gain_are_the_settings(corpus: Corpus) -> None:
+    """Of augmented copies whose speed and gain have no room to change, each is its clip."""
+    still = TokenSettings(pause_every=0, longest_pause=0, speeds=(1.0, 1.0), gain_db=(0.0, 0.0))
+    halved = replace(still, gain_db=(-20 * math.log10(2), -20 * math.log10(2)))
+    slower = replace(still, speed_share=1.0, speeds=(0.5, 0.5))
+    plain = list(document_samples(corpus, replace(PLAIN, longest_pause=0)))
+    train = [index for index, one in enumerate(document_samples(corpus, slower)) if len(one) > len(plain[index])]
+    assert len(train) > 10
+    for index, (same, half) in enumerate(
+        zip(document_samples(corpus, still), document_samples(corpus, halved), strict=True)
+    ):
+        np.testing.assert_array_equal(same, plain[index])
+        if index in train:
+            np.testing.assert_allclose(half, 0.5 * plain[index], atol=1e-6)
 
 
 def test_splits_are_the_corpus(corpus: Corpus, codec: Codec, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def start(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A codec with its weights and codebooks initialised on 32 s, instead of the 300 s of a real run."""
     torch.manual_seed(0)
     codec = Codec(CONFIG)
-    samples = crops(corpus, corpus.split("train"), 75, 32, step_rng(0, 0))
+    samples = crops(corpus, corpus.split("train"), 75, 32, step_rng(0, 0), TRAINING.crop_gain_db)
     initialise(codec, samples)
     with torch.no_grad():
         latents = codec.encoder(samples[:, None]).transpose(1, 2).flatten(0, 1)
@@ -142,7 +142,7 @@ def test_a_run_from_nothing(corpus: Corpus, tmp_path: Path) -> None:
     assert list(train_codec(config, training, corpus, tmp_path)) == [1]
     codec = Codec(config)
     codec.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["codec"])
-    samples = crops(corpus, corpus.split("train"), 75, 16, step_rng(0, 0), augment=False)
+    samples = crops(corpus, corpus.split("train"), 75, 16, step_rng(0, 0))
     with torch.no_grad():
         used = codec.encode(samples).unique()
     assert len(used) > 100
@@ -209,7 +209,7 @@ def test_silence_gives_finite_gradients(trainer: CodecTrainer) -> None:
 def test_lsuv_gives_unit_deviation(corpus: Corpus, decoder: Any) -> None:
     torch.manual_seed(1)
     codec = Codec(replace(CONFIG, decoder=decoder))
-    samples = crops(corpus, corpus.split("train"), 75, 8, step_rng(0, 1))
+    samples = crops(corpus, corpus.split("train"), 75, 8, step_rng(0, 1), TRAINING.crop_gain_db)
     initialise(codec, samples)
     deviations: dict[str, float] = {}
 
@@ -229,10 +229,25 @@ def test_lsuv_gives_unit_deviation(corpus: Corpus, decoder: Any) -> None:
     assert made.std() < 0.3  # quiet, so that the first gradients are not
 
 
+def test_what_the_optimisers_go_by_is_in_the_settings(corpus: Corpus) -> None:
+    training = replace(
+        TRAINING,
+        betas=(0.7, 0.9),
+        weight_decay=0.02,
+        adversarial_from=0,
+        adversary="light",
+        adversarial_betas=(0.4, 0.8),
+    )
+    trainer = CodecTrainer(CONFIG, training, corpus)
+    assert trainer.adversary is not None
+    assert (trainer.optimizer.defaults["betas"], trainer.optimizer.defaults["weight_decay"]) == ((0.7, 0.9), 0.02)
+    assert trainer.adversary.optimizer.defaults["betas"] == (0.4, 0.8)
+
+
 class TestCrops:
     def test_each_row_is_a_piece_of_one_clip(self, corpus: Corpus) -> None:
         clips = corpus.split("train")
-        rows = crops(corpus, clips, 20, 6, step_rng(0, 2), augment=False)
+        rows = crops(corpus, clips, 20, 6, step_rng(0, 2))
         assert rows.shape == (6, 20 * HOP_SAMPLES)
         for row in rows.numpy():
             pieces = [np.lib.stride_tricks.sliding_window_view(corpus.read(clip), len(row)) for clip in clips]
@@ -240,13 +255,20 @@ class TestCrops:
 
     def test_a_short_clip_is_followed_by_silence(self, corpus: Corpus) -> None:
         clip = corpus.split("train")[0]
-        (row,) = crops(corpus, [clip], 200, 1, step_rng(0, 3), augment=False).numpy()
+        (row,) = crops(corpus, [clip], 200, 1, step_rng(0, 3)).numpy()
         np.testing.assert_array_equal(row[: clip.length], corpus.read(clip))
         assert not row[clip.length :].any()
 
     def test_augmented_rows_stay_in_range(self, corpus: Corpus) -> None:
-        rows = crops(corpus, corpus.split("train"), 20, 32, step_rng(0, 4))
+        rows = crops(corpus, corpus.split("train"), 20, 32, step_rng(0, 4), TRAINING.crop_gain_db)
         assert rows.abs().max() <= 1.0
+
+    def test_gain_is_the_settings(self, corpus: Corpus) -> None:
+        plain, doubled = (
+            crops(corpus, corpus.split("train"), 20, 32, step_rng(0, 4), gain) for gain in (None, (6.0206, 6.0206))
+        )
+        torch.testing.assert_close(doubled.abs(), (2 * plain.abs()).clamp_max(1.0), rtol=1e-4, atol=1e-6)
+        assert 0 < int(((doubled * plain).sum(1) < 0).sum()) < 32  # polarity is drawn
 
     def test_a_step_draws_the_same_again(self, corpus: Corpus) -> None:
         draws = [mixed_crops(corpus, TRAINING, step_rng(0, step)) for step in (5, 5, 6)]
