@@ -8,11 +8,12 @@ when a record is made, never in a step.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
+Record = TypeVar("Record", bound=tuple[Any, ...])
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -40,6 +41,15 @@ def _fields(record: Any) -> dict[str, tuple[frozenset[np.dtype[Any]], Shape]]:
             assert isinstance(shape, Shape) and kinds, f"{record.__name__}.{name}"
             found[name] = frozenset(np.dtype(get_args(get_args(one)[1])[0]) for one in kinds), shape
     return found
+
+
+def zeros(record: type[Record], **sizes: int) -> Record:
+    """A record of zeros: each of its fields an array in the one number format, and of the shape, that it names."""
+    made = {}
+    for name, (dtypes, shape) in _fields(record).items():
+        (dtype,) = dtypes
+        made[name] = np.zeros([sizes[size] if isinstance(size, str) else size for size in shape.sizes], dtype)
+    return record(**made)
 
 
 def check(record: Any, **known: int) -> None:

@@ -14,7 +14,7 @@ from model.codec.decoders.harmonic import HARMONICS, HarmonicDecoderState
 from model.codec.decoders.source_filter import RESPONSE, SOURCES, SourceFilterState
 from model.codec.encoders.spectral import NOTES
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
-from model.inference.numba_backend.arrays import check, parts_of_row
+from model.inference.numba_backend.arrays import check, parts_of_row, zeros
 from model.inference.numba_backend.attention import Rings
 from model.inference.numba_backend.cache import log_compilation
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
@@ -132,7 +132,7 @@ class NumbaBackend:
             ),
             tails=np.zeros((rows, MEL_LEFT_SAMPLES), np.float32),
         )
-        self._options = Options(np.ones(rows), np.zeros(rows, np.int64), np.ones(rows), np.ones(rows, np.int64))
+        self._options = zeros(Options, rows=rows)  # a row's are filled when it joins
 
         def buffer(width: int) -> npt.NDArray[np.float32]:
             return np.zeros((rows, -(-width // TILE) * TILE), np.float32)

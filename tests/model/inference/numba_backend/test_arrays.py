@@ -5,12 +5,17 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import pytest
 
-from model.inference.numba_backend.arrays import Floats, Matrices, Shape, check
+from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matrices, Shape, check, zeros
 
 
 class Inner(NamedTuple):
     weight: Annotated[Matrices, Shape("outputs", "dim", 4)]
     bias: Annotated[Floats, Shape("outputs")]
+
+
+class Columns(NamedTuple):
+    share: Annotated[Doubles, Shape("rows")]
+    table: Annotated[Integers, Shape("rows", 3)]
 
 
 class Outer(NamedTuple):
@@ -21,6 +26,14 @@ class Outer(NamedTuple):
 
 def inner(outputs: int = 2, kind: type[np.generic] = np.float32) -> Inner:
     return Inner(np.zeros((outputs, 3, 4), kind), np.zeros(outputs, np.float32))
+
+
+def test_zeros_are_what_the_record_says() -> None:
+    made = zeros(Columns, rows=5)
+    check(made, rows=5)
+    assert made.share.dtype == np.float64 and made.table.dtype == np.int64
+    assert made.table.shape == (5, 3)
+    assert not made.share.any() and not made.table.any()
 
 
 def test_what_fits_passes() -> None:
