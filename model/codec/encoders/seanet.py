@@ -11,7 +11,10 @@ from model.codec.seanet import SEANetState, settings, stream
 
 
 class SEANetEncoder(Encoder):
-    """The package's modules, under the names that they have in its checkpoints."""
+    """The package's modules, under the names that they have in its checkpoints.
+
+    The decoder reads much the same: what they share is in `model.codec.seanet`, and each says its own shapes.
+    """
 
     def __init__(self, model: nn.Sequential) -> None:
         super().__init__()

@@ -40,6 +40,7 @@ def magnitudes(signal: Any, tables: Any, real: Any, imaginary: Any, out: Any) ->
         j = 2 * tables.reversed[i]
         real[i] = signal[j] * tables.window[j]
         imaginary[i] = signal[j + 1] * tables.window[j + 1]
+    # as `source_filter.transform`, each with a length that the compiler knows
     size = 2
     while size <= half:
         middle, stride = size // 2, half // size

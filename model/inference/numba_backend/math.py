@@ -101,6 +101,7 @@ def erf(x: Any) -> Any:
     """The error function, float32, within 4e-7."""
     x = min(max(x, -ERF_MAX), ERF_MAX)
     s = x * x
+    # written out, as in `sine_cosine`: straight-line code is what becomes vectors, and what fixes the order
     p = ERF_P[0]
     p = p * s + ERF_P[1]
     p = p * s + ERF_P[2]
@@ -129,6 +130,7 @@ def sine_cosine(turns: Any) -> Any:
     sign = ONE - f32(2.0) * abs(halves - f32(2.0) * ((halves * HALF + ROUND) - ROUND))
     t = (turns - HALF * halves) * TURN
     s = t * t
+    # written out, as in `erf`
     p = SINE[0]
     p = p * s + SINE[1]
     p = p * s + SINE[2]

@@ -112,6 +112,7 @@ def noise(first: Any, out: Any) -> None:
 @compiled
 def transform(real: Any, imaginary: Any, weights: Any) -> None:
     """A complex Fourier transform of 1024 by radix 2, in place; the input lies in bit-reversed order."""
+    # as in `log_mel.magnitudes`, each with a length that the compiler knows
     size = 2
     while size <= FFT:
         middle, stride = size // 2, FFT // size
