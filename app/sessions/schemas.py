@@ -3,6 +3,7 @@
 They are called as in OpenAI's Realtime API where that has such an event.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,9 @@ from app.continuations.schemas import ContinueForm
 from app.errors import InvalidParameter
 from app.server.schemas import ErrorBody, checked
 from model.constants import SAMPLE_RATE_HZ
+from model.inference.sampling import SamplingOptions
 
-RESPONSE_FIELDS = ("seconds", "temperature", "top_k", "top_p", "keep_level", "seed", "n", "timeout_seconds")
+RESPONSE_FIELDS = ("seconds", *(option.name for option in dataclasses.fields(SamplingOptions)), "n", "timeout_seconds")
 Frames = list[float]
 
 
