@@ -10,6 +10,7 @@ from app.cli.options import console, errors, existing_files, form_options, show_
 from app.cli.output import check_output, whole_file
 from app.cli.plot import check_plot, plot_score
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
+from app.corpora.rows import Format as RowFormat
 from app.corpora.sources import is_corpus
 from app.errors import UserError
 from app.scores.reports import REPORTS, Format, Scored, check_clips
@@ -54,7 +55,8 @@ def _format(wanted: Format | None, as_json: bool, out: Path | None) -> Format | 
     if out is None:
         return wanted
     check_output(out)
-    by_name = SUFFIXES.get(out.suffix.lower())
+    ends = [suffix for suffix in SUFFIXES if out.name.lower().endswith(suffix)]
+    by_name = SUFFIXES[max(ends, key=len)] if ends else None
     if wanted is None and by_name is None:
         names = ", ".join(report.suffix for report in REPORTS.values() if not report.picture)
         raise UserError(f"{out}: the name must end in {names}, or --response-format name the format")
@@ -83,7 +85,7 @@ def _wants_parquet(wanted: str | None, out: Path | None) -> bool:
     return wanted == "parquet" or (wanted is None and out is not None and out.suffix.lower() == ".parquet")
 
 
-def _corpus_format(wanted: str | None, as_json: bool, out: Path | None) -> Literal["jsonl", "csv", "parquet"] | None:
+def _corpus_format(wanted: str | None, as_json: bool, out: Path | None) -> RowFormat | None:
     """What the rows of a corpus are written as; None = a table on the terminal. Raises UserError."""
     from app.corpora.rows import SUFFIXES as BY_NAME
 
@@ -94,13 +96,15 @@ def _corpus_format(wanted: str | None, as_json: bool, out: Path | None) -> Liter
         if wanted is None:
             raise UserError(f"{out}: a corpus is written to {', '.join(BY_NAME)}; or name it by --response-format")
     match wanted:
-        case None | "jsonl" | "csv" | "parquet":
+        case None | "jsonl" | "csv" | "parquet" | "zerospeech":
             return wanted
-    raise UserError(f"--response-format {wanted} is of clips; a corpus has a row a clip: jsonl, csv or parquet")
+    raise UserError(
+        f"--response-format {wanted} is of clips; a corpus has a row a clip: jsonl, csv, parquet or zerospeech"
+    )
 
 
 def _score_corpus(
-    clips: list[Path], form: ScoreForm, name: Literal["jsonl", "csv", "parquet"] | None, out: Path | None,
+    clips: list[Path], form: ScoreForm, name: RowFormat | None, out: Path | None,
     mel: MelChoice, bundle: Path | None, device: str | None, threads: int | None, processes: int, resume: bool,
 ) -> None:  # fmt: skip
     if resume and out is None:
@@ -131,7 +135,7 @@ def score_command(
     form: ScoreForm,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, as the server answers, instead of a table")] = False,
     response_format: Annotated[
-        Literal["json", "jsonl", "csv", "audacity", "textgrid", "parquet"] | None,
+        Literal["json", "jsonl", "csv", "audacity", "textgrid", "zerospeech", "parquet"] | None,
         typer.Option(
             help="write this, as the server answers, instead of a table; parquet is of a corpus and needs pyarrow"
         ),
@@ -142,7 +146,8 @@ def score_command(
             "--out",
             "-o",
             help="a file to write to; without --response-format its name tells the format: .json, "
-            ".jsonl, .csv, .txt (a label track) or .TextGrid; of a corpus .jsonl, .csv or .parquet (a folder)",
+            ".jsonl, .csv, .txt (a label track), .TextGrid or .zerospeech.txt; of a corpus .jsonl, .csv or "
+            ".parquet (a folder)",
         ),
     ] = None,
     plot: Annotated[

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from app.errors import UserError
-from app.scores.reports import Result, Scored, write_csv, write_jsonl
+from app.scores.reports import Result, Scored, clip_name, write_csv, write_jsonl, write_zerospeech
 
-Format = Literal["jsonl", "csv", "parquet"]
+Format = Literal["jsonl", "csv", "parquet", "zerospeech"]
 ROW_BEGIN = b'{"id":'
 PART_ROWS = 1_000  # of a Parquet file: what a killed process has to score anew at most
 
@@ -131,6 +131,55 @@ def _table(rows: list[Result]) -> str:
     return write_csv(Scored("", rows))
 
 
+class Names(set[str]):
+    """Names of clips, as ZeroSpeech has them; an id is in here when its name is."""
+
+    def __contains__(self, clip_id: object) -> bool:
+        return super().__contains__(clip_name(str(clip_id)))
+
+
+class ZeroSpeechRows:
+    """Lines of a name and a number. A clip that failed has none, so going on tries it again."""
+
+    def __init__(self, file: IO[bytes], resumed: bool) -> None:
+        self.done: set[str] = Names()
+        self.failed = 0
+        self._file = file
+        self._names: set[str] = set()
+        if resumed:
+            _cut(file, self._read(file))
+
+    def _read(self, file: IO[bytes]) -> int:
+        """Where the last whole line ends."""
+        whole = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                name, number = line.decode().rstrip("\n").split(" ")
+                float(number)
+            except ValueError as error:
+                raise UserError(f"{file.name} holds a line, after {whole} bytes, that is none of ours") from error
+            self.done.add(name)
+            whole += len(line)
+        self._names = set(self.done)
+        return whole
+
+    def write(self, row: Result) -> None:
+        """Raises UserError where another clip has the name already: the benchmark takes each once."""
+        if "error" in row:
+            return
+        name = clip_name(row["id"])
+        if name in self._names:
+            raise UserError(f"{row['id']}: there is another clip of the name {name}; score each folder by itself")
+        self._names.add(name)
+        self._file.write(write_zerospeech(Scored("", [{**row, "filename": row["id"]}])).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        _sync(self._file)
+
+
 def _cut(file: IO[bytes], whole: int) -> None:
     """Puts the file's end where the last whole row ends."""
     file.seek(whole)
@@ -205,7 +254,11 @@ def _schema() -> Any:
     })  # fmt: skip
 
 
-LINES: dict[Format, Callable[[IO[bytes], bool], Rows]] = {"jsonl": JsonlRows, "csv": CsvRows}
+LINES: dict[Format, Callable[[IO[bytes], bool], Rows]] = {
+    "jsonl": JsonlRows,
+    "csv": CsvRows,
+    "zerospeech": ZeroSpeechRows,
+}
 SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 

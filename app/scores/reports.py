@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app.errors import InvalidParameter
@@ -18,7 +19,7 @@ from model.constants import FRAME_RATE_HZ
 if TYPE_CHECKING:  # numpy and torch: not for those who only look at the formats
     from app.audio.picture import Sketch
 
-Format = Literal["json", "jsonl", "csv", "audacity", "textgrid", "png"]
+Format = Literal["json", "jsonl", "csv", "audacity", "textgrid", "png", "zerospeech"]
 Part = Literal["tokens", "full", "alternatives", "scan"]  # what a request may ask for, and a format have room for
 Result = dict[str, Any]
 
@@ -73,6 +74,31 @@ def write_csv(scored: Scored) -> str:
             + [error.get(field, "") for field in ERROR_COLUMNS.values()]
         )
     return out.getvalue()
+
+
+def clip_name(filename: str) -> str:
+    """A clip as ZeroSpeech names it: without folder and suffix; blanks, which end a name there, become ``_``."""
+    return "_".join(PurePosixPath(filename).stem.split())
+
+
+def _pseudo_probability(one: Result) -> float:
+    """What ZeroSpeech compares within a pair, higher for what is likelier: nats, a sum over tokens.
+
+    Of the whole clip; of the window, if one was asked for, less its baseline, if that was.
+    """
+    window = one.get("window", {})
+    if "normalised_nll" in window:
+        return -float(window["normalised_nll"] * window["tokens"])
+    return float(window.get("log_likelihood", one["log_likelihood"]))
+
+
+def write_zerospeech(scored: Scored) -> str:
+    """The submissions ``lexical/*.txt`` and ``syntactic/*.txt`` of ZeroSpeech 2021 and the sLM21 benchmark.
+
+    A line a clip: its name, a blank, a number. There is no room for a clip that could not be scored: it is left out,
+    and the benchmark's own validation misses it.
+    """
+    return "".join(f"{clip_name(one['filename'])} {_pseudo_probability(one)}\n" for one in scored.good)
 
 
 class Label(NamedTuple):
@@ -215,6 +241,7 @@ REPORTS: dict[Format, Report] = {
         TEXT, ".TextGrid", write_textgrid, frozenset({"tokens", "full", "scan"}), positions=True, one_clip=True
     ),
     "png": Report("image/png", ".png", write_png, frozenset({"tokens", "scan"}), positions=True, picture=True),
+    "zerospeech": Report(TEXT, ".zerospeech.txt", write_zerospeech),
 }
 
 

@@ -60,7 +60,7 @@ class ScoreForm(Form):
         Format,
         Field(
             description="json; jsonl: a line a clip; csv: a row a clip; of one clip: audacity (a label track), textgrid"
-            " (Praat), png (a picture of the first clip)"
+            " (Praat), png (a picture of the first clip); zerospeech: a line a clip, name and log-likelihood"
         ),
     ] = "json"
     timeout_seconds: Annotated[float | None, Field(gt=0, description="after which the request ends with 504")] = None

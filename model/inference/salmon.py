@@ -10,13 +10,11 @@ after which its `log_likelihood` and `to` find these. Duck-typed, so that SALMon
 
 from collections.abc import Sequence
 
-import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
 from model.checkpoint import Bundle
-from model.constants import SAMPLE_RATE_HZ
+from model.inference.mono import mono_24khz
 from model.inference.scoring import score
 
 SALMON_RATE_HZ = 16_000  # SALMon passes no rate on; this is what its baselines take the samples for
@@ -40,24 +38,13 @@ class SalmonModel:
 
         One after the other: padding would be heard. Raises TooShortError.
         """
-        scores = [score(self.bundle, self._heard(wav)) for wav in wavs]
+        scores = [score(self.bundle, mono_24khz(wav, self.sample_rate_hz)) for wav in wavs]
         figures = [-one.nll if self.mean_nll else one.log_likelihood for one in scores]
         return torch.tensor(figures, dtype=torch.float32, device=self.bundle.device)
 
     def to(self, device: str | torch.device) -> "SalmonModel":
         self.bundle.to(device)
         return self
-
-    def _heard(self, wav: Tensor) -> Tensor:
-        """Mono at the model's rate: (N,) float32."""
-        mono = wav.detach().cpu().float()
-        if mono.ndim > 1:
-            mono = mono.mean(0)
-        if self.sample_rate_hz == SAMPLE_RATE_HZ:
-            return mono
-        return torch.from_numpy(
-            np.asarray(soxr.resample(mono.numpy(), self.sample_rate_hz, SAMPLE_RATE_HZ), dtype=np.float32)
-        )
 
     def __str__(self) -> str:
         return f"whisper-gpt {self.bundle.name}"

@@ -95,6 +95,30 @@ def test_a_corpus_has_the_scores_of_its_clips(tmp_path: Path) -> None:
     assert all(f"{path.name}" in shown.stdout for path in paths) and f"{expected[0]['nll']:.3f}" in shown.stdout
 
 
+def test_a_submission_to_zerospeech_is_gone_on_with(tmp_path: Path) -> None:
+    """Cut off within a line, with a clip that failed: each that can be scored has one line, as JSON has its number."""
+    folder, out = make_clips(tmp_path / "clips", 3), tmp_path / "dev.txt"
+    expected = {
+        Path(row["id"]).stem: row["log_likelihood"]
+        for row in map(json.loads, run("score", folder, "--response-format", "jsonl").stdout.splitlines())
+    }
+    arguments = ("score", folder, "--response-format", "zerospeech", "-o", out)
+    assert run(*arguments).exit_code == 0
+    whole = out.read_text()
+    assert {line.split(" ")[0]: float(line.split(" ")[1]) for line in whole.splitlines()} == expected
+    out.write_text(whole[:-5])
+    (folder / "9.wav").write_text("words, and no audio")
+    again = run(*arguments, "--resume")
+    assert again.exit_code == 1 and "1 clips scored, 1 failed; 2 were there" in told(again)
+    assert out.read_text() == whole
+    make_clips(folder / "test", 1)  # of the same name as one that has its line
+    (folder / "9.wav").unlink()
+    twice = run("score", folder, "--response-format", "zerospeech")
+    assert twice.exit_code == 1 and "there is another clip of the name 0000" in told(twice)
+    out.write_text("filename,nll\n")
+    assert "none of ours" in told(run(*arguments, "--resume"))
+
+
 def test_what_a_corpus_cannot_be_written_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_clips(tmp_path / "clips", 1)
     clip = next(folder.iterdir())

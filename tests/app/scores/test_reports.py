@@ -60,6 +60,15 @@ def test_csv() -> None:
     assert second["error_message"] == "not audio"
 
 
+def test_zerospeech() -> None:
+    """A line is a name and a number with one blank between, for the challenge's own reader (``line.split(" ")``)."""
+    assert written("zerospeech", {**TOKENS, "filename": "lexical/dev/aAAfmkmQpVz.wav"}, FAILED) == "aAAfmkmQpVz -6.75\n"
+    assert written("zerospeech", TOKENS) == 'a_"b",_c -6.75\n'
+    assert written("zerospeech", {**TOKENS, "filename": "a.wav", "window": WINDOW}) == "a -3.25\n"
+    normalised = {**WINDOW, "normalised_nll": -0.5}
+    assert written("zerospeech", {**TOKENS, "filename": "a.wav", "window": normalised}) == "a 1.0\n", "the past helped"
+
+
 def test_audacity() -> None:
     assert written("audacity", TOKENS, context=75) == (
         "1.000000\t1.013333\t-3.000\n1.013333\t1.026667\t-0.250\n1.026667\t1.040000\t-3.500\n"
