@@ -1,4 +1,4 @@
-"""`whisper-gpt train codec`, `train lm` and `eval`: from folders of audio to a bundle, and its figures.
+"""`whisper-gpt train codec`, `train lm`, `train track` and `eval`: from folders of audio to a bundle, and its figures.
 
 Each run is a folder with a checkpoint, a log and a plot. The same command goes on with a run that was cut off.
 """
@@ -15,6 +15,7 @@ from app.cli.options import (
     FriendlyGroup,
     console,
     dataclass_options,
+    errors,
     existing,
     limit_threads,
     pick_device,
@@ -175,12 +176,23 @@ def lm_command(
     folders: Folders,
     training: LMTraining,
     token_settings: TokenSettings,
-    codec: Annotated[Path, typer.Option(help="folder of a codec run or bundle; Meta's checkpoint file, or `meta`")],
-    preset: Annotated[Preset, typer.Option(help="shape of the model")] = "hybrid-4m",
+    codec: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of a codec run or bundle; Meta's checkpoint file, or `meta`; "
+            "default: the bundle of --start-from"
+        ),
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option(help="shape of the model; default: that of the bundle of --start-from, or hybrid-4m"),
+    ] = None,
     out: Out = Path("runs/lm"),
     bundle: Annotated[Path | None, typer.Option(help="where the bundle goes; default: OUT/bundle")] = None,
     name: Annotated[str | None, typer.Option(help="name of the bundle; default: its folder's")] = None,
-    licence: Annotated[str, typer.Option(help="terms of the weights, for the bundle's config")] = "",
+    licence: Annotated[
+        str | None, typer.Option(help="terms of the weights, for the bundle's config; default: those of --start-from's")
+    ] = None,
     corpus: CorpusFolder = Path("runs/corpus"),
     tokens: Annotated[Path | None, typer.Option(help="where the tokens are kept; default: OUT/tokens")] = None,
     device: Device = "auto",
@@ -190,27 +202,93 @@ def lm_command(
 ) -> None:
     """Train the language model on a codec's tokens.
 
-    Makes a bundle of both.
+    Makes a bundle of both. With --start-from BUNDLE it goes on with that bundle's model, on your own sound.
     """
     existing(folders)
     target = bundle or out / "bundle"
     for folder in (out, corpus, target, tokens or out / "tokens"):
         check_folder(folder)
     with handled(stop_at_once):
+        from model.checkpoint import load_bundle
         from model.lm.config import PRESETS
         from model.training.export import export_bundle, find_codec
         from model.training.token_set import build_tokens
-        from model.training.train_lm import train_lm
+        from model.training.train_lm import check_start, train_lm
 
     limit_threads(threads)
+    source = Path(training.start_from) if training.start_from and Path(training.start_from).is_dir() else None
+    if source is not None and source.resolve() == target.resolve():
+        raise UserError(f"{target} is the bundle to start from; name another folder with --bundle")
+    start = load_bundle(source) if source is not None else None
+    codec = codec or source
+    if codec is None:
+        raise UserError("--codec is needed: a codec run, or a bundle; --start-from BUNDLE brings its own")
+    config = start.lm.config if start is not None and preset is None else PRESETS[preset or "hybrid-4m"]
+    named = preset or (start.preset if start is not None else "hybrid-4m")
     found, sha256 = find_codec(codec)
+    if start is not None:
+        try:
+            check_start(start, sha256, config)
+        except ValueError as error:
+            raise UserError(str(error)) from error
     audio = _corpus(folders, corpus, workers, music)
     where = pick_device(device)
     token_set = build_tokens(audio, found, sha256, token_settings, tokens or out / "tokens", where, workers)
-    run_all(train_lm(PRESETS[preset], training, token_set, out, where, codebooks=found.codebooks()), out)
-    made = export_bundle(out, codec, token_set, target, name=name or target.name, preset=preset, licence=licence)
+    run_all(train_lm(config, training, token_set, out, where, codebooks=found.codebooks()), out)
+    terms = licence if licence is not None else (start.licence if start is not None else "")
+    made = export_bundle(
+        out, codec, token_set, target, name=name or target.name, preset=named, licence=terms,
+        levels=start.levels if start is not None else (),
+    )  # fmt: skip
     count = made.lm.parameter_count()
-    console.print(f"bundle: {target} ({preset}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")
+    console.print(f"bundle: {target} ({named}, {count / 1e6:.2f} M parameters); write its MODEL_CARD.md")
+
+
+@train.command("track", cls=FriendlyCommand)
+def track_command(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    project: Annotated[str, typer.Option(help="project of the tracker")] = "whisper-gpt",
+    name: Annotated[str | None, typer.Option(help="name of the run there; default: its folder's")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on until the run has made its last step")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="seconds between two looks at the log, with --follow")] = 30.0,
+) -> None:
+    """Send a run's figures to trackio.
+
+    It reads the run's log and disturbs no training; given again it sends what is new. Needs the extra tracker.
+    """
+    import time
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    existing([run])
+    if find_spec("trackio") is None:
+        raise UserError('trackio is not installed: pip install -e ".[tracker]"')
+    with handled(stop_at_once):
+        from model.training.tracking import finished, send, settings_of
+
+        trackio = import_module("trackio")
+    settings_of(run)
+    name = name or run.resolve().name
+    warned = False
+    try:
+        while True:
+            whole = finished(run)  # asked first: what comes after it was sent
+            try:
+                steps = send(run, trackio, project, name)
+            except Exception as error:  # the package's, its database's, its server's: any
+                if not follow:
+                    raise UserError(f"the tracker failed: {error}") from error
+                if not warned:
+                    errors.print(f"the tracker failed, and is tried again: {error}", style="yellow", markup=False)
+                warned, whole = True, False
+            else:
+                if steps:
+                    console.print(f"{steps} entries sent to {project}/{name}")
+            if whole or not follow:
+                return
+            time.sleep(every)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command sends what is new") from None
 
 
 def eval_command(

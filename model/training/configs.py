@@ -280,7 +280,8 @@ class LMTraining:
     fine_weight: Annotated[float, "of the depth decoder's loss"] = 0.3
     fine_positions: Annotated[float, "of the positions: where the depth decoder is trained"] = 0.25
     start_from: Annotated[
-        str, "checkpoint of another run on the same codec's tokens, whose weights this one begins with"
+        str,
+        "checkpoint of another run on the same codec's tokens, or a bundle, whose weights this one begins with",
     ] = ""
     recalled: Shares = field(
         default=((2, 0.15), (4, 0.2), (8, 0.6), (0, 0.05)), metadata=ADDED

@@ -114,10 +114,11 @@ def replace_decoder(bundle: Path, codec_folder: Path, share: float = 1.0) -> Non
 
 
 def export_bundle(
-    run: Path, codec_folder: Path, tokens: TokenSet, out: Path, *, name: str, preset: str, licence: str = ""
-) -> Bundle:
+    run: Path, codec_folder: Path, tokens: TokenSet, out: Path, *, name: str, preset: str, licence: str = "",
+    levels: tuple[int, ...] = (),
+) -> Bundle:  # fmt: skip
     """Write a bundle from a language-model run, the codec whose tokens it learned, and those tokens (for the unigram
-    and the levels).
+    and the levels). ``levels``: of a bundle with the same codec that the run began with; it heard more than the run.
 
     Raises DataError when the run was trained on the tokens of another codec.
     """
@@ -136,7 +137,7 @@ def export_bundle(
         "tokens": settings["tokens"]["settings"],
         "machine": known["machine"],
     }
-    bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by, levels=tokens.levels())
+    bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by, levels=levels or tokens.levels())
     save_bundle(bundle, out)
     if _is_meta(codec_folder):  # named by its hash, and not shipped: it has terms of its own
         (out / CODEC).unlink()

@@ -60,6 +60,18 @@ def filled(settings: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """A run's log, one entry a step: what a resumed run logged again replaces what the lost part had logged."""
+    log = folder / "log.jsonl"
+    if not log.exists():
+        return []
+    entries = []
+    for line in log.read_text().splitlines():
+        with suppress(json.JSONDecodeError):  # cut off by a kill, perhaps with the next entry on the same line
+            entries.append(json.loads(line))
+    return [by_step for _, by_step in sorted({entry["step"]: entry for entry in entries}.items())]
+
+
 class Run:
     """A training run in a folder: ``checkpoint.pt``, ``log.jsonl``, ``loss.png``."""
 
@@ -101,15 +113,8 @@ class Run:
             out.write(json.dumps(values) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The log, one entry a step: what a resumed run logged again replaces what the lost part had logged."""
-        log = self.folder / "log.jsonl"
-        if not log.exists():
-            return []
-        entries = []
-        for line in log.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # cut off by a kill, perhaps with the next entry on the same line
-                entries.append(json.loads(line))
-        return [by_step for _, by_step in sorted({entry["step"]: entry for entry in entries}.items())]
+        """The log, one entry a step."""
+        return read_log(self.folder)
 
     def plot(self) -> Path | None:
         """Draws every logged figure over the steps into ``loss.png``; None without matplotlib (extra `train`)."""

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.checkpoint import Bundle, load_bundle, tokeniser_sha256
 from model.constants import MAX_CODEBOOKS, MEL_BANDS, VOCABULARY
 from model.lm.config import DecoderConfig
 from model.lm.depth_decoder import NO_CODE, frames_before
@@ -174,6 +175,14 @@ def initialise(model: HybridLM) -> None:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
+def check_start(bundle: Bundle, codec_sha256: str, config: DecoderConfig) -> None:
+    """Raises ValueError where a run cannot begin with a bundle: its codec makes other tokens, its shape is another."""
+    if tokeniser_sha256(bundle.codec) != codec_sha256:
+        raise ValueError(f"{bundle.folder} has learned the tokens of another codec; leave --codec out to use its own")
+    if bundle.lm.config != config:
+        raise ValueError(f"{bundle.folder} is of another shape ({bundle.preset}); leave --preset out")
+
+
 class LMTrainer:
     """Model, optimiser and one step."""
 
@@ -213,11 +222,15 @@ class LMTrainer:
         self.step = int(state["step"])
 
     def begin_with(self, checkpoint: Path) -> None:
-        """Take the weights (and the mel statistics, which belong to them) of another run; its optimiser stays behind.
+        """Take the weights (and the mel statistics, which belong to them) of another run, or of a bundle's folder.
 
-        A run without `fine_recall` leaves that part as it is here. Raises ValueError when the run learned another
-        codec's tokens.
+        An optimiser stays behind. A run without `fine_recall` leaves that part as it is here. Raises ValueError when
+        the weights learned another codec's tokens, or are of another shape, and BundleError, which is one, for a
+        folder that is no whole bundle.
         """
+        if checkpoint.is_dir():
+            self._begin_with_bundle(load_bundle(checkpoint))
+            return
         known = checkpoint.parent / "settings.json"
         learned = json.loads(known.read_text())["settings"]["tokens"]["codec_sha256"] if known.exists() else None
         if learned is not None and learned != self.tokens.made_from["codec_sha256"]:
@@ -226,6 +239,11 @@ class LMTrainer:
         if (embeddings := self.model.fine.previous_frame) is not None:
             weights.setdefault("fine.recall", embeddings)
         self.model.load_state_dict(weights)
+
+    def _begin_with_bundle(self, bundle: Bundle) -> None:
+        """Its language model, which `load_bundle` has made float32. Raises ValueError as above."""
+        check_start(bundle, self.tokens.made_from["codec_sha256"], self.model.config)
+        self.model.load_state_dict(bundle.lm.state_dict())
 
     def _losses(self, batch: Batch, positions: Tensor, known: int = MAX_CODEBOOKS) -> tuple[Tensor, Tensor]:
         """Coarse NLL over all positions, and the mean NLL of the fine codes at ``positions`` (P,) of the flat batch.

@@ -31,8 +31,8 @@ from model.training.configs import (
 
 HEAVY = ("torch", "numba", "llvmlite", "fastapi", "starlette", "uvicorn", "av", "soundfile", "numpy")
 ALL = (
-    "", "serve", "continue", "score", "train", "train codec", "train decoder", "train lm", "eval", "bench",
-    "export", "config", "config show", "config validate",
+    "", "serve", "continue", "score", "train", "train codec", "train decoder", "train lm", "train track", "eval",
+    "bench", "export", "config", "config show", "config validate",
 )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def test_errors_that_are_told_in_one_line_exist() -> None:
     ("line", "expected"),
     [
         ("whisper-gpt sc", ["score"]),
-        ("whisper-gpt train ", ["codec", "decoder", "lm", "seanet"]),
+        ("whisper-gpt train ", ["codec", "decoder", "lm", "seanet", "track"]),
         ("whisper-gpt continue --prompt-", ["--prompt-end", "--prompt-start"]),
         ("whisper-gpt score --normalise-by ", ["alone", "unigram"]),
         ("whisper-gpt train lm --preset gpt", ["gpt-l", "gpt-s"]),

@@ -30,7 +30,7 @@ from app.cli.train import run_all
 from app.errors import UserError
 from app.main import create_app
 from app.settings import Settings, load_settings
-from model.checkpoint import load_bundle
+from model.checkpoint import load_bundle, random_bundle, save_bundle
 from model.constants import SAMPLE_RATE_HZ
 from model.training.export import find_codec
 from model.training.train_codec import CodecTraining
@@ -530,6 +530,30 @@ def test_train_makes_a_bundle_that_eval_measures(tmp_path: Path, monkeypatch: py
     assert report["clips"] == 1
     assert set(report["codec"]["codebooks"]) == {"1", "2", "4", "8"}
     assert np.isfinite(report["language_model"]["real"]["nll"]["mean"])
+
+
+def test_train_goes_on_with_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codec, shape, licence and levels come from it; what cannot be combined is refused before anything is computed."""
+    monkeypatch.chdir(tmp_path)
+    start = random_bundle()
+    start.licence, start.levels = "CC0-1.0", tuple(token % 4 for token in range(1024))
+    save_bundle(start, tmp_path / "start")
+    language = ["train", "lm", SPEECH, "--start-from", "start", "--out", "lm", "--threads", 1]
+    language += ["--steps", 2, "--batch", 2, "--length", 64]
+    done = run(*language, "--bundle", "mine")
+    assert done.exit_code == 0, done.output
+    made, before = load_bundle(tmp_path / "mine"), load_bundle(tmp_path / "start")
+    assert (made.name, made.preset, made.licence) == ("mine", "tiny", "CC0-1.0")
+    assert made.levels == start.levels and made.lm.config == start.lm.config
+    assert made.hashes["codec.safetensors"] == before.hashes["codec.safetensors"]
+    assert made.hashes["decoder.safetensors"] != before.hashes["decoder.safetensors"]
+    for parameter, first in zip(made.lm.parameters(), before.lm.parameters(), strict=True):
+        assert float((parameter - first).abs().max()) < 0.1, "it went on from these weights"
+    refused(run(*language, "--bundle", "start"), "start is the bundle to start from")
+    refused(run(*language, "--preset", "gpt-s"), "start is of another shape (tiny)")
+    save_bundle(random_bundle(seed=1), tmp_path / "other")
+    refused(run(*language, "--codec", "other"), "start has learned the tokens of another codec")
+    refused(run("train", "lm", SPEECH), "--codec is needed")
 
 
 def test_train_makes_a_codec_of_tones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

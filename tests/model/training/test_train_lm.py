@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.checkpoint import Bundle, BundleError, load_bundle, save_bundle, tokeniser_sha256
 from model.codec.codec import Codec
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import BOS, HybridLM
@@ -121,6 +122,49 @@ def test_no_beginning_with_weights_for_other_tokens(
     monkeypatch.setitem(tokens.made_from, "codec_sha256", "other")
     with pytest.raises(ValueError, match="another codec"):
         run(tokens, tmp_path / "second", replace(TRAINING, start_from=str(tmp_path / "first" / "checkpoint.pt")))
+
+
+@pytest.fixture(scope="module")
+def own_tokens(corpus: Corpus, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> TokenSet:
+    """Of the codec in `bundle`."""
+    sha256 = tokeniser_sha256(bundle.codec)
+    return build_tokens(corpus, bundle.codec, sha256, TokenSettings(), tmp_path_factory.mktemp("own_tokens"))
+
+
+@pytest.fixture(scope="module")
+def start(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle on disk, in float16 as bundles are."""
+    folder = tmp_path_factory.mktemp("start") / "bundle"
+    save_bundle(bundle, folder)
+    return folder
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_can_begin_with_a_bundle(own_tokens: TokenSet, start: Path, tmp_path: Path) -> None:
+    """Its weights as it is served, mel statistics among them, and float32, so that small steps are not lost."""
+    still = replace(TRAINING, steps=3, rate=0.0, start_from=str(start))
+    begun = run(own_tokens, tmp_path / "still", still)
+    assert same(begun["model"], load_bundle(start).lm.state_dict())
+    assert {tensor.dtype for tensor in begun["model"].values() if tensor.is_floating_point()} == {torch.float32}
+    moving = replace(still, rate=1e-3)
+    whole, cut = run(own_tokens, tmp_path / "whole", moving), run(own_tokens, tmp_path / "cut", moving, stop=2)
+    assert not same(whole["model"], begun["model"])
+    assert cut["step"] == 2 and same(run(own_tokens, tmp_path / "cut", moving), whole)
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_beginning_with_a_bundle_that_does_not_fit(
+    tokens: TokenSet, own_tokens: TokenSet, start: Path, tmp_path: Path
+) -> None:
+    """Of another codec, of another shape, damaged."""
+    begin = replace(TRAINING, start_from=str(start))
+    with pytest.raises(ValueError, match="another codec"):
+        run(tokens, tmp_path / "codec", begin)
+    with pytest.raises(ValueError, match="another shape"):
+        list(train_lm(replace(CONFIG, layers=1), begin, own_tokens, tmp_path / "shape"))
+    (tmp_path / "no bundle").mkdir()
+    with pytest.raises(BundleError, match=r"config\.json is missing"):
+        run(own_tokens, tmp_path / "none", replace(TRAINING, start_from=str(tmp_path / "no bundle")))
 
 
 @pytest.mark.parametrize("preset", ["with mel", "without mel"])
