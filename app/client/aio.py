@@ -1,7 +1,7 @@
 """A server's client for programs on an event loop: `app.client.sync`, awaited."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -79,9 +79,28 @@ class AsyncClient:
                 if event is not None:
                     yield event
 
+    async def stream_audio(
+        self,
+        file: Audio | None = None,
+        *,
+        response_format: str = "pcm",
+        begun: Callable[[Mapping[str, str]], None] = lambda headers: None,
+        **fields: Any,
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes of a sound file while it is made; ``begun`` gets the answer's headers before the first."""
+        call = calls.continuing(file, {**fields, "stream": True, "response_format": response_format})
+        async with self.opened(call) as answer:
+            begun(answer.headers)
+            async for part in answer.aiter_raw():
+                yield part
+
     async def score(self, files: Iterable[Audio], *, progress: Progress | None = None, **fields: Any) -> ScoreResponse:
         """How likely clips are, in the order given; one that cannot be scored has an error in its place."""
         return ScoreResponse.model_validate_json((await self.send(calls.scoring(files, fields, progress))).content)
+
+    async def report(self, files: Iterable[Audio], response_format: str, **fields: Any) -> bytes:
+        """The same as a file: csv, jsonl, zerospeech; of one clip also audacity, textgrid, png."""
+        return (await self.send(calls.scoring(files, {**fields, "response_format": response_format}))).content
 
     async def keep_prompt(self, file: Audio, *, progress: Progress | None = None, **fields: Any) -> PromptResponse:
         """Has a clip read once; its ``id`` is the ``prompt`` of calls to come."""

@@ -112,7 +112,7 @@ class Client:
         return ScoreResponse.model_validate_json(self.send(calls.scoring(files, fields, progress)).content)
 
     def report(self, files: Iterable[Audio], response_format: str, **fields: Any) -> bytes:
-        """The same as a file: csv, jsonl; of one clip also audacity, textgrid, png."""
+        """The same as a file: csv, jsonl, zerospeech; of one clip also audacity, textgrid, png."""
         return self.send(calls.scoring(files, {**fields, "response_format": response_format})).content
 
     def keep_prompt(self, file: Audio, *, progress: Progress | None = None, **fields: Any) -> PromptResponse:

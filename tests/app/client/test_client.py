@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import inspect
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -159,7 +160,15 @@ def test_all_of_it_awaited(url: str, clip: bytes, speech: Any) -> None:
             prompt = await client.keep_prompt(clip)
             assert (await client.generate(prompt=prompt.id, **SHORT)).choices == whole.choices
             assert (await client.audio(prompt=prompt.id, **SHORT)).content[:4] == b"RIFF"
+            heads: list[str] = []
+            sound = [part async for part in client.stream_audio(
+                prompt=prompt.id, begun=lambda headers: heads.append(headers["content-type"]), **SHORT
+            )]  # fmt: skip
+            assert b"".join(sound) == b"".join(part.pcm for part in parts if isinstance(part, AudioPart))
+            assert len(heads) == 1 and heads[0].startswith("audio/"), "told once, before the first bytes"
             await client.forget(prompt.id)
+            table = (await client.report([clip], "zerospeech")).decode()
+            assert float(table.split(" ")[1]) == (await client.score([clip])).results[0].log_likelihood  # type: ignore[union-attr]
             assert len((await client.score([clip, clip])).results) == 2
             assert (await client.models()).data
             async with client.session() as session:
@@ -176,6 +185,16 @@ def test_all_of_it_awaited(url: str, clip: bytes, speech: Any) -> None:
                         break
 
     asyncio.run(use())
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    """With the same arguments, since a program moves from one to the other."""
+
+    def methods(kind: type) -> dict[str, list[str]]:
+        public = {name: one for name, one in vars(kind).items() if not name.startswith("_") and callable(one)}
+        return {name: list(inspect.signature(one).parameters) for name, one in public.items()}
+
+    assert methods(Client) == methods(AsyncClient)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
