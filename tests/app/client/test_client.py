@@ -251,6 +251,27 @@ def test_uploads_are_sent_whole_at_each_try(pauses: list[float], clip: bytes) ->
     assert b'name="store"\r\n\r\nfalse' in second
 
 
+def test_sound_and_reports_as_they_come_awaited() -> None:
+    """What is sent, and the bytes of the answer as they are."""
+    sound, table = (
+        httpx.Response(200, content=b"abcd", headers={"x-seed": "7"}),
+        httpx.Response(200, content=b"a -1.5\n"),
+    )
+    transport, seen = answering(sound, table)
+    heads: list[str] = []
+
+    async def use() -> None:
+        client = AsyncClient(transport=transport)
+        parts = [part async for part in client.stream_audio(b"x", begun=lambda told: heads.append(told["x-seed"]))]
+        assert b"".join(parts) == b"abcd" and heads == ["7"]
+        assert await client.report([b"x"], "zerospeech") == b"a -1.5\n"
+
+    asyncio.run(use())
+    first, second = (request.read() for request in seen)
+    assert b'name="stream"\r\n\r\ntrue' in first and b'name="response_format"\r\n\r\npcm' in first
+    assert b'name="response_format"\r\n\r\nzerospeech' in second
+
+
 def test_errors_within_a_stream(clip: bytes) -> None:
     told = {"message": "late", "type": "t", "code": "timeout", "param": None, "request_id": "r"}
     lines = f"event: audio.error\ndata: {json.dumps({'error': told})}\n\n"
