@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from typing import IO, Any, Literal, Protocol
 from app.errors import UserError
 from app.scores.reports import Result, Scored, clip_name, write_csv, write_jsonl, write_zerospeech
 
+CUT_LINE = re.compile(rb"\S+( [-+.\da-z]*)?")  # of ZeroSpeech's form, wherever it ends
 Format = Literal["jsonl", "csv", "parquet", "zerospeech"]
 ROW_BEGIN = b'{"id":'
 PART_ROWS = 1_000  # of a Parquet file: what a killed process has to score anew at most
@@ -153,7 +155,7 @@ class ZeroSpeechRows:
         """Where the last whole line ends."""
         whole = 0
         for line in file:
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and CUT_LINE.fullmatch(line):
                 break
             try:
                 name, number = line.decode().rstrip("\n").split(" ")

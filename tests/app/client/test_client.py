@@ -254,7 +254,7 @@ def test_uploads_are_sent_whole_at_each_try(pauses: list[float], clip: bytes) ->
 def test_sound_and_reports_as_they_come_awaited() -> None:
     """What is sent, and the bytes of the answer as they are."""
     sound, table = (
-        httpx.Response(200, content=b"abcd", headers={"x-seed": "7"}),
+        httpx.Response(200, stream=httpx.ByteStream(b"abcd"), headers={"x-seed": "7"}),
         httpx.Response(200, content=b"a -1.5\n"),
     )
     transport, seen = answering(sound, table)
