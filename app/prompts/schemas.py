@@ -11,7 +11,7 @@ PROMPT_START = Field(ge=0, le=MAX_CLIP_SECONDS, description="where the prompt be
 PROMPT_END = Field(
     gt=0, le=MAX_CLIP_SECONDS, description="where the prompt ends in the file, seconds; default: the file's end"
 )
-NOT_FOUND = {"model": ErrorResponse, "description": "prompt_not_found"}  # of every route that takes an id
+NOT_FOUND = {"model": ErrorResponse, "description": "prompt_not_found, model_not_found"}  # of routes that take an id
 
 
 class PromptForm(Form):

@@ -45,8 +45,9 @@ def description(mode: GenerationMode) -> Any:
         form = body["paths"][route.split()[1]]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
         for name in NARROWED.keys() & form["properties"].keys():
             form["properties"][name] |= NARROWED[name]
-    # Rules between fields, and between a field and its clip, stand in the description in words alone: 413, 422.
-    accepted = {"expected-statuses": ["200", "413", "422"]}
+    # Rules between fields, and between a field and its clip, stand in the description in words alone: 413, 422. So
+    # does which models and prompts there are: 404.
+    accepted = {"expected-statuses": ["200", "404", "413", "422"]}
     config = SchemathesisConfig.from_dict({"checks": {"positive_data_acceptance": accepted}})
     schema = schemathesis.openapi.from_dict(body, config=config)
 
