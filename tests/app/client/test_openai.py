@@ -43,7 +43,7 @@ def test_errors_are_typed(openai: Any, url: str) -> None:
         assert (error.status_code, error.code, error.param) == (404, "model_not_found", "model")
         assert "none" in error.message and error.request_id
         with pytest.raises(openai.UnprocessableEntityError) as invalid:
-            client.post("/audio/scores", cast_to=object, body={})
+            client.post("/audio/prompts", cast_to=object, body={})
         assert invalid.value.code
     with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as refused:
