@@ -33,8 +33,9 @@ class ContinueForm(Form):
     keep_level: Annotated[
         bool,
         Field(
-            description="temperature, top_k and top_p choose among tokens about as loud as each other; "
-            "false: among all, which below 1 often ends in silence"
+            description="temperature and top_p choose among tokens about as loud as each other; each level of loudness "
+            "(after top_k, each that has a token left) stays as likely as the model has it. false: they choose among "
+            "all, which below 1 often ends in silence"
         ),
     ] = True
     seed: Annotated[

@@ -1,9 +1,10 @@
 """Drawing tokens from logits: temperature, top-k and top-p, with the numbers of `model.inference.rng`.
 
 Quiet frames have few tokens, each of them likely; loud ones share theirs among hundreds. A temperature below 1, top-k
-and top-p favour what is likely token by token, and so, frame after frame, what is quiet, until all is silent. So they
-choose within *levels*, sets of coarse tokens about equally loud (`model.checkpoint.Bundle.levels`), and leave to each
-level the probability that the model gives it (docs/method.md). A bundle without levels has them choose among all.
+and top-p favour what is likely token by token, and so, frame after frame, what is quiet, until all is silent. So
+temperature and top-p choose within *levels*, sets of coarse tokens about equally loud
+(`model.checkpoint.Bundle.levels`), and each level that top-k leaves a token keeps the probability that the model gives
+it (docs/method.md). A bundle without levels has them choose among all.
 """
 
 from collections.abc import Sequence
