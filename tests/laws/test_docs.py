@@ -13,7 +13,7 @@ from app.cli.main import COMMANDS, loaded
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
-    for folder in (".", "docs", "docs/results", "weights", "weights/default", "examples")
+    for folder in (".", "docs", "docs/decisions", "docs/results", "weights", "weights/default", "examples")
     for path in (ROOT / folder).glob("*.md")
 )
 HISTORY = {"CHANGELOG.md", "docs/log.md"}  # they tell of what was: its names need not exist any more
