@@ -31,7 +31,7 @@ def url(saved_bundle: Path) -> Iterator[str]:
 def test_models(openai: Any, url: str) -> None:
     with openai.OpenAI(base_url=url, api_key=KEY) as client:
         (only,) = client.models.list()
-        assert only.object == "model" and only.owned_by
+        assert (only.object, only.id) == ("model", "random-tiny") and only.sample_rate == 24_000
         assert client.models.retrieve(only.id) == only
 
 
@@ -42,9 +42,15 @@ def test_errors_are_typed(openai: Any, url: str) -> None:
         error = missing.value
         assert (error.status_code, error.code, error.param) == (404, "model_not_found", "model")
         assert "none" in error.message and error.request_id
-        with pytest.raises(openai.UnprocessableEntityError) as invalid:
+        with pytest.raises(openai.BadRequestError) as no_form:
             client.post("/audio/prompts", cast_to=object, body={})
-        assert invalid.value.code
+        assert no_form.value.code == "malformed_form"
+        with pytest.raises(openai.UnprocessableEntityError) as invalid:
+            client.post(
+                "/audio/prompts", cast_to=object, body={"prompt_start": -1}, files={"file": ("a.wav", b"RIFF")},
+                options={"headers": {"Content-Type": "multipart/form-data"}},
+            )  # fmt: skip
+        assert (invalid.value.code, invalid.value.param) == ("invalid_parameter", "prompt_start")
     with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as refused:
             client.models.list()
