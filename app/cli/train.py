@@ -62,9 +62,12 @@ def _corpus(folders: list[Path], folder: Path, workers: int, music: bool) -> "Co
     return corpus
 
 
-def _check(folders: list[Path], *targets: Path) -> None:
-    """Raises UserError for a folder that is not there, or cannot be written to: before anything is computed."""
-    existing(folders)
+def _check(folders: list[Path], *targets: Path, start: str = "") -> None:
+    """Raises UserError for a folder that is not there, or cannot be written to: before anything is computed.
+
+    ``start``: of --start-from. A run that had kept the name of one that is not there would refuse the right one.
+    """
+    existing([*folders, *([Path(start)] if start else [])])
     for folder in targets:
         check_folder(folder)
 
@@ -98,7 +101,7 @@ def codec_command(
     music: Music = False,
 ) -> None:
     """Train a codec: samples to 8 codes a frame, and back."""
-    _check(folders, out, corpus)
+    _check(folders, out, corpus, start=training.start_from)
     if config.decoder != "source_filter":
         raise UserError(f"--decoder {config.decoder}: that kind is trained by `whisper-gpt train seanet`")
     with handled(stop_at_once):
@@ -126,7 +129,7 @@ def seanet_command(
     music: Music = False,
 ) -> None:
     """Train a codec of the first two editions' kind."""
-    _check(folders, out, corpus)
+    _check(folders, out, corpus, start=training.start_from)
     with handled(stop_at_once):
         from model.training.export import export_codec
         from model.training.train_codec import train_codec
@@ -204,10 +207,8 @@ def lm_command(
 
     Makes a bundle of both. With --start-from BUNDLE it goes on with that bundle's model, on your own sound.
     """
-    existing(folders)
     target = bundle or out / "bundle"
-    for folder in (out, corpus, target, tokens or out / "tokens"):
-        check_folder(folder)
+    _check(folders, out, corpus, target, tokens or out / "tokens", start=training.start_from)
     with handled(stop_at_once):
         from model.checkpoint import load_bundle
         from model.lm.config import PRESETS

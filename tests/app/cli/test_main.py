@@ -554,6 +554,9 @@ def test_train_goes_on_with_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyP
     save_bundle(random_bundle(seed=1), tmp_path / "other")
     refused(run(*language, "--codec", "other"), "start has learned the tokens of another codec")
     refused(run("train", "lm", SPEECH), "--codec is needed")
+    for trainer in ("lm", "codec", "seanet"):
+        refused(run("train", trainer, SPEECH, "--start-from", "gone", "--out", "unborn"), "gone does not exist")
+    assert not (tmp_path / "unborn").exists(), "a run keeps its settings: the right name would be refused there"
 
 
 def test_train_makes_a_codec_of_tones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
