@@ -104,8 +104,11 @@ class Session:
 
     def __iter__(self) -> Iterator[Event]:
         assert self._socket is not None, "use it with `with`"
-        for text in self._socket:
-            yield _event(text)
+        try:
+            for text in self._socket:
+                yield _event(text)
+        except ConnectionClosed as error:  # other than by a close that was meant
+            raise ApiError(f"the session is closed: {error}") from error
 
 
 class AsyncSession:
@@ -159,5 +162,8 @@ class AsyncSession:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         assert self._socket is not None, "use it with `async with`"
-        async for text in self._socket:
-            yield _event(text)
+        try:
+            async for text in self._socket:
+                yield _event(text)
+        except ConnectionClosed as error:
+            raise ApiError(f"the session is closed: {error}") from error

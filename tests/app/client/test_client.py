@@ -7,11 +7,15 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import websockets.sync.server as sockets
+from websockets.frames import CloseCode
+from websockets.sync.server import ServerConnection
 
 from app.audio.encode import to_pcm
 from app.client import ApiError, AsyncClient, Client
@@ -148,6 +152,38 @@ def test_a_session_wants_the_key(url: str) -> None:
     with pytest.raises(ApiError) as refused, Client(url, "wrong") as client, client.session():
         pass
     assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
+
+
+def test_a_session_that_breaks_off() -> None:
+    """Whoever iterates hears of it as of all else that fails; a close that was meant ends the events."""
+
+    def serve(connection: ServerConnection) -> None:
+        connection.send('{"type": "session.created"}')
+        connection.close(CloseCode.NORMAL_CLOSURE if last else CloseCode.INTERNAL_ERROR)
+
+    async def use() -> None:
+        async with AsyncClient(url) as client, client.session() as session:
+            kinds.extend([event["type"] async for event in session])
+
+    last, kinds = False, list[str]()
+    with sockets.serve(serve, "127.0.0.1", 0) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+            with Client(url) as client:
+                with client.session() as session, pytest.raises(ApiError, match="the session is closed"):
+                    kinds.extend(event["type"] for event in session)
+                with pytest.raises(ApiError, match="the session is closed"):
+                    asyncio.run(use())
+                last = True
+                with client.session() as session:
+                    kinds.extend(event["type"] for event in session)
+            asyncio.run(use())
+        finally:
+            server.shutdown()
+            thread.join()
+    assert kinds == ["session.created"] * 3  # an async comprehension that raises has given nothing
 
 
 def test_all_of_it_awaited(url: str, clip: bytes, speech: Any) -> None:
