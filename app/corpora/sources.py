@@ -23,8 +23,15 @@ GZIP = b"\x1f\x8b"
 
 
 def read_folder(folder: Path) -> Iterator[Clip]:
-    """The sound files below a folder, in the order of their names; hidden ones are left out."""
-    for place, folders, names in os.walk(folder):
+    """The sound files below a folder, in the order of their names; hidden ones are left out.
+
+    Raises OSError for a folder that cannot be read: its clips would be missing, and nobody told.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if is_audio(name):
@@ -106,11 +113,11 @@ def places(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
         if _is_pattern(path):
             found = sorted(map(Path, glob.iglob(str(path), recursive=True)))
-            # with **, a folder comes beside what is in it
-            files = [one for one in found if not one.is_dir()] or found
-            if not files:
+            if "**" in path.parts:  # a folder comes beside what is in it
+                found = [one for one in found if not one.is_dir()] or found
+            if not found:
                 raise UserError(f"{path}: no file is named like that")
-            yield from files
+            yield from found
         elif path != STDIN and not path.exists():
             raise UserError(f"{path} does not exist")
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.corpora.clips import Clip
-from app.corpora.sources import KINDS, clips_of, count_of, is_corpus, places
+from app.corpora.sources import KINDS, clips_of, count_of, is_corpus, places, read_folder
 from app.errors import UserError
 
 
@@ -49,11 +49,17 @@ def test_a_folder_has_its_sound_files_in_order(tmp_path: Path, monkeypatch: pyte
     assert [content(clip) for clip in clips_of([Path("c/sub")])] == [b"audio of c/sub/a.mp3", b"audio of c/sub/z.ogg"]
 
 
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(read_folder(tmp_path / "gone"))
+
+
 def test_a_pattern_stands_for_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "c/2.wav", "c/1.wav", "c/deep/3.wav", "[odd].wav")
     monkeypatch.chdir(tmp_path)
     assert ids(Path("c/*.wav")) == ["c/1.wav", "c/2.wav"]
     assert ids(Path("c/**")) == ["c/1.wav", "c/2.wav", "c/deep/3.wav"]
+    assert ids(Path("c/*")) == ["c/1.wav", "c/2.wav", "c/deep/3.wav"], "as where a shell puts the names in its place"
     assert ids(Path("[odd].wav")) == ["[odd].wav"], "a file of that very name"
     with pytest.raises(UserError, match=r"c/\*\.mp3: no file is named like that"):
         list(places([Path("c/*.mp3")]))
