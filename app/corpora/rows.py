@@ -134,10 +134,25 @@ def _table(rows: list[Result]) -> str:
 
 
 class Names(set[str]):
-    """Names of clips, as ZeroSpeech has them; an id is in here when its name is."""
+    """Names of clips, as ZeroSpeech has them; an id is in here when its name is, and no other id has been before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owners: dict[str, str] = {}
 
     def __contains__(self, clip_id: object) -> bool:
-        return super().__contains__(clip_name(str(clip_id)))
+        """Raises UserError where another id has the name: which of them has the line, the file does not tell."""
+        name = clip_name(str(clip_id))
+        if not super().__contains__(name):
+            return False
+        if self._owners.setdefault(name, str(clip_id)) != clip_id:
+            raise another_of_the_name(str(clip_id))
+        return True
+
+
+def another_of_the_name(clip_id: str) -> UserError:
+    name = clip_name(clip_id)
+    return UserError(f"{clip_id}: there is another clip of the name {name}; score each folder by itself")
 
 
 class ZeroSpeechRows:
@@ -173,7 +188,7 @@ class ZeroSpeechRows:
             return
         name = clip_name(row["id"])
         if name in self._names:
-            raise UserError(f"{row['id']}: there is another clip of the name {name}; score each folder by itself")
+            raise another_of_the_name(row["id"])
         self._names.add(name)
         self._file.write(write_zerospeech(Scored("", [{**row, "filename": row["id"]}])).encode())
         self._file.flush()
@@ -287,6 +302,8 @@ def _check_same(file: IO[str], out: Path, made_with: dict[str, Any]) -> None:
     if other:
         told = "; ".join(f"{name} was {before[name]} and is now {made_with[name]}" for name in other)
         raise UserError(f"{out} cannot be gone on with: {told}")
+    if before == made_with:
+        return  # not written anew: a kill in the middle would leave half of it
     file.seek(0)
     file.truncate()
     json.dump(made_with, file, indent=1)
@@ -320,6 +337,8 @@ def rows_in(name: Format, out: Path, resume: bool, made_with: dict[str, Any]) ->
             finally:
                 rows.close()
     except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(out)):
+            raise  # of a file that was to be scored
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
 
 

@@ -115,6 +115,9 @@ def test_a_submission_to_zerospeech_is_gone_on_with(tmp_path: Path) -> None:
     (folder / "9.wav").unlink()
     twice = run("score", folder, "--response-format", "zerospeech")
     assert twice.exit_code == 1 and "there is another clip of the name 0000" in told(twice)
+    still = run(*arguments, "--resume")
+    assert still.exit_code == 1 and "there is another clip of the name 0000" in told(still), "not taken for scored"
+    assert out.read_text() == whole
     out.write_text("filename,nll\n")
     assert "none of ours" in told(run(*arguments, "--resume"))
 

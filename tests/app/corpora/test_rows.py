@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,24 @@ def test_a_file_of_somebody_elses_is_left_alone(name: Format, content: bytes, tm
     with pytest.raises(UserError, match=r"none of ours|other columns than ours"), rows_in(name, out, True, MADE_WITH):
         pass
     assert out.read_bytes() == content
+
+
+def test_a_clip_that_cannot_be_read_is_not_told_as_the_output(tmp_path: Path) -> None:
+    gone, out = tmp_path / "shard.tar.gz", tmp_path / "scores.jsonl"
+    with pytest.raises(FileNotFoundError, match=r"shard\.tar\.gz"), rows_in("jsonl", out, False, MADE_WITH):
+        gone.open("rb")
+    nowhere = rows_in("jsonl", tmp_path / "nowhere" / "scores.jsonl", False, MADE_WITH)
+    with pytest.raises(UserError, match=r"nowhere/scores\.jsonl cannot be written"), nowhere:
+        pass
+
+
+def test_what_rows_were_made_with_is_written_once(tmp_path: Path) -> None:
+    """Written anew at each start, a kill in the middle would leave half of it, and nothing to compare with."""
+    out = tmp_path / "scores.jsonl"
+    with rows_in("jsonl", out, False, MADE_WITH):
+        pass
+    record = tmp_path / "scores.jsonl.run.json"
+    os.utime(record, ns=(0, 0))
+    with rows_in("jsonl", out, True, MADE_WITH):
+        pass
+    assert record.stat().st_mtime_ns == 0 and json.loads(record.read_text()) == MADE_WITH
