@@ -19,18 +19,10 @@ import pytest
 
 from benchmarks.speed.served import Server as Served
 from benchmarks.speed.soak import State, children, state
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 PERMITS = 6
 STREAM = {"seconds": "900", "stream": "true"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("standing") / "bundle"
-    save_bundle(random_bundle(), folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +31,10 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path, uploads: Path) -> Iterator[Server]:
+def server(saved_bundle: Path, uploads: Path) -> Iterator[Server]:
     flags = ["--slots", "1", "--threads", "1", "--queue", str(PERMITS - 1), "--max-seconds", "1000",
              "--max-prompt-seconds", "1000", "--max-upload-mib", "30"]  # fmt: skip
-    running = Server(folder, *flags, TMPDIR=str(uploads))
+    running = Server(saved_bundle, *flags, TMPDIR=str(uploads))
     yield running
     running.close()
 
@@ -255,9 +247,9 @@ class Load:
 
 
 @pytest.mark.slow
-def test_decoders_that_are_killed_under_load(folder: Path, clip: bytes, uploads: Path) -> None:
+def test_decoders_that_are_killed_under_load(saved_bundle: Path, clip: bytes, uploads: Path) -> None:
     """Each costs one request at most, which is told so; the others are answered, and the pool is whole again."""
-    server = Server(folder, "--slots", "4", TMPDIR=str(uploads))
+    server = Server(saved_bundle, "--slots", "4", TMPDIR=str(uploads))
     try:
         until(lambda: server.metric("decoders") == 2)
         load = Load(server, clip)
@@ -277,9 +269,9 @@ def test_decoders_that_are_killed_under_load(folder: Path, clip: bytes, uploads:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_under_load(folder: Path, clip: bytes, tmp_path: Path) -> None:
+def test_a_server_that_is_killed_under_load(saved_bundle: Path, clip: bytes, tmp_path: Path) -> None:
     """Its clients see their connections end, none of its processes or files is left, and its port is free."""
-    server = Server(folder, "--slots", "4", TMPDIR=str(tmp_path))
+    server = Server(saved_bundle, "--slots", "4", TMPDIR=str(tmp_path))
     try:
         shared = sorted(Path("/dev/shm").iterdir())
         load = Load(server, clip)
@@ -295,7 +287,7 @@ def test_a_server_that_is_killed_under_load(folder: Path, clip: bytes, tmp_path:
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in decoders))
         assert len(decoders) == 2 and not list(tmp_path.iterdir())
         assert set(Path("/dev/shm").iterdir()) <= set(shared)
-        again = Server(folder, "--slots", "4", port=server.port, TMPDIR=str(tmp_path))
+        again = Server(saved_bundle, "--slots", "4", port=server.port, TMPDIR=str(tmp_path))
         again.works(clip)
         again.close()
     finally:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -20,10 +19,8 @@ Script = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served") / "bundle"
-    save_bundle(random_bundle(), folder)
-    server = Server(folder)
+def url(saved_bundle: Path) -> Iterator[str]:
+    server = Server(saved_bundle)
     yield f"http://127.0.0.1:{server.port}"
     server.close()
 

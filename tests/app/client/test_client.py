@@ -24,7 +24,6 @@ from app.client.calls import AudioPart, pause_seconds
 from app.client.live import pcm as pcm_of
 from app.continuations.schemas import ContinuationSummary
 from app.errors import UserError
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 KEY = "sesame"
@@ -32,10 +31,8 @@ SHORT: dict[str, Any] = {"seconds": 0.4, "seed": 7}
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served") / "bundle"
-    save_bundle(random_bundle(), folder)
-    server = Server(folder, "--api-keys", KEY)
+def url(saved_bundle: Path) -> Iterator[str]:
+    server = Server(saved_bundle, "--api-keys", KEY)
     yield f"http://127.0.0.1:{server.port}"
     server.close()
 

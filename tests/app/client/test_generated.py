@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 
-from model.checkpoint import random_bundle, save_bundle
 from tests.support.process import Server
 
 GENERATOR = shutil.which("openapi-python-client")
@@ -30,10 +29,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served") / "bundle"
-    save_bundle(random_bundle(), folder)
-    server = Server(folder)
+def url(saved_bundle: Path) -> Iterator[str]:
+    server = Server(saved_bundle)
     yield f"http://127.0.0.1:{server.port}"
     server.close()
 
