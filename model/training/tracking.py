@@ -37,8 +37,11 @@ def settings_of(run: Path) -> dict[str, Any]:
 
 def finished(run: Path) -> bool:
     """Whether the log has the run's last step."""
-    log = read_log(run)
-    return bool(log) and log[-1]["step"] >= settings_of(run)["training"]["steps"]
+    log, settings = read_log(run), settings_of(run)
+    training = settings["training"]
+    # `train_decoder` teaches such a decoder's reader of pitch before, in steps of its own
+    reading = training.get("reader_steps", 0) if settings["config"].get("decoder") == "harmonic" else 0
+    return bool(log) and log[-1]["step"] >= reading + training["steps"]
 
 
 def flat(settings: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:

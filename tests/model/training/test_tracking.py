@@ -46,6 +46,23 @@ def write(run: Path, *steps: int, loss: float = 1.0) -> None:
             out.write(json.dumps({"step": step, "seconds": step, "loss": loss / step}) + "\n")
 
 
+def test_a_run_has_its_last_step_behind_those_that_teach_its_reader(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for decoder, steps in (("frame", 4), ("harmonic", 6)):
+        write(run, 1)
+        training = {"steps": 4, "reader_steps": 2}
+        settings = {"settings": {"training": training, "config": {"decoder": decoder}}, "machine": {}}
+        (run / "settings.json").write_text(json.dumps(settings))
+        for step in range(2, steps):
+            with (run / "log.jsonl").open("a") as out:
+                out.write(json.dumps({"step": step}) + "\n")
+            assert not finished(run), (decoder, step)
+        with (run / "log.jsonl").open("a") as out:
+            out.write(json.dumps({"step": steps}) + "\n")
+        assert finished(run), decoder
+        (run / "log.jsonl").unlink()
+
+
 def test_each_entry_is_sent_once(tmp_path: Path) -> None:
     """Also when the training was cut off and logged some steps again, and with a line that a kill left unfinished."""
     run, tracker = tmp_path / "run", Kept()
