@@ -4,9 +4,11 @@ With both, and nothing of ours, audio can be scored: `encoder.onnx` makes codes 
 `lm_step.onnx` a position's logits from what came before. Both compute in float32, with weights inside the files.
 """
 
+import os
 import warnings
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -116,7 +118,10 @@ def empty_past(stack: Stack, positions: int = 0) -> Tensor:
 
 @torch.no_grad()
 def export(bundle: Bundle, folder: Path) -> list[Path]:
-    """Writes `encoder.onnx` and `lm_step.onnx` into the folder. Needs onnx and onnxscript; raises ImportError."""
+    """Writes `encoder.onnx` and `lm_step.onnx` into the folder, of which each is whole, or what it was before.
+
+    Needs onnx and onnxscript; raises ImportError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     bundle = bundle.to("cpu")
     samples = torch.zeros(1, HOP_SAMPLES * 20)
@@ -126,18 +131,20 @@ def export(bundle: Bundle, folder: Path) -> list[Path]:
     mel_past = empty_past(bundle.lm.stack if bundle.lm.mel is None else bundle.lm.mel.stack, 7)
     step = (torch.tensor([1]), torch.zeros(1, MEL_BANDS), torch.tensor([7]), mel_past, empty_past(bundle.lm.stack, 7))
     # Not optimised by onnxscript (0.7): it takes the floor of 1e-8 under a logarithm for an addition of nothing.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), TemporaryDirectory(prefix=".export-", dir=folder) as made:
         warnings.simplefilter("ignore")  # the exporter's own, of how it is made
         torch.onnx.export(
-            ExportedEncoder(bundle).eval(), (samples,), str(folder / ENCODER), dynamo=True, optimize=False,
+            ExportedEncoder(bundle).eval(), (samples,), f"{made}/{ENCODER}", dynamo=True, optimize=False,
             external_data=False, verbose=False, input_names=["samples"], output_names=["codes", "mel"],
             dynamic_shapes={"samples": {1: HOP_SAMPLES * frames}},
         )  # fmt: skip
         torch.onnx.export(
-            ExportedStep(bundle.lm).eval(), step, str(folder / STEP), dynamo=True, optimize=False,
+            ExportedStep(bundle.lm).eval(), step, f"{made}/{STEP}", dynamo=True, optimize=False,
             external_data=False, verbose=False,
             input_names=["token", "mel", "position", "mel_past", "past"],
             output_names=["logits", "mel_new", "new"],
             dynamic_shapes={"token": None, "mel": None, "position": None, "mel_past": {3: mel_seen}, "past": {3: seen}},
         )  # fmt: skip
+        for name in (ENCODER, STEP):
+            os.replace(f"{made}/{name}", folder / name)
     return [folder / ENCODER, folder / STEP]

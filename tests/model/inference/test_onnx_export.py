@@ -86,3 +86,21 @@ def test_onnx_runtime_scores_a_clip_as_torch_does(bundle: Bundle, speech_like: T
 
     found = scored_by(run, bundle, codes[0, 0], mel[0])
     np.testing.assert_allclose(found, score(bundle, clip).logprobs.numpy(), atol=1e-4)
+
+
+def test_what_was_there_stays_until_both_are_whole(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder of one bundle beside the step of another would score, and wrongly."""
+    for name in (ENCODER, STEP):
+        (tmp_path / name).write_text("of before")
+
+    def write(model: Any, inputs: Any, path: str, **settings: Any) -> None:
+        Path(path).write_text("half")
+        if path.endswith(STEP):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.onnx.export", write)
+    with pytest.raises(KeyboardInterrupt):
+        export(bundle, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys((ENCODER, STEP), "of before")
