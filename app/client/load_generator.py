@@ -254,7 +254,7 @@ class Client:
 
 
 async def put_load(load: Load, on_progress: Callable[[Report], None] = lambda report: None) -> Report:
-    """Send a load and wait for all its answers; ``told`` hears of each."""
+    """Send a load and wait for all its answers; ``on_progress`` hears of each."""
     headers = {"authorization": f"Bearer {load.key}"} if load.key else {}
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     timeout = httpx.Timeout(load.timeout_seconds)
