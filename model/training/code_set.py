@@ -19,6 +19,7 @@ from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.training.corpus import Clip, Corpus, Split
+from model.training.files import put_json
 
 BATCH_SECONDS = 60.0  # of audio encoded together
 CHUNK_SECONDS = 8.0  # of audio in one pass of the encoder: more does not fit a processor's cache
@@ -118,5 +119,5 @@ def build_codes(corpus: Corpus, codec: Codec, hours: dict[str, float], out: Path
                 file.write(np.ascontiguousarray(codes[row, :, :frames].T).tobytes())
                 clips.append((place[id(clip)], total, frames))
                 total += frames
-    index.write_text(json.dumps({"made_from": made_from, "codebooks": codec.config.codebooks, "clips": clips}))
+    put_json(index, {"made_from": made_from, "codebooks": codec.config.codebooks, "clips": clips})
     return CodeSet(out, corpus)

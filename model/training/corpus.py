@@ -21,6 +21,7 @@ import soxr
 from rich.progress import track
 
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.training.files import put_json
 
 Split = Literal["train", "valid"]
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
@@ -178,5 +179,5 @@ def build_corpus(folders: Sequence[Path], out: Path, workers: int = 2, music: bo
     if not clips:
         raise DataError(f"none of {len(files)} files could be read; the first: {skipped[0]}")
     body: dict[str, Any] = {"made_from": wanted, "skipped": skipped, "clips": [asdict(clip) for clip in clips]}
-    index.write_text(json.dumps(body))
+    put_json(index, body)
     return Corpus(out)

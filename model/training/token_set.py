@@ -30,6 +30,7 @@ from model.lm.mel import LogMel
 from model.training.configs import TokenSettings as TokenSettings
 from model.training.configs import before
 from model.training.corpus import Clip, Corpus, DataError, Split
+from model.training.files import put_json
 from model.training.loop import filled
 from model.training.pauses import Pauses, Spans, insert_pauses, shorten_pauses
 
@@ -325,7 +326,7 @@ def build_tokens(
             raise DataError(f"{out} holds the tokens of another corpus, codec or other settings; choose another folder")
         if known.get("decoder_sha256") != heard["decoder_sha256"]:
             _redecode(corpus, codec.to(device).eval(), settings, TokenSet(out), device)
-            index.write_text(json.dumps(known | heard))
+            put_json(index, known | heard)
         return TokenSet(out)
     out.mkdir(parents=True, exist_ok=True)
     progress = out / "progress.json"
@@ -368,7 +369,7 @@ def build_tokens(
                     file.flush()
                 described = [asdict(document) for document in documents]
                 kept = {"made_from": made_from | heard, "batches": number + 1, "documents": described}
-                progress.write_text(json.dumps(kept))
-    index.write_text(json.dumps({"made_from": made_from, "documents": [asdict(d) for d in documents]} | heard))
+                put_json(progress, kept)
+    put_json(index, {"made_from": made_from, "documents": [asdict(d) for d in documents]} | heard)
     progress.unlink(missing_ok=True)
     return TokenSet(out)

@@ -114,6 +114,28 @@ def test_resumed_equals_at_once(corpus: Corpus, codec: Codec, tmp_path: Path, mo
     assert len(calls) == 28  # done is done
 
 
+@pytest.mark.parametrize("cut", ["progress", "index"])
+def test_a_kill_within_a_record_costs_no_more_than_that_record(
+    cut: str, corpus: Corpus, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build_tokens(corpus, codec, "hash", PLAIN, tmp_path / "whole")
+    write_text = Path.write_text
+
+    def half(path: Path, text: str) -> int:
+        if path.stem != cut:
+            return write_text(path, text)
+        write_text(path, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        build_tokens(corpus, codec, "hash", PLAIN, tmp_path / "cut")
+    monkeypatch.setattr(Path, "write_text", write_text)
+    resumed = build_tokens(corpus, codec, "hash", PLAIN, tmp_path / "cut")
+    assert resumed.documents == whole.documents
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("changed", [{"codec_sha256": "other"}, {"settings": TokenSettings(augment=False, seed=9)}])
 def test_other_tokens_are_not_overwritten(
     corpus: Corpus, codec: Codec, tmp_path: Path, changed: dict[str, Any]
