@@ -37,15 +37,16 @@ class PromptReader:
         if self._past is not None:  # what came before that leaves no trace: no need to decode it
             codes = torch.cat([chunk.codes for chunk in read], dim=-1)
             encoder.decode_codes(codes[..., -(self._past + TAIL_FRAMES) :])
+        # Copies of what are ends of the last chunk: for as long as the state is kept, views would keep the whole chunk.
         return PromptState(
             tokens=torch.cat([chunk.codes[0, 0] for chunk in read]),
             logprobs=torch.cat([chunk.logprobs[0] for chunk in read]),
             cache=encoder.cache,
-            codes=read[-1].codes[:, : encoder.codebooks, -1],
-            mel=encoder.mel,
+            codes=read[-1].codes[:, : encoder.codebooks, -1].clone(),
+            mel=encoder.mel.clone(),
             codec=encoder.decoder_state,
-            tail=encoder.decoded_tail,
-            real_tail=encoder.real_tail,
+            tail=encoder.decoded_tail.clone(),
+            real_tail=encoder.real_tail.clone(),
             codebooks=encoder.codebooks,
             masked=self._masked,
             ready=cuda.mark(self._bundle.device),

@@ -195,6 +195,15 @@ def test_a_prompt_read_for_something_else(bundle: Bundle, prompt: Tensor) -> Non
     assert made(bundle, prefill(bundle, prompt, codebooks=4), frames=1)[0].codes.shape == (1, 4)
 
 
+def test_a_prompt_takes_the_memory_that_it_tells(bundle: Bundle, prompt: Tensor) -> None:
+    """Servers keep many, up to so many bytes: a view of a chunk would keep the chunk."""
+    state = prefill(bundle, prompt)
+    rings = [ring for ring in (state.cache.mel, state.cache.stack) if ring is not None]
+    held = [state.tokens, state.logprobs, state.codes, state.mel, state.tail, state.real_tail, *state.codec.tensors]
+    held += [part for ring in rings for part in (ring.keys, ring.values)]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in held) == state.nbytes
+
+
 def test_only_the_end_of_a_prompt_is_decoded(bundle: Bundle, speech_like: Tensor) -> None:
     """And the state after it is that of decoding all of it."""
     samples = speech_like[: 200 * HOP_SAMPLES]
