@@ -120,15 +120,21 @@ class DecodeWorkers:
     def put(
         self, request: ContinueRequest, prompt: ReadPrompt, queue_seconds: float = 0.0, prefill_seconds: float = 0.0
     ) -> None:
-        """A prompt has been read, just now or for an earlier request: its choices wait for slots from now on."""
+        """A prompt has been read, just now or for an earlier request: its choices wait for slots from now on.
+
+        After `end` it gets Draining.
+        """
         done = PrefillDone(prompt.logprobs, prompt.tail, queue_seconds, prefill_seconds)
         running = RunningRequest(request, prompt.state, done, self._metrics, self.ending)
         if request.streamed:
             running.put(done)
         with self._changed:
-            if not request.cancelled.is_set():  # otherwise `wake` has been here, and would not come again
+            late = self.ending.is_set()  # `end` has been here
+            if not late and not request.cancelled.is_set():  # otherwise `wake` has been, and would not come again
                 self._waiting.extend(running.sequences())
                 self._changed.notify_all()
+        if late:
+            running.fail(Draining("the server is shutting down"))
 
     def wake(self) -> None:
         """A request was cancelled: choices that wait may be dropped."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.engine.requests import Cancelled, ContinueRequest, EngineRequest
+from app.engine.requests import Cancelled, ContinueRequest, EngineRequest, PromptRequest
 from app.errors import DeadlinePassed, Draining, NotReady
 from app.main import drain
 from model.inference.sampling import SamplingOptions
@@ -205,6 +205,17 @@ def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: b
         answers = [one.result(10) for one in inside]
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2
     assert service.get("/readyz").status_code == 503
+
+
+def test_the_end_of_a_shutdown_refuses_what_was_read_before(serve: Any, speech: Any) -> None:
+    """A prompt that is kept is in no queue of those who read, and waits for no slot any more."""
+    service = serve()
+    engine = service.app.state.engine
+    now = time.monotonic()
+    read = service.wait(engine.submit(PromptRequest(now, now + 60, speech)))
+    engine.end()
+    with pytest.raises(Draining):
+        service.wait(engine.submit(ContinueRequest(now, now + 60, None, 75, SamplingOptions(seed=1), 1, read)))
 
 
 def test_leaving_while_the_file_is_decoded(serve: Any, to_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
