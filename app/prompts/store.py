@@ -39,7 +39,8 @@ class PromptStore:
     """Both kinds by owner and id; to another owner an id does not exist. For the event loop alone.
 
     When room is short, the continuation that nobody used for longest goes first: every request leaves one, asked for or
-    not. Prompts go when no continuation is left, again the one that was not used for longest.
+    not. Prompts go when no other continuation is left, again the one that was not used for longest. What comes in never
+    goes for itself: behind prompts that fill the store, no continuation could be gone on from.
 
     Args:
         most_bytes: of all that is kept together; 0 keeps nothing.
@@ -65,9 +66,11 @@ class PromptStore:
         self._kept[kind][key] = kept
         self.held_bytes += kept.nbytes
         self.drop_old()
+        others = len(self._kept["continuation"]) - (kind == "continuation")  # it is the last one
         while self.held_bytes > self.most_bytes:
-            fullest: Kind = "continuation" if self._kept["continuation"] else "prompt"
+            fullest: Kind = "continuation" if others > 0 else "prompt"
             self._forget(fullest, next(iter(self._kept[fullest])))
+            others -= 1
         self._show()
         return True
 

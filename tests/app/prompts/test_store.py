@@ -92,6 +92,18 @@ def test_continuations_go_before_prompts(store: PromptStore) -> None:
     assert held(store) == "ab" and held(store, "continuation") == ""
 
 
+def test_what_comes_never_goes_for_itself(store: PromptStore) -> None:
+    """Or behind prompts that fill the store no continuation could be gone on from."""
+    for name in "abcd":
+        store.keep("prompt", "alice", name, kept())
+    store.keep("continuation", "alice", "e", kept())
+    assert held(store) == "bcd" and held(store, "continuation") == "e"
+    store.keep("continuation", "alice", "f", kept())
+    assert held(store) == "bcd" and held(store, "continuation") == "f"
+    store.keep("continuation", "alice", "a", kept(4.0))
+    assert held(store) == "" and held(store, "continuation") == "a" and store.held_bytes == 4 * MIB
+
+
 def test_what_is_too_large_is_not_kept_and_costs_nobody(store: PromptStore) -> None:
     store.keep("prompt", "alice", "a", kept())
     assert not store.keep("prompt", "alice", "b", kept(4.5))
