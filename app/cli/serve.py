@@ -20,6 +20,7 @@ from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
 from app.server.logs import configuration, take_prints
+from app.server.websockets import WebSocketConnection
 from app.settings import PREFIX, Settings, warn_of_unknown_names
 from model.checkpoint import load_bundle
 
@@ -31,6 +32,11 @@ START_FAILED = 3  # uvicorn's own exit code for it
 def no_fault(record: logging.LogRecord) -> bool:
     """Keeps a request that the shutdown cut off out of the log of faults: uvicorn takes its cancelling for one."""
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def no_query(record: logging.LogRecord) -> bool:
+    """Keeps uvicorn's line of a WebSocket out of the log: it tells the query. The middleware has one of its own."""
+    return not str(record.msg).startswith('%s - "WebSocket ')
 
 
 def page_address(settings: Settings) -> str:
@@ -166,7 +172,8 @@ def _serve(settings: Settings) -> None:
         for listener in listeners:
             held.enter_context(listener)
         bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
-        logging.getLogger("uvicorn.error").addFilter(no_fault)
+        for one in (no_fault, no_query):
+            logging.getLogger("uvicorn.error").addFilter(one)
         if settings.port:  # else it is not known yet
             page = f"the page, as soon as the server is ready: {page_address(settings)}"
             if settings.log_format == "json":
@@ -182,6 +189,7 @@ def _serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,  # it tells queries; ours are the middleware's
             server_header=False,
+            ws=WebSocketConnection,
             ws_max_size=SESSION_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # audio does not shrink, and each session would pay for the try
         )

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from websockets.sync.client import connect as websocket
 
 from app.cli.serve import bound
 from tests.support.process import Server
@@ -143,6 +144,29 @@ def test_a_term_signal_ends_what_takes_too_long_with_what_is_made(folder: Path, 
         assert json.loads(error)["error"]["code"] == "draining"
         assert "Traceback" not in server.output()
         assert "graceful shutdown exceeded" not in server.output()
+    finally:
+        server.close()
+
+
+def test_a_term_signal_ends_a_session_after_its_response(folder: Path, speech: Any) -> None:
+    """Long after the port is closed. And its line in the log tells no query."""
+    server = Server(folder, "--drain-seconds", "2", "--max-seconds", "1000")
+    try:
+        with websocket(f"ws://127.0.0.1:{server.port}/v1/audio/session?api_key=secret") as session:
+            session.send(np.round(speech * 32767).astype("<i2").tobytes())
+            session.send('{"type": "input_audio_buffer.commit"}')
+            session.send('{"type": "response.create", "response": {"seconds": 900}}')
+            server.until("slots_used", 1)
+            server.process.send_signal(signal.SIGTERM)
+            events = [json.loads(event) for event in session]
+        assert session.close_code == 1001
+        done, error = events[-2:]
+        assert (done["type"], done["response"]["status"]) == ("response.done", "incomplete")
+        assert done["response"]["choices"][0]["finish_reason"] == "cancelled"
+        assert error["error"]["code"] == "draining"
+        server.process.wait(20)
+        assert "Traceback" not in server.output()
+        assert "secret" not in server.output() and "/v1/audio/session 101" in server.output()
     finally:
         server.close()
 
