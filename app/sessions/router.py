@@ -69,7 +69,13 @@ def check_origin(socket: WebSocket) -> None:
     Raises Forbidden.
     """
     origin = socket.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != socket.headers.get("host", "").lower():
+    if origin is None:
+        return
+    try:
+        own = urlsplit(origin).netloc.lower() == socket.headers.get("host", "").lower()
+    except ValueError:  # no address at all
+        own = False
+    if not own:
         raise Forbidden("this page may not open a session here")
 
 

@@ -98,6 +98,8 @@ class SessionOptions(BaseModel):
         """With what is given in the place of what was. Raises InvalidParameter."""
         own = {name: value for name, value in given.items() if name in RESPONSE_FIELDS}
         rest = {name: value for name, value in given.items() if name not in RESPONSE_FIELDS}
+        if "response" in rest:
+            raise InvalidParameter("response: its fields are fields of session themselves", "response")
         form(self.response | own)  # or a response would be refused, for a mistake made long before
         try:
             return SessionOptions(**{"sample_rate": self.sample_rate, **rest, "response": self.response | own})

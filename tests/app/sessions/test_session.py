@@ -192,6 +192,8 @@ def test_other_rates(service: Service, pcm: bytes, to_file: Callable[..., bytes]
     ('{"type": "session.update", "session": {"voice": "x"}, "event_id": "e1"}', "invalid_parameter", "voice"),
     ('{"type": "session.update", "session": {"top_p": 2}, "event_id": "e1"}', "invalid_parameter", "top_p"),
     ('{"type": "session.update", "session": {"seconds": "x"}, "event_id": "e1"}', "invalid_parameter", "seconds"),
+    ('{"type": "session.update", "session": {"response": {"seed": 1}}, "event_id": "e1"}', "invalid_parameter",
+     "response"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_and_ends_nothing(
     service: Service, pcm: bytes, sent: str, code: str, param: str | None
@@ -254,7 +256,7 @@ def test_keys(serve: Callable[..., Service], pcm: bytes) -> None:
 
 
 def test_pages_of_other_servers_are_refused(service: Service) -> None:
-    for origin in ("http://elsewhere", "null", "http://test.elsewhere"):
+    for origin in ("http://elsewhere", "null", "http://test.elsewhere", "http://[", ""):
         with pytest.raises(Refused) as refused:
             Socket(service, headers={"origin": origin})
         assert (refused.value.status, refused.value.body["error"]["code"]) == (403, "forbidden")
