@@ -13,6 +13,7 @@ from app.prompts.service import too_short
 from model.constants import HOP_SAMPLES
 from model.inference.scoring import MIN_FRAMES, TooShortError
 
+SAMPLE_BYTES = np.dtype(np.float32).itemsize
 CHUNK_FRAMES = 15  # 0.2 s: what is left to read at a commit takes a fiftieth of a second; smaller ones cost more
 # Read when so much more is there: then what is left for the commit is whole frames, and enough of them.
 CHUNK_SAMPLES, MARGIN_SAMPLES = CHUNK_FRAMES * HOP_SAMPLES, MIN_FRAMES * HOP_SAMPLES
@@ -22,15 +23,20 @@ class Listening:
     """What was appended since the last commit.
 
     The chunks are counted from its start, whatever pieces the audio comes in: the same samples give the same bits.
+    Pieces leave nothing but their samples, so that no number of them, empty ones among them, takes more memory.
     """
 
     def __init__(self, engine: Engine, rate_hz: int, most_seconds: float, timeout_seconds: float) -> None:
         self._engine, self._most_seconds, self._timeout_seconds = engine, most_seconds, timeout_seconds
         self._incoming = IncomingPcm(rate_hz)
-        self._all: list[Samples] = []
-        self._unread = np.zeros(0, np.float32)
+        self._all = bytearray()  # (N,) float32 at 24 kHz
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing has been read."""
+        self._position = 0  # samples
         self._last: Listened | None = None
-        self.tokens = 0  # that were read
+        self.tokens = 0
         self.log_likelihood = 0.0
 
     @property
@@ -45,7 +51,7 @@ class Listening:
     @property
     def samples(self) -> Samples:
         """(N,) at 24 kHz, all that came."""
-        return np.concatenate([np.zeros(0, np.float32), *self._all])
+        return np.frombuffer(self._all, np.float32).copy()  # a view would keep the buffer from growing
 
     def feed(self, data: bytes) -> None:
         """The next piece, s16le. Raises AudioTooLong, upon which it is as if it had not come, and AudioInvalid."""
@@ -56,29 +62,39 @@ class Listening:
     def finish(self) -> None:
         """No more will come. Raises AudioTooShort."""
         self._take(self._incoming.finish())
-        if self._last is None and len(self._unread) < MARGIN_SAMPLES:
+        if self._last is None and self._unread < MARGIN_SAMPLES:
             raise too_short()
 
     def _take(self, samples: Samples) -> None:
-        self._all.append(samples)
-        self._unread = np.concatenate([self._unread, samples])
+        self._all += np.ascontiguousarray(samples, np.float32).tobytes()
+
+    @property
+    def _unread(self) -> int:
+        return len(self._all) // SAMPLE_BYTES - self._position
 
     @property
     def ready(self) -> bool:
         """Is there a chunk to read?"""
-        return len(self._unread) >= CHUNK_SAMPLES + MARGIN_SAMPLES
+        return self._unread >= CHUNK_SAMPLES + MARGIN_SAMPLES
 
     async def read(self, last: bool = False) -> Listened:
-        """Has the next chunk read, or all that is left. Raises ServiceError."""
-        size = len(self._unread) // HOP_SAMPLES * HOP_SAMPLES if last else CHUNK_SAMPLES
+        """Has the next chunk read, or all that is left.
+
+        Raises ServiceError, upon which all is unread: a thread may have the reader still, or have read the chunk.
+        """
+        size = self._unread // HOP_SAMPLES * HOP_SAMPLES if last else CHUNK_SAMPLES
         now = time.monotonic()
-        chunk, self._unread = self._unread[:size], self._unread[size:]
+        chunk = np.frombuffer(self._all, np.float32, size, self._position * SAMPLE_BYTES).copy()
         reader = None if self._last is None else self._last.reader
         request = ListenRequest(now, now + self._timeout_seconds, chunk, reader, last)
         try:
             self._last = await self._engine.submit(request)
         except TooShortError as error:
             raise too_short() from error
+        except Exception:
+            self._begin()
+            raise
+        self._position += size
         self.tokens += len(self._last.tokens)
         self.log_likelihood += float(self._last.logprobs.sum(dtype=np.float64))
         return self._last

@@ -5,7 +5,7 @@ import base64
 import binascii
 import secrets
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
@@ -28,6 +28,7 @@ from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
 
 LOOK_SECONDS = 0.5  # between two looks at whether the server drains, or the client has been silent for too long
+LAST_WORDS_SECONDS = 1.0  # for a close to be taken: where the client takes nothing, not even that goes out
 GOING_AWAY, STALLED_CODE = 1001, 1008  # RFC 6455, section 7.4.1
 
 
@@ -53,33 +54,34 @@ class Session:
 
     async def run(self) -> None:
         """Takes events until the client leaves, is silent for too long, or the server stops."""
-        await self._tell_session("session.created")
         coming: asyncio.Task[schemas.AnyClientEvent | bytes | None] | None = None
         heard = time.monotonic()
         try:
+            await self._tell_session("session.created")
             while True:
                 coming = coming or asyncio.create_task(self._next())
                 await asyncio.wait({coming}, timeout=LOOK_SECONDS)
                 if self._response is not None and self._response.done():
                     self._response.result()  # a client that takes nothing ends the session
                     self._response, heard = None, time.monotonic()
+                silent = 0.0 if coming.done() else time.monotonic() - heard  # a microphone never is
+                if self._response is None and self._over(silent):
+                    await self._part()
+                    return
                 if not coming.done():
-                    if self._response is None and self._over(time.monotonic() - heard):
-                        await self._part()
-                        return
                     continue
                 event, coming, heard = await self._taken(coming), None, time.monotonic()
                 if event is None:
                     return
         except Stalled:
-            await self._socket.close(STALLED_CODE)
+            await self._close(STALLED_CODE)
         except WebSocketDisconnect:
             pass
         finally:
             for task in (coming, self._response):
                 if task is not None:
                     task.cancel()
-                    await asyncio.wait([task])
+                    await asyncio.gather(task, return_exceptions=True)  # its error is that of a client that has left
 
     def _over(self, silent_seconds: float) -> bool:
         return self._engine.draining or silent_seconds > self._settings.session_idle_seconds
@@ -87,7 +89,13 @@ class Session:
     async def _part(self) -> None:
         if self._engine.draining:
             await self._tell_error(Draining("the server is shutting down"))
-        await self._socket.close(GOING_AWAY)
+        await self._close(GOING_AWAY)
+
+    async def _close(self, code: int) -> None:
+        """The permit is not held for a client that does not take its close: the system ends that connection."""
+        with suppress(TimeoutError, WebSocketDisconnect):
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                await self._socket.close(code)
 
     async def _next(self) -> schemas.AnyClientEvent | bytes | None:
         """The next event; bare audio as bytes; None when the client has left. Raises InvalidParameter."""
@@ -158,7 +166,7 @@ class Session:
         await self._send(schemas.Scored(first=first, tokens=tokens, logprobs=logprobs, nll=self._listening.nll))
 
     async def _commit(self) -> None:
-        """What was appended becomes the prompt. A refused commit leaves it as it was, but for what is too short."""
+        """What was appended becomes the prompt. A commit beyond the limits leaves it as it was; any other takes it."""
         listening = self._listening
         await self._limits.audio(self._client, listening.seconds)
         self._listening = self._new_listening()

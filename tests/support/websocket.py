@@ -15,8 +15,12 @@ class Refused(Exception):
         self.status, self.body, self.headers = status, body, headers
 
 
+class Left(Exception):
+    """The client left as soon as it was accepted, as it was to do."""
+
+
 class Socket:
-    """Opens a session. Raises Refused.
+    """Opens a session. Raises Refused, and Left where it ``leaves``.
 
     ``events`` holds all that came and was not taken by `take`.
     """
@@ -27,8 +31,9 @@ class Socket:
         path: str = "/v1/audio/session",
         protocols: tuple[str, ...] = (),
         headers: dict[str, str] | None = None,
+        leaves: bool = False,
     ) -> None:
-        self.service = service
+        self.service, self._leaves = service, leaves
         sent = {"host": "test"} | (headers or {})
         self._scope = {
             "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
@@ -49,6 +54,9 @@ class Socket:
             raw = {name.decode(): value.decode() for name, value in first["headers"]}
             raise Refused(first["status"], json.loads(body), raw)
         assert first["type"] == "websocket.accept", first
+        if leaves:
+            self.done.result(10)
+            raise Left
         self.protocol = first.get("subprotocol")
         self.headers = {name.decode(): value.decode() for name, value in first["headers"]}
         self.created = self.take("session.created")
@@ -56,6 +64,8 @@ class Socket:
     async def _run(self) -> None:
         async def send(message: Any) -> None:
             await self.takes.wait()
+            if self._leaves and message["type"] == "websocket.send":
+                raise OSError  # as ASGI servers tell it (its specification, "Send after close")
             self._told.put_nowait(message)
 
         await self.service.app(self._scope, self._coming.get, send)

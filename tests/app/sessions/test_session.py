@@ -1,6 +1,7 @@
 """A live session: what is heard and made in it is what /continue hears and makes, and it is bounded as all is."""
 
 import base64
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 import soxr
 
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, NotReady
+from app.sessions.listening import Listening
 from app.sessions.schemas import client_event
 from tests.support.engine import until
 from tests.support.service import Service
-from tests.support.websocket import Refused, Socket
+from tests.support.websocket import Left, Refused, Socket
 
 KEYS = {"api_keys": {"alice": "first/=+", "bob": "second"}}
 SHORT = {"seconds": 0.4, "seed": 7}
@@ -190,10 +192,10 @@ def test_other_rates(service: Service, pcm: bytes, to_file: Callable[..., bytes]
     ('{"type": "response.create", "event_id": "e1"}', "invalid_parameter", "after"),
     ('{"type": "session.update", "session": {"sample_rate": 7}, "event_id": "e1"}', "invalid_parameter", "sample_rate"),
     ('{"type": "session.update", "session": {"voice": "x"}, "event_id": "e1"}', "invalid_parameter", "voice"),
-    ('{"type": "session.update", "session": {"top_p": 2}, "event_id": "e1"}', "invalid_parameter", "top_p"),
-    ('{"type": "session.update", "session": {"seconds": "x"}, "event_id": "e1"}', "invalid_parameter", "seconds"),
     ('{"type": "session.update", "session": {"response": {"seed": 1}}, "event_id": "e1"}', "invalid_parameter",
      "response"),
+    ('{"type": "session.update", "session": {"top_p": 2}, "event_id": "e1"}', "invalid_parameter", "top_p"),
+    ('{"type": "session.update", "session": {"seconds": "x"}, "event_id": "e1"}', "invalid_parameter", "seconds"),
 ])  # fmt: skip
 def test_what_is_wrong_is_told_and_ends_nothing(
     service: Service, pcm: bytes, sent: str, code: str, param: str | None
@@ -300,6 +302,85 @@ def test_a_server_that_stops_says_so(serve: Callable[..., Service]) -> None:
     assert refused.value.status == 503
 
 
+def test_a_server_that_stops_says_so_to_who_speaks_without_a_pause(serve: Callable[..., Service], pcm: bytes) -> None:
+    service = serve()
+    socket = Socket(service)
+    for _ in range(200):
+        socket.send("input_audio_buffer.clear")
+    service.loop.call_soon_threadsafe(lambda: setattr(service.app.state.engine, "draining", True))
+    for _ in range(200):
+        socket.send("input_audio_buffer.clear")
+    before, told = socket.until("error")
+    assert told["error"]["code"] == "draining" and len(before) < 400
+    assert socket.event() == {"type": "close", "code": 1001}
+    socket.done.result(10)
+    assert service.app.state.engine.in_use == 0
+
+
+def test_a_client_that_leaves_at_once_is_no_fault(service: Service) -> None:
+    before = service.value("requests_total", route="/v1/audio/session", outcome="ok")
+    with pytest.raises(Left):
+        Socket(service, leaves=True)
+    until(lambda: service.value("requests_total", route="/v1/audio/session", outcome="ok") == before + 1)
+    assert service.app.state.engine.in_use == 0
+
+
+def listening(service: Service, most_seconds: float = 60.0) -> Listening:
+    return Listening(service.app.state.engine, 24_000, most_seconds, 60.0)
+
+
+def test_pieces_take_the_memory_of_their_samples(service: Service, pcm: bytes) -> None:
+    heard = listening(service)
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            heard.feed(b"")
+        for start in range(0, 40_000, 2):
+            heard.feed(pcm[start : start + 2])
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert heard.samples.tobytes() == (np.frombuffer(pcm[:40_000], "<i2") / np.float32(32768)).tobytes()
+    assert held < 4 * 80_000
+
+
+def test_audio_that_was_not_read_is_read_anew(service: Service, pcm: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk fails behind others: a thread may have read it, or have its reader still, so all is read by a new one."""
+    engine = service.app.state.engine
+    whole, cut = listening(service), listening(service)
+
+    async def read(heard: Listening, fails: int | None = None) -> list[int]:
+        tokens: list[int] = []
+        while heard.ready:
+            if len(tokens) == fails:
+                fails = None
+                with pytest.raises(NotReady):
+                    await heard.read()
+                tokens = []
+            tokens += (await heard.read()).tokens.tolist()
+        heard.finish()
+        tokens += (await heard.read(last=True)).tokens.tolist()
+        return tokens
+
+    for one in (whole, cut):
+        one.feed(pcm)
+    expected = service.wait(read(whole))
+    submit, count = engine.submit, 0
+
+    async def failing(request: Any) -> Any:
+        nonlocal count
+        count += 1
+        answer = await submit(request)
+        if count == 3:
+            raise NotReady("a thread is stuck")
+        return answer
+
+    monkeypatch.setattr(engine, "submit", failing)
+    assert service.wait(read(cut, fails=30)) == expected
+    assert (cut.tokens, cut.log_likelihood) == (whole.tokens, whole.log_likelihood)
+    assert cut.samples.tobytes() == whole.samples.tobytes()
+
+
 def test_a_client_that_takes_nothing_is_cut_off(serve: Callable[..., Service], pcm: bytes) -> None:
     service = serve(send_timeout_seconds=0.3, max_seconds=LONG["seconds"])
     socket = Socket(service)
@@ -310,6 +391,5 @@ def test_a_client_that_takes_nothing_is_cut_off(serve: Callable[..., Service], p
     socket.take("response.output_audio.delta")
     service.loop.call_soon_threadsafe(socket.takes.clear)
     until(lambda: service.value("slots_used") == 0, 20)
-    service.loop.call_soon_threadsafe(socket.takes.set)
-    socket.done.result(10)
+    socket.done.result(10)  # which takes no close either
     assert service.app.state.engine.in_use == 0
