@@ -132,6 +132,8 @@ class Session:
             case schemas.Commit():
                 await self._commit()
             case schemas.Clear():
+                if self._listening.seconds:  # it was read as it came: as much work as what is committed
+                    await self._limits.audio(self._client, self._listening.seconds)
                 self._listening = self._new_listening()
                 await self._send(schemas.Cleared())
             case schemas.SessionUpdate():

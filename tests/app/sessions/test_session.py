@@ -283,6 +283,25 @@ def test_limits(serve: Callable[..., Service], pcm: bytes) -> None:
     assert (refused.value.status, refused.value.body["error"]["code"]) == (429, "rate_limited")
 
 
+def cleared(socket: Socket) -> dict[str, Any]:
+    """The answer to a clear, behind what was told of the audio."""
+    socket.send("input_audio_buffer.clear")
+    while (event := socket.event())["type"] == "input_audio.scored":
+        pass
+    return event
+
+
+def test_what_is_cleared_was_heard(serve: Callable[..., Service], pcm: bytes) -> None:
+    """It was read as it came, so it counts. Beyond the limit it stays, and a prompt's length bounds what may follow."""
+    service = serve(limit_audio_seconds_per_minute=3)
+    socket = Socket(service)
+    append(socket, pcm)
+    assert cleared(socket)["type"] == "input_audio_buffer.cleared"
+    append(socket, pcm)
+    assert cleared(socket)["error"]["code"] == "rate_limited"
+    socket.leave()
+
+
 def test_silence_ends_a_session(serve: Callable[..., Service]) -> None:
     service = serve(session_idle_seconds=0.1)
     socket = Socket(service)
