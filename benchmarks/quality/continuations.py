@@ -44,10 +44,10 @@ from benchmarks.common import (
 from benchmarks.quality import acoustics
 from benchmarks.quality.continuing import Made, coded, continue_all
 from benchmarks.quality.latents import POOL_FRAMES, Space, distance, pooled
-from benchmarks.quality.voices import embedding
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from model.inference.sampling import SamplingOptions
 from model.training.evaluate import bootstrap
+from model.training.voices import embedding
 
 PROMPT_SECONDS, MADE_SECONDS = 3, 5
 TEMPERATURES = (0.7, 0.9, 1.0)

@@ -9,6 +9,7 @@ AUDIO = {
     "eval_music": "Music: piano pieces that training never saw, rendered from MIDI",
 }
 TUNED = {"in_tune": "in tune", "chroma": "chroma, against the prompt's"}
+JUDGED = {"mos": "DNSMOS, overall", "mos_p808": "DNSMOS, P.808", "similarity": "likeness of the voice to the prompt's"}
 HEARD = {"log_mel": "log-mel distance, nats", "stoi": "STOI", "pesq": "PESQ (wide band)"}
 OF_KIND = {
     "eval_speech": HEARD | {"pitch": "pitch right"},
@@ -16,21 +17,27 @@ OF_KIND = {
 }
 
 
+def of_kind(figures: Report, music: bool) -> dict[str, str]:
+    """What is told of one kind of audio alone: its name in the JSON, its column's head."""
+    return TUNED if music else {key: head for key, head in JUDGED.items() if key in figures}
+
+
 def continuations(report: Report, music: bool) -> list[str]:
     """How five seconds after a prompt of three sound, beside the real ones."""
     heard = report.get("continuations", {})
     if "real" not in heard:
         return []
+    own = of_kind(heard["real"], music)
     rows = []
     for name, figures in heard.items():
         if not isinstance(figures, dict):
             continue
         shown = [f"{figures['level_db']:+.1f}", f"{figures['silent']:.2f}", f"{figures['longest_silence']:.1f}"]
         shown += [f"{figures['trapped']:.2f}" if "trapped" in figures else "-"]
-        shown += [f"{figures[key]:.2f}" if key in figures else "-" for key in TUNED] if music else []
+        shown += [f"{figures[key]:.2f}" if key in figures else "-" for key in own]
         rows.append([name.replace("_", " "), *shown])
     head = ["5 s after a prompt of 3 s", "level of what sounds, dB", "silent share", "longest silence, s",
-            "silent for 1.5 s or more", *(TUNED.values() if music else [])]  # fmt: skip
+            "silent for 1.5 s or more", *own.values()]  # fmt: skip
     return table(head, rows) + drift(heard.get("drift", []), music)
 
 
@@ -39,7 +46,7 @@ def drift(stretches: list[Report], music: bool) -> list[str]:
     if not stretches:
         return []
     columns = {"level_db": "level of what sounds, dB", "silent": "silent share", "nll": "NLL, nats a token"}
-    columns |= TUNED if music else {}
+    columns |= of_kind(stretches[0], music)
     width = stretches[1]["from_seconds"] - stretches[0]["from_seconds"] if len(stretches) > 1 else 0
     rows = [
         [

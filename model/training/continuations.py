@@ -1,7 +1,7 @@
 """What continuations sound like, measured on the samples: level, silence, and for music whether it stays in tune."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from model.training.tuning import chroma_similarity, in_tune
 SILENT_DB = -40.0  # below the prompt's loud frames: what counts as silence
 LOUD_QUANTILE = 0.9  # of the frames' levels
 TRAP_SECONDS = 1.5  # a silence of so long at a stretch is a trap
+
+Judge = Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], dict[str, float]]  # (made, prompt) -> figures
 
 
 def frame_levels(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
@@ -106,6 +108,11 @@ def continued(
     return out
 
 
+def heard(runs: Sequence[Continued], prompts: Sequence[Tensor], judge: Judge) -> list[Continued]:
+    """The continuations with a judge's figures beside their own."""
+    return [replace(run, figures=run.figures | judge(run.samples, prompts[run.prompt].numpy())) for run in runs]
+
+
 def summary(runs: Sequence[Continued]) -> dict[str, float]:
     """Means over continuations, and the share of those with a silence of `TRAP_SECONDS` or more."""
     names = sorted({name for run in runs for name in run.figures})
@@ -114,15 +121,18 @@ def summary(runs: Sequence[Continued]) -> dict[str, float]:
     return means | {"trapped": float(np.mean(trapped)), "continuations": len(runs)}
 
 
-def drift(runs: Sequence[Continued], prompts: Sequence[Tensor], every: float = 5.0) -> list[dict[str, float]]:
-    """Means over continuations, for each stretch of ``every`` seconds: level, silence, in-tune share, chroma, NLL."""
+def drift(
+    runs: Sequence[Continued], prompts: Sequence[Tensor], every: float = 5.0, judge: Judge | None = None
+) -> list[dict[str, float]]:
+    """Means over continuations, for each stretch of ``every`` seconds: `sound_figures`, NLL, and what a judge says."""
     frames = round(every * FRAME_RATE_HZ)
     stretches = []
     for first in range(0, min(len(run.logprobs) for run in runs) // frames * frames, frames):
         figures = []
         for run in runs:
             samples = run.samples[first * HOP_SAMPLES : (first + frames) * HOP_SAMPLES]
-            own = sound_figures(samples, prompts[run.prompt].numpy())
+            prompt = prompts[run.prompt].numpy()
+            own = sound_figures(samples, prompt) | (judge(samples, prompt) if judge is not None else {})
             figures.append(own | {"nll": -float(run.logprobs[first : first + frames].mean())})
         names = sorted({name for own in figures for name in own})
         means = {name: float(np.mean([own[name] for own in figures if name in own])) for name in names}

@@ -21,9 +21,9 @@ from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULA
 from model.inference.scoring import MelSource, score
 from model.lm.depth_decoder import frames_before
 from model.lm.mel import LogMel
-from model.training.continuations import TRAP_SECONDS, continued, drift, prompts_of, sound_figures, summary
+from model.training.continuations import TRAP_SECONDS, continued, drift, heard, prompts_of, sound_figures, summary
 from model.training.corpus import DataError, find_files, read_audio, render_midi
-from model.training.judges import MIN_SECONDS, available, mean_opinion, word_errors, words
+from model.training.judges import MIN_SECONDS, available, heard_figures, mean_opinion, word_errors, words
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
 from model.training.pitch import pitch_match
@@ -236,21 +236,27 @@ def continuation_figures(bundle: Bundle, clips: Sequence[tuple[str, Tensor]]) ->
 
     With the defaults, at temperature 0.8, and after prompts that end in a pause of 0.3 s. `trapped` is the share of
     continuations with a silence of 1.5 s or more. `drift`: the same figures with the defaults, every 5 s over 30.
+    With the extra `judges` DNSMOS and the likeness of the voice to the prompt's stand beside them: for speech.
     """
     chosen = [clip for clip in clips if len(clip[1]) >= (PROMPT_SECONDS + 1) * SAMPLE_RATE_HZ][:CONTINUED_CLIPS]
     out: dict[str, Any] = {"prompt_seconds": PROMPT_SECONDS, "trap_seconds": TRAP_SECONDS, "clips": len(chosen)}
     if not chosen:
         return out
     cut = round(PROMPT_SECONDS * SAMPLE_RATE_HZ)
-    real = [sound_figures(samples[cut : 8 * SAMPLE_RATE_HZ].numpy(), samples[:cut].numpy()) for _, samples in chosen]
-    out["real"] = {name: float(np.mean([own[name] for own in real if name in own])) for name in real[0]}
+    real = []
+    for _, samples in chosen:
+        before, after = samples[:cut].numpy(), samples[cut : 8 * SAMPLE_RATE_HZ].numpy()
+        real.append(sound_figures(after, before) | heard_figures(after, before))
+    names = {name for own in real for name in own}
+    out["real"] = {name: float(np.mean([own[name] for own in real if name in own])) for name in sorted(names)}
     for temperature in TEMPERATURES:
         for pause in (0.0, PAUSE_SECONDS):
             prompts = prompts_of(chosen, PROMPT_SECONDS, pause)
             runs = continued(bundle, prompts, temperature=temperature, seeds=(1, 2))
-            out[f"temperature_{temperature:g}" + ("_after_pause" if pause else "")] = summary(runs)
+            name = f"temperature_{temperature:g}" + ("_after_pause" if pause else "")
+            out[name] = summary(heard(runs, prompts, heard_figures))
     prompts = prompts_of(chosen, PROMPT_SECONDS)
-    out["drift"] = drift(continued(bundle, prompts, seconds=DRIFT_SECONDS), prompts)
+    out["drift"] = drift(continued(bundle, prompts, seconds=DRIFT_SECONDS), prompts, judge=heard_figures)
     return out
 
 

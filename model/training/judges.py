@@ -3,7 +3,8 @@
 No loss of ours is a relative of either. Both bring their weights in their packages (extra `judges`) and need no
 network; without the extra there are no such figures, and a report says so. DNSMOS is a network trained on listeners'
 marks (P.835: arXiv 2110.01763; P.808: arXiv 2010.15258). pocketsphinx is a weak recogniser, the same for every row:
-what it hears in the real clip stands for the words that were said, so a clip's rate against itself is 0.
+what it hears in the real clip stands for the words that were said, so a clip's rate against itself is 0. Of a
+continuation nobody knows the words: DNSMOS hears it, and `model.training.voices` tells whose voice it is in.
 """
 
 import warnings
@@ -13,9 +14,11 @@ from importlib.util import find_spec
 import numpy as np
 import numpy.typing as npt
 import soxr
+import torch
 from torch import Tensor
 
 from model.constants import SAMPLE_RATE_HZ
+from model.training import voices
 
 JUDGE_RATE_HZ = 16_000  # of both
 MIN_SECONDS = 1.0  # shorter clips hold too few words and too little for a mark
@@ -44,6 +47,17 @@ def mean_opinion(samples: Tensor) -> dict[str, float]:
         "mos_signal": float(marks["sig_mos"]),
         "mos_p808": float(marks["p808_mos"]),
     }
+
+
+def heard_figures(made: npt.NDArray[np.float32], prompt: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Of a continuation and its prompt, (N,) samples at 24 kHz each: DNSMOS, and ``similarity`` of the two voices.
+
+    For speech. Whatever the judges that are not installed would tell is left out, and all of a clip under a second.
+    """
+    if len(made) < MIN_SECONDS * SAMPLE_RATE_HZ:
+        return {}
+    figures = mean_opinion(torch.from_numpy(made)) if available() else {}
+    return figures | ({"similarity": voices.similarity(made, prompt)} if voices.available() else {})
 
 
 def words(samples: Tensor) -> list[str]:

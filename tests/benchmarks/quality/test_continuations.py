@@ -149,7 +149,7 @@ if find_spec("pyworld") and find_spec("resemblyzer"):  # pip install -e ".[quali
         assert acoustics.voiced_ratio(acoustics.pitch(0.1 * np.random.default_rng(0).standard_normal(24_000))) < 0.3
 
     def test_embedding_is_of_the_voice_and_not_of_its_level() -> None:
-        from benchmarks.quality.voices import embedding
+        from model.training.voices import embedding
 
         speech = make_speech_like(3.0).numpy()
         one, louder = embedding(speech), embedding(3 * speech)

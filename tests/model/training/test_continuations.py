@@ -9,7 +9,16 @@ from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.generate import generate
 from model.inference.sampling import SamplingOptions
-from model.training.continuations import Continued, continued, drift, longest_run, prompts_of, sound_figures, summary
+from model.training.continuations import (
+    Continued,
+    continued,
+    drift,
+    heard,
+    longest_run,
+    prompts_of,
+    sound_figures,
+    summary,
+)
 from model.training.pauses import shorten_pauses
 
 
@@ -63,6 +72,23 @@ def test_summary_counts_the_trapped(bundle: Bundle, speech_like: Tensor) -> None
     told = summary(runs)
     assert told["trapped"] == 0.5
     assert told["continuations"] == 2
+
+
+def test_a_judge_hears_each_continuation_beside_its_own_prompt() -> None:
+    def judge(made: np.ndarray, prompt: np.ndarray) -> dict[str, float]:
+        return {"ratio": float(made.mean() / prompt.mean())}
+
+    prompts = [torch.full((HOP_SAMPLES,), 1.0), torch.full((HOP_SAMPLES,), 2.0)]
+    steps = np.repeat(np.arange(1, 5, dtype=np.float32), 75 * HOP_SAMPLES)  # 1, 2, 3, 4 for a second each
+    runs = [Continued(prompt, 0, steps, np.zeros(300, np.float32), {"nll": 0.0}) for prompt in (0, 1)]
+    assert [run.figures for run in heard(runs, prompts, judge)] == [
+        {"nll": 0.0, "ratio": 2.5},
+        {"nll": 0.0, "ratio": 1.25},
+    ]
+    assert [own["ratio"] for own in drift(runs, prompts, 2.0, judge)] == [
+        pytest.approx((1.5 + 0.75) / 2),
+        pytest.approx((3.5 + 1.75) / 2),
+    ]
 
 
 def test_prompts_end_in_the_pause_that_is_asked_for() -> None:

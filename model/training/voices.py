@@ -1,4 +1,4 @@
-"""Speaker embeddings by Resemblyzer (Apache-2.0), whose wheel ships its weights. Extra `quality`; for evaluation only.
+"""Speaker embeddings by Resemblyzer (Apache-2.0), whose wheel ships its weights. Extra `judges`; for evaluation only.
 
 The encoder was trained on LibriSpeech's train-other-500 and on VoxCeleb (GE2E, arXiv 1710.10467): the test speakers
 are new to it.
@@ -6,6 +6,7 @@ are new to it.
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from model.constants import SAMPLE_RATE_HZ
 
 RATE_HZ = 16_000
 LEVEL = 10 ** (-30 / 20)  # what the package normalises to: -30 dB
+
+
+def available() -> bool:
+    """Whether the package is installed."""
+    return find_spec("resemblyzer") is not None
 
 
 @cache
@@ -34,3 +40,8 @@ def embedding(samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     wave = wave * (LEVEL / (np.sqrt(np.mean(wave**2)) + 1e-6))
     found: npt.NDArray[np.float32] = encoder().embed_utterance(wave)
     return found
+
+
+def similarity(one: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> float:
+    """Cosine of two voices, samples (N,) at 24 kHz each: at most 1, for the same."""
+    return float(embedding(one) @ embedding(other))
