@@ -55,7 +55,7 @@ ROWS = (
     Row("hybrid-4m, decoded mel", "hybrid-4m", "decoded", SMALL_RATES),
     Row("hybrid-4m, speech alone", "hybrid-4m", "real", SMALL_RATES, kind="speech"),
     Row("hybrid-4m, music alone", "hybrid-4m", "real", SMALL_RATES, kind="music"),
-    Row("gpt-l", "gpt-l", "real", (1e-3,), repeats=False),
+    Row("gpt-l", "gpt-l", "real", (5e-4, 1e-3), repeats=False),
 )
 
 
