@@ -1,4 +1,4 @@
-"""The tables of consistency pairs, of free running and of continuations, in docs/results."""
+"""The tables of consistency pairs, of free running, of continuations and of their silences, in docs/results."""
 
 from benchmarks.report.pages import Report, interval, table
 
@@ -87,3 +87,32 @@ def quality(report: Report) -> list[str]:
             *table(["continuation", *heads], rows),
         ]
     return lines + models(report["models"])
+
+
+def silences(report: Report) -> list[str]:
+    """The share of continuations that fall silent, by temperature, top-p and pause, validation and test."""
+    at = report["conditions"]
+    lines = [
+        f"Share of continuations of speech that are silent for {at['trap_seconds']:g} s at a stretch "
+        f"({-at['silent_db']:g} dB below the prompt's loud frames), of {at['made_seconds']:g} s made after "
+        f"{at['prompt_seconds']:g} s; `{at['bundle']}`, decoder `{at['hashes']['decoder.safetensors'][:12]}`.",
+        "",
+    ]
+    for split in ("validation", "test"):
+        rows, cells = report[split]["rows"], {}
+        for row in rows:
+            cells[row["temperature"], row["top_p"], row["pause"]] = f"{row['trapped']:.2f}"
+        pauses = sorted({row["pause"] for row in rows})
+        settings = list(dict.fromkeys((row["temperature"], row["top_p"]) for row in rows))
+        made = sum(row["continuations"] for row in rows)
+        trapped = sum(row["trapped"] * row["continuations"] for row in rows)
+        lines += [
+            f"**{split.capitalize()}**: {report[split]['prompts']} prompts, {len(at['seeds'])} seeds each; "
+            f"{trapped:.0f} of {made:.0f} in all.",
+            "",
+            *table(
+                ["temperature", "top-p", *("after sound" if not x else f"after {x:g} s of zeros" for x in pauses)],
+                [[f"{t:g}", f"{p:g}", *(cells[t, p, pause] for pause in pauses)] for t, p in settings],
+            ),
+        ]
+    return lines
