@@ -2,7 +2,8 @@
 
 import base64
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from fastapi import Request
@@ -25,7 +26,7 @@ from app.continuations.schemas import (
 )  # fmt: skip
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.prompts.service import owner_of
-from app.prompts.store import Kept, PromptStore
+from app.prompts.store import Kept, PromptStore, new_id
 from app.server.logs import note
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
@@ -38,6 +39,7 @@ class ContinuationRequest:
     engine_request: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
     warnings: tuple[Notice, ...]  # what is to be told of the prompt's file
+    id: str = field(default_factory=partial(new_id, "continuation"))  # of the answer, and of its kept end
 
     def stage(self) -> str:
         """What the request waits for, for the count of those who leave."""
@@ -49,14 +51,10 @@ def mean_nll(logprobs: np.ndarray) -> float:
     return -float(logprobs.astype(np.float64).mean())
 
 
-def continuation_id(request: Request) -> str:
-    return f"cont-{request.state.request_id}"
-
-
-def headers(request: Request, asked: ContinuationRequest, prompt_logprobs: np.ndarray) -> dict[str, str]:
+def headers(asked: ContinuationRequest, prompt_logprobs: np.ndarray) -> dict[str, str]:
     """What bare audio cannot tell, as far as it is known when the first byte is sent."""
     return {
-        "x-whispergpt-id": continuation_id(request),
+        "x-whispergpt-id": asked.id,
         "x-whispergpt-seed": str(asked.engine_request.options.seed),
         "x-whispergpt-prompt-nll": f"{mean_nll(prompt_logprobs):.6f}",
         "x-whispergpt-prompt-tokens": str(len(prompt_logprobs)),
@@ -76,15 +74,19 @@ def timings(asked: ContinuationRequest, result: GenerationResult, first_audio_se
     )
 
 
-def finished(
-    request: Request, asked: ContinuationRequest, result: GenerationResult, first_audio_seconds: float
-) -> None:
-    """Keeps where a continuation ended, before its client knows its id; its line in the log tells of the answer."""
+def keep(request: Request, asked: ContinuationRequest, result: GenerationResult) -> None:
+    """Keeps where a continuation ended, as soon as it has: its answer may wait long for its client."""
     if result.ends:
         store: PromptStore = request.app.state.prompts
         kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings)
-        store.keep("continuation", owner_of(request), continuation_id(request), kept)
-        result.ends.clear()  # the answer may wait long for its client
+        store.keep("continuation", owner_of(request), asked.id, kept)
+        result.ends.clear()
+
+
+def finished(
+    request: Request, asked: ContinuationRequest, result: GenerationResult, first_audio_seconds: float
+) -> None:
+    """The request's line in the log tells of its answer."""
     spent = timings(asked, result, first_audio_seconds).model_dump(exclude={"total_seconds"})
     note(request, made_audio_seconds=result.generated_seconds, finish_reason=result.finish_reason, **spent)
 
@@ -117,7 +119,7 @@ def summary(
             )
         )
     return ContinuationSummary(
-        id=continuation_id(request),
+        id=asked.id,
         created=int(time.time()),
         model=request.app.state.engine.bundle.name,
         seed=asked.engine_request.options.seed,
@@ -146,7 +148,7 @@ def whole_answer(request: Request, asked: ContinuationRequest, result: Generatio
             choices.append(Choice(**choice.model_dump(), audio=AudioBody(format="wav", data=data)))
         body = ContinueResponse(**numbers.model_dump(exclude={"choices"}, exclude_none=True), choices=choices)
         return JSONResponse(body.model_dump(exclude_none=True), headers=server_timing(numbers.timings))
-    told = headers(request, asked, result.prompt_logprobs) | {
+    told = headers(asked, result.prompt_logprobs) | {
         "x-whispergpt-nll": f"{mean_nll(result.logprobs[0]):.6f}",
         "x-whispergpt-tokens": str(len(result.tokens[0])),
         "x-whispergpt-finish-reason": result.finish_reason,

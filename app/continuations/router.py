@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.audio.formats import MEDIA_TYPES
-from app.continuations.answers import ContinuationRequest, finished, whole_answer
+from app.continuations.answers import ContinuationRequest, finished, keep, whole_answer
 from app.continuations.schemas import ContinueForm, ContinueResponse
 from app.continuations.stream import StreamedResponse, opened
 from app.engine.engine import Engine
@@ -70,6 +70,7 @@ async def post_continue(request: Request) -> Response:
         if asked.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, asked, permit), asked.stage))
         result = await unless_gone(request, generated(request, asked), asked.stage)
+        keep(request, asked, result)
         finished(request, asked, result, result.first_audio_seconds)
         began = time.monotonic()
         answer = await to_thread.run_sync(whole_answer, request, asked, result, limiter=state.encoders)

@@ -4,9 +4,10 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from fastapi import Request
@@ -17,7 +18,7 @@ from app.audio.encode import PcmEncoder, encoder
 from app.audio.formats import MEDIA_TYPES, StreamFormat
 from app.audio.mixing import limit, opening
 from app.audio.samples import Samples
-from app.continuations.answers import ContinuationRequest, finished, headers, summary
+from app.continuations.answers import ContinuationRequest, finished, headers, keep, summary
 from app.continuations.schemas import Delta
 from app.engine.requests import AudioChunk, GenerationResult, PrefillDone
 from app.errors import ClientGone, Draining, ServiceError
@@ -41,6 +42,7 @@ class EventBuffer:
 
     What waits here for the reader is bounded by the request: `max_seconds` x n of samples. Its permit is given
     back when all is generated and there is room among the server's ``unread``, which bound how many such answers wait.
+    ``ended`` is told the result at once, whatever the reader does: what it holds beside the answer must not wait here.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class EventBuffer:
         events: AsyncGenerator[PrefillDone | AudioChunk | GenerationResult, None],
         permit: AsyncExitStack,
         unread: asyncio.Semaphore,
+        ended: Callable[[GenerationResult], None] = lambda result: None,
     ) -> None:
-        self._events, self._permit, self._unread = events, permit, unread
+        self._events, self._permit, self._unread, self._ended = events, permit, unread, ended
         self._waiting: asyncio.Queue[PrefillDone | AudioChunk | GenerationResult | Exception] = asyncio.Queue()
         self._peeked: PrefillDone | AudioChunk | GenerationResult | None = None
         self._may_wait = False
@@ -60,6 +63,8 @@ class EventBuffer:
         try:
             async with aclosing(self._events) as events:
                 async for event in events:
+                    if isinstance(event, GenerationResult):
+                        self._ended(event)
                     self._waiting.put_nowait(event)
         except Exception as error:  # the reader's to raise, after what was made before it
             self._waiting.put_nowait(error)
@@ -119,7 +124,8 @@ def blocks(samples: Samples) -> Iterator[Samples]:
 async def opened(request: Request, asked: ContinuationRequest, permit: AsyncExitStack) -> Opened:
     """Starts a stream and waits for what is to be sent first; takes over the ``permit``. Raises ServiceError."""
     state = request.app.state
-    events = EventBuffer(state.engine.stream(asked.engine_request), permit.pop_all(), state.unread)
+    ended = partial(keep, request, asked)
+    events = EventBuffer(state.engine.stream(asked.engine_request), permit.pop_all(), state.unread, ended)
     try:
         started = await events.next()
         if not asked.form.include_prompt:
@@ -155,7 +161,7 @@ class StreamedResponse(Response):
         self.media_type = "text/event-stream" if form == "json" else MEDIA_TYPES[form]
         # no-store: each answer is its own. The other keeps nginx from gathering 4 KiB before it sends anything.
         proxies = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        self.init_headers(headers(request, stream.asked, stream.started.prompt_logprobs) | proxies)
+        self.init_headers(headers(stream.asked, stream.started.prompt_logprobs) | proxies)
         self._request, self._stream, self._form = request, stream, form
         self._made_audio = False  # what is sent next holds audio that the model made
         self._first_audio_seconds = 0.0

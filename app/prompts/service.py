@@ -1,7 +1,6 @@
 """From an upload to a prompt that is kept, and what kept prompts are told with."""
 
 import math
-import secrets
 import time
 
 from fastapi import Request
@@ -12,7 +11,7 @@ from app.audio.decode import DecodedAudio
 from app.engine.requests import PromptRequest, ReadPrompt
 from app.errors import AudioTooLong, AudioTooShort, ServiceError, StorageFull
 from app.prompts.schemas import PromptForm, PromptResponse
-from app.prompts.store import Kept, PromptStore
+from app.prompts.store import Kept, PromptStore, new_id
 from app.server import uploads
 from app.server.limits import client_of
 from app.server.tracing import follow
@@ -52,7 +51,7 @@ async def kept(request: Request, upload: uploads.Upload[PromptForm]) -> PromptRe
         read: ReadPrompt = await state.engine.submit(engine_request)
     except TooShortError as error:
         raise too_short() from error
-    name = f"prompt-{secrets.token_urlsafe(16)}"
+    name = new_id("prompt")
     store: PromptStore = state.prompts
     if not store.keep("prompt", owner_of(request), name, held := Kept([read], audio.samples, audio.warnings)):
         most = store.most_bytes / 2**20

@@ -1,6 +1,7 @@
 """What is kept to go on from: prompts that were read, and where continuations ended. Bounded in bytes and in time."""
 
 import asyncio
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +17,12 @@ from app.metrics import Metrics
 Kind = Literal["prompt", "continuation"]
 LOOK_SECONDS = 10.0  # between two looks for what is too old
 Key = tuple[str, str]  # owner, id
+PREFIXES: dict[Kind, str] = {"prompt": "prompt", "continuation": "cont"}
+
+
+def new_id(kind: Kind) -> str:
+    """An id that nobody can guess, and that comes once: without keys, whoever knows it may use what it stands for."""
+    return f"{PREFIXES[kind]}-{secrets.token_urlsafe(16)}"
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import secrets
 import time
 from contextlib import aclosing, suppress
 
@@ -17,7 +16,7 @@ from app.engine.engine import Engine
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, PrefillDone, ReadPrompt
 from app.errors import AudioInvalid, Draining, InvalidParameter, ServiceError
 from app.prompts.service import owner_of
-from app.prompts.store import Kept, PromptStore
+from app.prompts.store import Kept, PromptStore, new_id
 from app.server.errors import as_service_error
 from app.server.limits import Limits, client_of
 from app.server.responses import Stalled
@@ -50,7 +49,6 @@ class Session:
         self._response: asyncio.Task[None] | None = None
         self._told: schemas.ResponseTold | None = None  # of that response, so far
         self._sending = asyncio.Lock()
-        self._count = 0  # responses
 
     async def run(self) -> None:
         """Takes events until the client leaves, is silent for too long, or the server stops."""
@@ -178,7 +176,7 @@ class Session:
         read = await listening.read(last=True)
         assert read.prompt is not None, "the last chunk"
         self._prompt = read.prompt
-        name = f"prompt-{secrets.token_urlsafe(16)}"
+        name = new_id("prompt")
         kept = self._store.keep("prompt", self._owner, name, Kept([read.prompt], listening.samples))
         seconds, tokens = listening.tokens / FRAME_RATE_HZ, listening.tokens
         prompt = schemas.PromptTold(id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll)
@@ -202,8 +200,7 @@ class Session:
             raise Draining("the server is shutting down")
         until = arrived + min(form.timeout_seconds or self._settings.timeout_seconds, self._settings.timeout_seconds)
         asked = ContinueRequest(arrived, until, None, frames, form.sampling(), form.n, read, keep=True)
-        self._count += 1
-        name = f"cont-{self._socket.state.request_id}-{self._count}"
+        name = new_id("continuation")
         assert form.seed is not None, "it was drawn"
         await self._send(schemas.ResponseCreated(response_id=name, seed=form.seed))
         self._told = schemas.ResponseTold(

@@ -134,10 +134,24 @@ def test_headers(service: Any, clip: bytes) -> None:
         assert "content-length" not in headers
         for name in ("seed", "prompt-nll", "prompt-tokens", "sample-rate"):
             assert headers[f"x-whispergpt-{name}"] == whole[f"x-whispergpt-{name}"]
-        assert headers["x-whispergpt-id"] == f"cont-{headers['x-request-id']}"
+        assert headers["x-whispergpt-id"].startswith("cont-")
         for name in ("nll", "tokens", "finish-reason"):
             assert f"x-whispergpt-{name}" not in headers
             assert f"x-whispergpt-{name}" in whole
+
+
+def test_its_end_is_kept_though_nobody_reads_on(serve: Any, clip: bytes) -> None:
+    """Else it would wait with the stream, and count in no bound: what is kept is the store's from the first moment."""
+    service = serve()
+    reader = Reader(service, clip, takes=1, response_format="pcm", stream="true", **GOOD)
+    until(lambda: service.value("prompts_kept", kind="continuation") == 1)
+    assert reader.chunks <= 1 and not reader.ended
+    made = reader.headers[b"x-whispergpt-id"].decode()
+    form = {name: (None, value) for name, value in {"continue_from": made, **GOOD}.items()}
+    assert service.wait(service.client.post("/continue", files=form)).status_code == 200
+    reader.go_on()
+    reader.done.result(60)
+    assert reader.ended
 
 
 def test_a_stream_leaves_while_it_is_made(serve: Any, clip: bytes) -> None:
