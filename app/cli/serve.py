@@ -20,6 +20,7 @@ from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
 from app.server.connection import WAITING, connection, descriptors
 from app.server.logs import configuration, take_prints
+from app.server.memory import keep_little
 from app.server.websockets import WebSocketConnection
 from app.settings import PREFIX, Settings, warn_of_unknown_names
 from model.checkpoint import load_bundle
@@ -167,6 +168,7 @@ def _serve(settings: Settings) -> None:
     if not (settings.bundle / "config.json").exists():
         raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
     warn_of_unknown_names()
+    keep_little()
     listeners = listening(settings)  # before the weights are read, which takes a while
     with ExitStack() as held:  # whatever ends this, the port is free again
         for listener in listeners:

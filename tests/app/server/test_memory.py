@@ -2,13 +2,16 @@
 
 import asyncio
 import ctypes
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import app.server.memory
-from app.server.memory import keep_small, trimmer
+from app.server.memory import KERNELS, keep_little, keep_small, trimmer
 
 BLOCK_BYTES, BLOCKS = 64_000, 2_000  # 128 MB, in blocks that the C library asks the system for together
 
@@ -37,6 +40,50 @@ def test_gaps_go_back_to_the_system() -> None:
     for block in blocks[1::2]:
         library.free(block)
     assert given > 0.8 * BLOCK_BYTES * BLOCKS / 2
+
+
+KEPT = """
+import ctypes, sys, threading
+from app.server.memory import keep_little
+keep_little()
+library = ctypes.CDLL(None)
+library.malloc.restype, library.fopen.restype = ctypes.c_void_p, ctypes.c_void_p
+library.malloc_info.argtypes, library.fclose.argtypes = [ctypes.c_int, ctypes.c_void_p], [ctypes.c_void_p]
+here = threading.Barrier(12)
+def take():
+    library.malloc(ctypes.c_size_t(50_000))
+    here.wait()
+    here.wait()
+threads = [threading.Thread(target=take) for _ in range(11)]
+for thread in threads:
+    thread.start()
+here.wait()
+out = library.fopen(sys.argv[1].encode(), b"w")
+library.malloc_info(0, out)
+library.fclose(out)
+here.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="this system's C library has no arenas")
+@pytest.mark.parametrize(("given", "arenas"), [({}, {1, 2}), ({"MALLOC_ARENA_MAX": "5"}, {5})])
+def test_threads_share_arenas(tmp_path: Path, given: dict[str, str], arenas: set[int]) -> None:
+    """Unless the environment says otherwise."""
+    out = tmp_path / "arenas.xml"
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    subprocess.run([sys.executable, "-c", KEPT, str(out)], check=True, env=environment | given)
+    assert out.read_text().count("<heap nr=") in arenas
+
+
+def test_onednn_keeps_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")  # this process's own are left alone
+    monkeypatch.setenv(name, "7")
+    keep_little()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    keep_little()
+    assert os.environ[name] == str(KERNELS)
 
 
 class Ended(Exception):
