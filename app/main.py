@@ -24,7 +24,7 @@ from app.server.errors import install as install_errors
 from app.server.limits import Limits
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
-from app.server.schemas import ErrorResponse
+from app.server.schemas import failures
 from app.server.tracing import tracing_for
 from app.sessions import router as sessions
 from app.settings import Settings, load_settings, warn_of_unknown_names
@@ -38,12 +38,6 @@ CLIP_DECODERS = 1  # of these for /score: an hour takes seconds, and no prompt s
 ENCODERS = 2  # answers written at the same time
 END_SECONDS = 5.0  # after `drain_seconds`: for what runs to end with what it has, and to be taken
 UNREAD = 32  # streams that are made, hold no permit any more and wait for slow readers, each with all its samples
-FAILURES = {
-    400: "malformed form", 401: "invalid_api_key", 408: "upload_timeout", 413: "file_too_large, audio_too_long",
-    415: "unsupported_format", 422: "invalid_parameter, audio_too_short, audio_invalid",
-    429: "overloaded, rate_limited", 431: "head_too_large", 500: "internal_error", 503: "not_ready, draining",
-    504: "timeout", 507: "storage_full",
-}  # fmt: skip
 log = logging.getLogger("whispergpt")
 
 
@@ -138,7 +132,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         openapi_url=None,
         # its spans would tell queries, in which people put keys; ours are in `app.server.tracing`
         telemetry={"tracing": False, "metrics": False, "logs": False},
-        responses={code: {"model": ErrorResponse, "description": text} for code, text in FAILURES.items()},
+        responses=failures(),
     )
     app.state.settings = settings
     app.state.metrics = metrics = Metrics()

@@ -15,7 +15,6 @@ from app.engine.engine import Engine
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.errors import InvalidParameter
 from app.prompts import service as prompts
-from app.prompts.schemas import NOT_FOUND
 from app.prompts.store import Kept
 from app.server import uploads
 from app.server.auth import require_key
@@ -23,7 +22,7 @@ from app.server.disconnect import unless_gone
 from app.server.limits import client_of, limited
 from app.server.logs import note
 from app.server.responses import WholeResponse
-from app.server.schemas import multipart
+from app.server.schemas import OF_UPLOADS, failures, multipart
 from app.server.tracing import follow, mark
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ, frames_for_seconds
@@ -56,7 +55,9 @@ ANSWERS = {
 
 
 @router.post(
-    "/continue", responses={200: ANSWERS, 404: NOT_FOUND}, openapi_extra=multipart(ContinueForm, file_needed=False)
+    "/continue",
+    responses=failures(*OF_UPLOADS) | {200: ANSWERS},
+    openapi_extra=multipart(ContinueForm, file_needed=False),
 )
 @router.post("/v1/audio/continuations", include_in_schema=False)
 async def post_continue(request: Request) -> Response:

@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.audio.notices import Notice
-from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, ErrorResponse, Form
+from app.server.schemas import MAX_CLIP_SECONDS, WARNINGS, Form
 
 PROMPT_START = Field(ge=0, le=MAX_CLIP_SECONDS, description="where the prompt begins in the file, seconds")
 PROMPT_END = Field(
     gt=0, le=MAX_CLIP_SECONDS, description="where the prompt ends in the file, seconds; default: the file's end"
 )
-NOT_FOUND = {"model": ErrorResponse, "description": "prompt_not_found, model_not_found"}  # of routes that take an id
 
 
 class PromptForm(Form):

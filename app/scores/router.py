@@ -15,14 +15,14 @@ from app.server.auth import require_key
 from app.server.disconnect import unless_gone
 from app.server.limits import client_of, limited
 from app.server.responses import WholeResponse
-from app.server.schemas import ErrorResponse, multipart
+from app.server.schemas import OF_UPLOADS, ErrorResponse, failures, multipart
 from app.server.tracing import mark
 
 router = APIRouter(dependencies=[Depends(require_key), Depends(limited)], tags=["score"])
 
 
 OTHER_TYPES = sorted({report.media_type.partition(";")[0] for report in REPORTS.values()} - {"application/json"})
-CONTENT: dict[int | str, dict[str, Any]] = {
+CONTENT: dict[int | str, dict[str, Any]] = failures(*OF_UPLOADS) | {
     200: {"content": {name: {} for name in OTHER_TYPES}},
     404: {"model": ErrorResponse, "description": "model_not_found"},
 }

@@ -18,6 +18,7 @@ from app.server.tracing import Tracing
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/prompts", "/v1/audio/scores",
           "/v1/audio/session"}  # fmt: skip
+WITH_A_NAME = {"/v1/audio/prompts": "prompt_id", "/v1/models": "model"}  # and a name of the client's behind it
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -28,6 +29,14 @@ def outcome_of(status: int) -> str:
     if status == 499:
         return "disconnected"
     return "ok" if status < 400 else "client_error" if status < 500 else "server_error"
+
+
+def route_of(path: str) -> str:
+    """The label of a path: its route's template, or "other". Few values again, whatever names clients send."""
+    if path in ROUTES:
+        return path
+    begin, _, name = path.rpartition("/")
+    return f"{begin}/{{{WITH_A_NAME[begin]}}}" if name and begin in WITH_A_NAME else "other"
 
 
 class RequestMiddleware:
@@ -65,7 +74,7 @@ class RequestMiddleware:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", state["request_id"].encode())]
             await send(message)
 
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+        route = route_of(scope["path"])
         try:
             await self.app(scope, receive, send_named)
         except BaseException:
@@ -101,7 +110,7 @@ class RequestMiddleware:
                 headers += [header for header in SAFE_HEADERS if header[0] not in given]
             await send(message)
 
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+        route = route_of(scope["path"])
         method = scope["method"] if scope["method"] in METHODS else "other"
         tracing: Tracing | None = scope["app"].state.tracing if route not in PROBES else None
         if tracing is not None:

@@ -8,6 +8,14 @@ from app.errors import InvalidParameter
 
 MAX_CLIP_SECONDS = 86_400.0  # no clip is longer than a day: the settings allow far less
 FILE_TYPES = "audio/*, video/*"  # for who makes requests from the description; the server looks at the bytes alone
+FAILURES = {
+    400: "malformed_request, malformed_form", 401: "invalid_api_key", 404: "prompt_not_found, model_not_found",
+    408: "upload_timeout", 413: "file_too_large, audio_too_long", 415: "unsupported_format",
+    422: "invalid_parameter, audio_too_short, audio_invalid", 429: "overloaded, rate_limited", 431: "head_too_large",
+    500: "internal_error", 503: "not_ready, draining", 504: "timeout", 507: "storage_full",
+}  # fmt: skip
+ANYWHERE = (400, 408, 431, 500)  # a head that is no HTTP, late or too long; a bug
+OF_UPLOADS = tuple(FAILURES)
 WARNINGS = Field(None, description="only where there is something to tell: audio_lost, phase_inverted, silent_clip")
 
 
@@ -89,3 +97,9 @@ def multipart(form: type[Form], many: bool = False, file_needed: bool = True) ->
         schema["required"] = ["file"]
     content = {"schema": schema, "encoding": {"file": {"contentType": FILE_TYPES}}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
+
+
+def failures(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What a route's description tells of its errors: those codes, beside what may happen to any request."""
+    told = sorted({*ANYWHERE, *codes})
+    return {code: {"model": ErrorResponse, "description": FAILURES[code]} for code in told}

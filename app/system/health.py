@@ -6,11 +6,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from app.engine.engine import Engine
 from app.errors import Draining, NotReady
 from app.server.auth import require_key_for_metrics
+from app.server.schemas import failures
 
 router = APIRouter(tags=["server"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses=failures(503))
 async def livez(request: Request) -> dict[str, str]:
     """The event loop turns, and the engine serves or will again. A 503 means: restart the process."""
     engine: Engine = request.app.state.engine
@@ -19,7 +20,7 @@ async def livez(request: Request) -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=failures(503))
 @router.get("/health", include_in_schema=False)
 async def readyz(request: Request) -> dict[str, str]:
     """Weights are loaded, the engine's heartbeat is fresh, and the server is not shutting down."""
@@ -31,7 +32,9 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", dependencies=[Depends(require_key_for_metrics)], response_class=Response)
+@router.get(
+    "/metrics", dependencies=[Depends(require_key_for_metrics)], responses=failures(401), response_class=Response
+)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(generate_latest(request.app.state.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)

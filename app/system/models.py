@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from app.server.auth import require_key
-from app.server.schemas import ErrorResponse
+from app.server.schemas import ErrorResponse, failures
 from app.server.uploads import check_model
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
@@ -35,7 +35,7 @@ class ModelList(BaseModel):
     data: list[ModelBody]
 
 
-@router.get("/v1/models", dependencies=[Depends(require_key)])
+@router.get("/v1/models", dependencies=[Depends(require_key)], responses=failures(401))
 async def models(request: Request) -> ModelList:
     """The bundle that is served."""
     return ModelList(data=[served(request)])
@@ -44,7 +44,7 @@ async def models(request: Request) -> ModelList:
 @router.get(
     "/v1/models/{model}",
     dependencies=[Depends(require_key)],
-    responses={404: {"model": ErrorResponse, "description": "model_not_found"}},
+    responses=failures(401, 422) | {404: {"model": ErrorResponse, "description": "model_not_found"}},
 )
 async def model(request: Request, model: str) -> ModelBody:
     """The same by its name."""

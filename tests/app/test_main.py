@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr, ValidationError
 
 from app.main import create_app
+from app.server.middleware import route_of
 from app.settings import Settings, load_settings, warn_of_unknown_names
 
 OPENAPI = Path(__file__).with_name("openapi.json")
@@ -136,6 +137,29 @@ def test_no_answer_is_framed_or_guessed_at(serve: Any, path: str) -> None:
     assert headers.get_list("x-content-type-options") == ["nosniff"]
     (policy,) = headers.get_list("content-security-policy")
     assert "frame-ancestors 'none'" in policy
+
+
+def test_metrics_know_every_route(service: Any) -> None:
+    """Also those that are written later; and no name that a client makes up."""
+    paths = service.app.openapi()["paths"]
+    assert any("{" in path for path in paths)
+    for path in paths:
+        assert route_of(re.sub("{.*}", "some-name", path)) == path
+    for path in ("/v1/models/", "/v1/models/a/b", "/v1/audio/prompts/a/b", "/a/v1/models/b", "a", "", "//", "/{model}"):
+        assert route_of(path) == "other"
+    before = service.value("requests_total", route="/v1/audio/prompts/{prompt_id}", outcome="client_error")
+    service.get("/v1/audio/prompts/never-here")
+    assert service.value("requests_total", route="/v1/audio/prompts/{prompt_id}", outcome="client_error") == before + 1
+
+
+def test_probes_are_described_as_what_they_are(service: Any) -> None:
+    """What takes no upload cannot be refused for one."""
+    paths = service.app.openapi()["paths"]
+    uploads = {"413", "415", "429", "504", "507"}
+    for path, methods in paths.items():
+        for method, told in methods.items():
+            known = uploads & told["responses"].keys()
+            assert known == (uploads if "requestBody" in told else set()), (method, path)
 
 
 def test_every_route_but_the_probes_wants_a_key(serve: Any) -> None:
