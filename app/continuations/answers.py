@@ -27,6 +27,7 @@ from app.continuations.schemas import (
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.prompts.service import owner_of
 from app.prompts.store import Kept, PromptStore, new_id
+from app.server.limits import client_of
 from app.server.logs import note
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
@@ -79,7 +80,7 @@ def keep(request: Request, asked: ContinuationRequest, result: GenerationResult)
     if result.ends:
         store: PromptStore = request.app.state.prompts
         kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings)
-        store.keep("continuation", owner_of(request), asked.id, kept)
+        store.keep("continuation", owner_of(request), asked.id, kept, client_of(request))
         result.ends.clear()
 
 

@@ -53,7 +53,9 @@ async def kept(request: Request, upload: uploads.Upload[PromptForm]) -> PromptRe
         raise too_short() from error
     name = new_id("prompt")
     store: PromptStore = state.prompts
-    if not store.keep("prompt", owner_of(request), name, held := Kept([read], audio.samples, audio.warnings)):
+    # A copy: the samples lie in memory that a decoder shares, each piece of which holds a descriptor.
+    held = Kept([read], audio.samples.copy(), audio.warnings)
+    if not store.keep("prompt", owner_of(request), name, held, client_of(request)):
         most = store.most_bytes / 2**20
         raise StorageFull(f"this prompt takes {held.nbytes / 2**20:.1f} MiB, and the server keeps {most:g} MiB of them")
     return told(request, name, held)

@@ -36,18 +36,31 @@ class Kept:
     samples: Samples
     warnings: tuple[Notice, ...] = ()
     expires: float = field(default=0.0, init=False)  # on the store's clock; each use puts it off
+    client: str = field(default="", init=False)  # whose share it takes
 
     @property
     def nbytes(self) -> int:
         return self.samples.nbytes + sum(end.nbytes for end in self.ends)
 
 
+@dataclass
+class Share:
+    """What one client's entries take, and which they are: of each kind, the one that was not used for longest first."""
+
+    held_bytes: int = 0
+    keys: dict[Kind, OrderedDict[Key, None]] = field(
+        default_factory=lambda: {"continuation": OrderedDict(), "prompt": OrderedDict()}
+    )
+
+
 class PromptStore:
     """Both kinds by owner and id; to another owner an id does not exist. For the event loop alone.
 
-    When room is short, the continuation that nobody used for longest goes first: every request leaves one, asked for or
-    not. Prompts go when no other continuation is left, again the one that was not used for longest. What comes in never
-    goes for itself: behind prompts that fill the store, no continuation could be gone on from.
+    When room is short, the client that holds most gives way: whoever holds no more than an even share of the whole
+    loses nothing to others. Of this client's, the continuation that nobody used for longest goes first: every request
+    leaves one, asked for or not. Prompts go when no other continuation is left, again the one that was not used for
+    longest. What comes in never goes for itself: behind prompts that fill the store, no continuation could be gone on
+    from.
 
     Args:
         most_bytes: of all that is kept together; 0 keeps nothing.
@@ -62,24 +75,38 @@ class PromptStore:
         self.most_bytes, self.seconds, self._metrics, self._clock = most_bytes, seconds, metrics, clock
         self.held_bytes = 0
         self._kept: dict[Kind, OrderedDict[Key, Kept]] = {"continuation": OrderedDict(), "prompt": OrderedDict()}
+        self._shares: dict[str, Share] = {}  # of clients that have some
 
-    def keep(self, kind: Kind, owner: str, name: str, kept: Kept) -> bool:
-        """Keeps it, in the place of what had its id. False when it alone is more than may be kept."""
+    def keep(self, kind: Kind, owner: str, name: str, kept: Kept, client: str | None = None) -> bool:
+        """Keeps it, in the place of what had its id. False when it alone is more than may be kept.
+
+        ``client``: whose share it takes; its owner's by default.
+        """
         key = (owner, name)
         self._forget(kind, key)
         if kept.nbytes > self.most_bytes:
             return False
         kept.expires = self._clock() + self.seconds
+        kept.client = owner if client is None else client
         self._kept[kind][key] = kept
         self.held_bytes += kept.nbytes
+        share = self._shares.setdefault(kept.client, Share())
+        share.keys[kind][key] = None
+        share.held_bytes += kept.nbytes
         self.drop_old()
-        others = len(self._kept["continuation"]) - (kind == "continuation")  # it is the last one
         while self.held_bytes > self.most_bytes:
-            fullest: Kind = "continuation" if others > 0 else "prompt"
-            self._forget(fullest, next(iter(self._kept[fullest])))
-            others -= 1
+            self._forget(*self._least_wanted((kind, key)))
         self._show()
         return True
+
+    def _least_wanted(self, new: tuple[Kind, Key]) -> tuple[Kind, Key]:
+        """What goes next; never ``new``, beside which there is something, or it would have room."""
+        for share in sorted(self._shares.values(), key=lambda share: share.held_bytes, reverse=True):
+            for kind, keys in share.keys.items():
+                for key in keys:
+                    if (kind, key) != new:
+                        return kind, key
+        raise AssertionError("what came in has room by itself")
 
     def use(self, kind: Kind, owner: str, name: str) -> Kept:
         """What is kept under an id, which is then kept for as long again. Raises PromptNotFound."""
@@ -89,6 +116,7 @@ class PromptStore:
             raise PromptNotFound(f"no {kind} is kept under this id: it was never here, or its time was up")
         kept.expires = self._clock() + self.seconds
         self._kept[kind].move_to_end((owner, name))
+        self._shares[kept.client].keys[kind].move_to_end((owner, name))
         return kept
 
     def left_seconds(self, kept: Kept) -> float:
@@ -111,9 +139,15 @@ class PromptStore:
 
     def _forget(self, kind: Kind, key: Key) -> bool:
         kept = self._kept[kind].pop(key, None)
-        if kept is not None:
-            self.held_bytes -= kept.nbytes
-        return kept is not None
+        if kept is None:
+            return False
+        self.held_bytes -= kept.nbytes
+        share = self._shares[kept.client]
+        del share.keys[kind][key]
+        share.held_bytes -= kept.nbytes
+        if not any(share.keys.values()):
+            del self._shares[kept.client]
+        return True
 
     def _show(self) -> None:
         for kind, kept in self._kept.items():

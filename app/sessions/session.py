@@ -177,7 +177,8 @@ class Session:
         assert read.prompt is not None, "the last chunk"
         self._prompt = read.prompt
         name = new_id("prompt")
-        kept = self._store.keep("prompt", self._owner, name, Kept([read.prompt], listening.samples))
+        held = Kept([read.prompt], listening.samples)
+        kept = self._store.keep("prompt", self._owner, name, held, self._client)
         seconds, tokens = listening.tokens / FRAME_RATE_HZ, listening.tokens
         prompt = schemas.PromptTold(id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll)
         await self._send(schemas.Committed(prompt=prompt))
@@ -234,7 +235,8 @@ class Session:
     def _keep(self, name: str, result: GenerationResult) -> None:
         if result.ends:
             self._end = result.ends[0]
-            self._store.keep("continuation", self._owner, name, Kept(list(result.ends), np.zeros(0, np.float32)))
+            kept = Kept(list(result.ends), np.zeros(0, np.float32))
+            self._store.keep("continuation", self._owner, name, kept, self._client)
 
     @staticmethod
     def _delta(name: str, chunk: AudioChunk) -> schemas.AudioDelta:

@@ -4,6 +4,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,36 @@ def test_another_key_finds_nothing(serve: Callable[..., Service], clip: bytes) -
         assert gone_on(service, **GOOD, **fields, headers=ALICE).status_code == 200
     refused(service.wait(service.client.delete(f"{PROMPTS}/{name}", headers=BOB)))
     assert service.post(PROMPTS, clip).status_code == 401
+
+
+def test_ids_are_nobodys_to_choose(serve: Callable[..., Service], clip: bytes) -> None:
+    """Nor to guess: a client's x-request-id, which others may see or send as well, tells nothing of them."""
+    service = serve()
+    sent = {"x-request-id": "mine"}
+    fields = GOOD | {"response_format": "pcm"}
+    names = [service.post("/continue", clip, data=fields, headers=sent).headers["x-whispergpt-id"] for _ in range(2)]
+    assert len(set(names)) == 2 and not any("mine" in name or len(name) < 20 for name in names)
+    assert service.value("prompts_kept", kind="continuation") == 2
+    refused(gone_on(service, **GOOD, continue_from="cont-mine"))
+
+
+def test_one_key_leaves_the_others_their_share(serve: Callable[..., Service], clip: bytes) -> None:
+    service = serve(**KEYS, prompts_mib=1.0)
+    name = kept(service, clip, headers=ALICE)["id"]
+    for _ in range(12):
+        kept(service, clip, headers=BOB)
+        assert service.post("/continue", clip, data=GOOD, headers=BOB).status_code == 200
+    assert gone_on(service, **GOOD, prompt=name, headers=ALICE).status_code == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells a process's maps")
+def test_a_kept_prompt_holds_no_descriptor(service: Service, clip: bytes) -> None:
+    """There may be thousands of prompts, and a process may have a thousand files open."""
+    maps = Path("/proc/self/maps")
+    before = maps.read_text().count("/memfd:samples")
+    for _ in range(5):
+        kept(service, clip)
+    assert maps.read_text().count("/memfd:samples") <= before
 
 
 def test_room_is_bounded(serve: Callable[..., Service], clip: bytes) -> None:

@@ -104,6 +104,31 @@ def test_what_comes_never_goes_for_itself(store: PromptStore) -> None:
     assert held(store) == "" and held(store, "continuation") == "a" and store.held_bytes == 4 * MIB
 
 
+def test_who_holds_most_gives_way(store: PromptStore) -> None:
+    """One client, however busy, takes nothing of what another holds within its even share."""
+    store.keep("prompt", "bob", "a", kept())
+    store.keep("continuation", "bob", "b", kept())
+    for name in "abcdef" * 20:
+        store.keep("continuation", "alice", name, kept(0.5))
+        store.keep("prompt", "alice", name, kept())
+    assert held(store, owner="bob") == "a" and held(store, "continuation", owner="bob") == "b"
+    assert store.held_bytes <= 4 * MIB
+    store.keep("prompt", "carol", "a", kept(2.0))  # a third of the room would be less: she holds most herself
+    assert held(store, owner="carol") == "a", "what comes never goes for itself"
+    assert held(store, owner="bob") == "a", "and of those that hold as much, only as much goes as is needed"
+
+
+def test_shares_without_keys_are_clients(store: PromptStore) -> None:
+    """All ids are everyone's there, and the room is not."""
+    store.keep("prompt", "", "a", kept(), "10.0.0.1")
+    for name in "bcdef":
+        store.keep("prompt", "", name, kept(), "10.0.0.2")
+    assert held(store, owner="") == "adef"
+    store.drop("", "a")
+    store.keep("prompt", "", "b", kept(), "10.0.0.2")
+    assert held(store, owner="") == "bdef", "there is no more room kept for a client that has nothing"
+
+
 def test_what_is_too_large_is_not_kept_and_costs_nobody(store: PromptStore) -> None:
     store.keep("prompt", "alice", "a", kept())
     assert not store.keep("prompt", "alice", "b", kept(4.5))
