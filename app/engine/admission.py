@@ -35,11 +35,14 @@ class Admission:
         self._slots, self._metrics, self._healthy = slots, metrics, healthy
         self._recent_seconds = 1.0  # what a request took of late
         self._computing = 0  # requests that a thread has taken up and that have not ended
+        self._sessions = 0  # permits of sessions, which wait for nothing unless they ask for it
+        self._asked = 0  # requests within sessions that no thread has taken up yet
+        self._within = 0  # and of those that compute
         self._lock = threading.Lock()  # of that count, of each request's `begun`, and of the gauges
 
     @contextmanager
-    def acquire(self, make_room: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """A permit for a request. Raises Overloaded, Draining or NotReady.
+    def acquire(self, make_room: Callable[[], bool] = lambda: False, session: bool = False) -> Iterator[None]:
+        """A permit for a request, or a whole session. Raises Overloaded, Draining or NotReady.
 
         ``make_room``: asked when there is none. It may have another request give its permit back in a moment, and says
         whether it has.
@@ -55,6 +58,7 @@ class Admission:
             headers = {"retry-after": str(self.retry_after_seconds)}
             raise Overloaded(f"all {self.permits} permits are in use", headers=headers)
         self.in_use += 1
+        self._sessions += session
         self.admitted += 1
         self.empty.clear()
         self._show()
@@ -62,6 +66,7 @@ class Admission:
             yield
         finally:
             self.in_use -= 1
+            self._sessions -= session
             if not self.in_use:
                 self.empty.set()
             self._show()
@@ -72,6 +77,12 @@ class Admission:
         wait = round(self._recent_seconds * self.in_use / self._slots)
         return min(max(wait, 1), LONGEST_WAIT_SECONDS)
 
+    def ask(self, request: EngineRequest) -> None:
+        """A request has been submitted."""
+        with self._lock:
+            self._asked += request.within_session
+        self._show()
+
     def begin(self, request: EngineRequest) -> bool:
         """A thread takes a request up: False when nobody waits for it any more."""
         with self._lock:
@@ -79,6 +90,8 @@ class Admission:
                 return False
             request.begun = True
             self._computing += 1
+            self._asked -= request.within_session
+            self._within += request.within_session
         self._show()
         return True
 
@@ -88,6 +101,8 @@ class Admission:
             if not answered:
                 request.cancelled.set()
             self._computing -= request.begun
+            self._within -= request.within_session and request.begun
+            self._asked -= request.within_session and not request.begun
         if answered and request.started and not request.part:
             self._recent_seconds = 0.8 * self._recent_seconds + 0.2 * (time.monotonic() - request.started)
         self._show()
@@ -95,4 +110,5 @@ class Admission:
     def _show(self) -> None:
         with self._lock:  # or a thread could write what was true before
             self._metrics.running.set(self._computing)
-            self._metrics.waiting.set(max(self.in_use - self._computing, 0))
+            own = self.in_use - self._sessions - (self._computing - self._within)
+            self._metrics.waiting.set(max(own, 0) + self._asked)

@@ -162,12 +162,14 @@ class Engine:
         """Set while no request is inside."""
         return self.admission.empty
 
-    def acquire(self, make_room: Callable[[], bool] = lambda: False) -> AbstractContextManager[None]:
+    def acquire(
+        self, make_room: Callable[[], bool] = lambda: False, session: bool = False
+    ) -> AbstractContextManager[None]:
         """A permit for a request, to be held until its answer is ready; see `Admission.acquire`.
 
         Raises Overloaded, Draining or NotReady.
         """
-        return self.admission.acquire(make_room)
+        return self.admission.acquire(make_room, session)
 
     async def submit(self, request: EngineRequest) -> Any:
         """Answers a request: returns its result or raises its error. When the caller is cancelled, so is the request.
@@ -201,6 +203,7 @@ class Engine:
         """What there is to say of a request, up to its result."""
         results = request.results = ResultQueue()
         request.submitted = time.monotonic()
+        self.admission.ask(request)
         self._begin(request)
         done = False
         try:

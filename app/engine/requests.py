@@ -149,6 +149,7 @@ class EngineRequest:
     streamed: bool = field(default=False, init=False)
     results: ResultQueue | None = field(default=None, init=False)
     begun: bool = field(default=False, init=False)  # a thread has it, or had it
+    within_session: bool = field(default=False, init=False)  # which has a permit; the request has none of its own
 
     def forget(self) -> None:
         """Nobody waits: lets go of what is large. The request may still stand in a queue."""
@@ -195,6 +196,7 @@ class ListenRequest(EngineRequest):
     part = True
     reader: PromptReader | None
     last: bool
+    within_session: bool = field(default=True, init=False)
 
     def forget(self) -> None:
         super().forget()

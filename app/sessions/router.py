@@ -55,7 +55,7 @@ async def session(socket: WebSocket) -> None:
             await state.limits.request(client)
             permit.enter_context(state.limits.one(client))
             permit.enter_context(state.sessions.one())
-            permit.enter_context(state.engine.acquire(state.bodies.make_room))
+            permit.enter_context(state.engine.acquire(state.bodies.make_room, session=True))
         except ServiceError as error:
             await socket.send_denial_response(answer(socket, error))
             return

@@ -201,6 +201,7 @@ class Session:
             raise Draining("the server is shutting down")
         until = arrived + min(form.timeout_seconds or self._settings.timeout_seconds, self._settings.timeout_seconds)
         asked = ContinueRequest(arrived, until, None, frames, form.sampling(), form.n, read, keep=True)
+        asked.within_session = True
         name = new_id("continuation")
         assert form.seed is not None, "it was drawn"
         await self._send(schemas.ResponseCreated(response_id=name, seed=form.seed))
