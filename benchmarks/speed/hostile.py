@@ -5,12 +5,14 @@ Visit i is a function of i. Each has a connection of its own. Used by `benchmark
 
 import asyncio
 import io
+import json
 import random
 import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import httpx
 import numpy as np
@@ -39,10 +41,9 @@ class Visit:
 
 def form(path: str, files: list[bytes], fields: dict[str, str] | None = None) -> bytes:
     """A whole request, its connection to be closed behind the answer."""
-    parts = [("file", (f"clip{at}", content)) for at, content in enumerate(files)]
-    request = httpx.Request(
-        "POST", f"http://test{path}", files=parts, data=fields or {}, headers={"connection": "close"}
-    )
+    parts: list[tuple[str, Any]] = [(name, (None, value)) for name, value in (fields or {}).items()]
+    parts += [("file", (f"clip{at}", content)) for at, content in enumerate(files)]
+    request = httpx.Request("POST", f"http://test{path}", files=parts, headers={"connection": "close"})
     head = f"POST {path} HTTP/1.1\r\n".encode() + b"".join(k + b": " + v + b"\r\n" for k, v in request.headers.raw)
     return head + b"\r\n" + request.read()
 
@@ -205,9 +206,77 @@ def byte_by_byte(rng: random.Random) -> Visit:
     return Visit("byte by byte", parts, _of(LEFT), pause=0.01, stays=0.5)
 
 
+def unknown_prompt(rng: random.Random) -> Visit:
+    """Ids of nobody's, as fields and as paths."""
+    name = rng.choice(["prompt-never-here", "cont-1", "x" * 9_000, "../../etc/passwd", "%00"])
+    if rng.random() < 0.3:
+        method, clean = rng.choice(["GET", "DELETE"]), name.replace("/", "")[:200]
+        return Visit("unknown prompt", [bare(f"{method} /v1/audio/prompts/{clean} HTTP/1.1")], _of(404))
+    fields = {rng.choice(["prompt", "continue_from"]): name}
+    return Visit("unknown prompt", [form("/continue", [], fields | {"seconds": "0.1"})], _of(404, 422))
+
+
+def bad_prompt(rng: random.Random) -> Visit:
+    """Of a clip that is none, or damaged."""
+    content = rng.choice([rng.randbytes(1_000), damaged(clip(rng), rng)])
+    return Visit("bad prompt", [form("/v1/audio/prompts", [content])], _of(200, 413, 415, 422))
+
+
+UPGRADE = (
+    b"GET /v1/audio/session HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9  # RFC 6455, section 5.2
+
+
+def frame(
+    opcode: int, payload: bytes = b"", length: int | None = None, masked: bool = True, last: bool = True
+) -> bytes:
+    """A client's frame; its mask is zero. ``length``: announced, whatever the payload has."""
+    size = len(payload) if length is None else length
+    short = size if size < 126 else 126 if size < 65_536 else 127
+    long = b"" if size < 126 else size.to_bytes(2 if size < 65_536 else 8, "big")
+    return bytes([last << 7 | opcode, masked << 7 | short]) + long + bytes(4 * masked) + payload
+
+
+def said(kind: str, **fields: object) -> bytes:
+    """An event of a session, as a frame."""
+    return frame(TEXT, json.dumps({"type": kind, **fields}).encode())
+
+
+def session_noise(rng: random.Random) -> Visit:
+    """Opens a session and breaks its rules: the protocol's, or the events'."""
+    noise = rng.choice([
+        frame(TEXT, b"{}", masked=False), frame(11, b"x"), frame(PING, b"x" * 200), frame(CLOSE, b"\x00"),
+        frame(BINARY, length=2**40), frame(BINARY, bytes(2**21)), frame(TEXT, b"\xff\xfe"),
+        frame(TEXT, b"[" * 100_000), frame(TEXT, b"null"), frame(BINARY, b"odd"), rng.randbytes(2_000),
+        frame(TEXT, b"{", last=False) * 500, frame(PING) * 5_000, frame(BINARY) * 5_000,
+        said("response.create"), said("input_audio_buffer.commit"), said("session.update", session={"seconds": 1e309}),
+        said("input_audio_buffer.append", audio="no base64") * 50, said("input_audio_buffer.clear") * 500,
+    ])  # fmt: skip
+    stays = rng.uniform(0.1, 0.6)
+    return Visit("session noise", [UPGRADE, noise], _of(101, 429, LEFT), stays=stays, resets=rng.random() < 0.5)
+
+
+def session_half_open(rng: random.Random) -> Visit:
+    """A part of the opening, or an opening that nothing follows."""
+    part = rng.choice([UPGRADE, UPGRADE[: rng.randrange(20, len(UPGRADE) - 4)]])
+    return Visit("session half open", [part], _of(101, 429, LEFT), stays=rng.uniform(0.0, 0.4), resets=True)
+
+
+def session_unread(rng: random.Random) -> Visit:
+    """Audio and a long response, of which nothing is taken."""
+    audio = frame(BINARY, bytes(48_000))
+    ask = said("response.create", response={"seconds": 20, "n": 4})
+    parts = [UPGRADE, audio * rng.randrange(1, 10), said("input_audio_buffer.commit"), ask]
+    stays = rng.uniform(0.1, 0.6)
+    return Visit("session unread", parts, _of(LEFT), stays=stays, reads=False, resets=rng.random() < 0.5)
+
+
 KINDS: list[Callable[[random.Random], Visit]] = [
     no_audio, damaged_file, damaged_file, bad_field, bad_form, no_http, long_head, half_head, half_body, too_much,
     leaves, leaves, unread, nowhere, many_files, long_silence, no_time, long_text, byte_by_byte,
+    unknown_prompt, bad_prompt, session_noise, session_noise, session_half_open, session_unread,
 ]  # fmt: skip
 
 
@@ -232,7 +301,7 @@ class Guest:
             return "not let in"
         try:
             async with asyncio.timeout(self.visit.stays):
-                await self._send(writer)
+                await self._send(reader, writer)
                 if self.visit.reads:
                     await self._read(reader)
                 else:
@@ -249,14 +318,17 @@ class Guest:
             writer.transport.abort() if self.visit.resets else writer.close()
         return self.answer[9:12].decode("latin-1") if self.answer.startswith(b"HTTP/1.1 ") else CLOSED
 
-    async def _send(self, writer: asyncio.StreamWriter) -> None:
+    async def _send(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             for part in self.visit.parts:
                 writer.write(part)
                 await writer.drain()
+                if part == UPGRADE:  # what follows is no part of it
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    self.answer += head if self.visit.reads else b""
                 if self.visit.pause:
                     await asyncio.sleep(self.visit.pause)
-        except ConnectionError:
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass  # it is answered before it has sent all
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

@@ -2,13 +2,19 @@
 
     python -m benchmarks.speed.soak                        # 10,000 requests (Linux)
 
+Of the good ones some read a prompt to be kept, go on from an earlier answer, or talk over a WebSocket; of the hostile
+ones some do these wrongly.
+
 The laws: no 5xx but what is asked for (a request that gives itself a thousandth of a second: 504), every visit is
 answered as its kind may be, memory has no slope after a warm-up, and descriptors, threads, permits, files for uploads,
 shared memory and decoders are at the end what they were at its end.
 
 Weights are random ones of the smallest preset unless ``--bundle`` names others: none of these laws depends on what the
 model says, and so the requests take minutes. Memory is read at rest, when free memory has been given back: under load
-it goes up and down by more than any slope.
+it goes up and down by more than any slope. Its slope after the warm-up is Theil's and Sen's, the median of those of all
+pairs of rests, with the interval in which it lies with 95 of 100: single rests may lie anywhere.
+
+What is kept of prompts is bounded to little (``--prompts-mib``), so that it is full when the warm-up ends.
 """
 
 import argparse
@@ -19,7 +25,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,17 +35,21 @@ import httpx
 import numpy as np
 
 from app.audio.formats import MEDIA_TYPES, STREAMED
+from app.client import ApiError, AsyncClient
 from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import RESULTS
 from benchmarks.speed.hostile import Guest, clip, file, hostile
+from benchmarks.speed.requests_memory import recording
 from benchmarks.speed.served import Server, serving
 from benchmarks.speed.timing import conditions, console, write
 from model.checkpoint import random_bundle, save_bundle
 
 HOSTILE = 0.3
+SESSIONS, GO_ON = 0.03, 0.2  # of the good ones; of the answers that tell their id in a header
 WARM_UP = 0.3  # of the requests: caches fill, pools of threads reach their size
-RESTS = 12  # at which memory is read, evenly spread over the requests
+RESTS = 20  # at which memory is read, evenly spread over the requests
 SLOPE_BYTES = 1_000.0  # a request: the law
+SURE = 1.96  # of a normal distribution: 95 of 100 lie so many deviations around the mean
 KIB = 1024.0
 
 
@@ -119,20 +129,25 @@ def at_rest(server: Server, uploads: Path, requests: int) -> State:
     return state(server, uploads, requests)
 
 
-def slope_bytes(states: list[State]) -> float:
-    """Of the server's memory that no file holds: bytes a request, by least squares.
+def slope_bytes(states: list[State]) -> tuple[float, float, float]:
+    """Of the server's memory that no file holds: bytes a request, and the interval in which that lies with 95 of 100.
 
-    Without its decoders, which are replaced after 256 files: what they hold tells how old they are.
+    Sen (1968), "Estimates of the regression coefficient based on Kendall's tau". Without the decoders, which are
+    replaced after 256 files: what they hold tells how old they are.
     """
     at = np.array([one.requests for one in states], np.float64)
-    held = np.array([one.own_kib for one in states])
-    return float(np.polyfit(at, held * KIB, 1)[0])
+    held = np.array([one.own_kib for one in states]) * KIB
+    one, other = np.triu_indices(len(at), 1)
+    found = np.sort((held[other] - held[one]) / (at[other] - at[one]))
+    deviation = math.sqrt(len(at) * (len(at) - 1) * (2 * len(at) + 5) / 18)
+    low, high = (round((len(found) + side * SURE * deviation) / 2) for side in (-1, 1))
+    return float(np.median(found)), float(found[max(low, 0)]), float(found[min(high, len(found) - 1)])
 
 
 def slopes(states: list[State]) -> dict[str, float]:
     """The slope from each rest of the first half on, by its requests: they differ where memory has no straight line."""
     begins = [at for at, one in enumerate(states) if 0 < one.requests <= states[-1].requests / 2]
-    return {str(states[at].requests): slope_bytes(states[at:]) for at in begins if at < len(states) - 1}
+    return {str(states[at].requests): slope_bytes(states[at:])[0] for at in begins if at < len(states) - 1}
 
 
 def good(index: int) -> tuple[str, list[bytes], dict[str, str]]:
@@ -144,6 +159,8 @@ def good(index: int) -> tuple[str, list[bytes], dict[str, str]]:
     if rng.random() < 0.25:
         detail = rng.choice(["summary", "tokens", "full"])
         return "/score", [clip(rng) for _ in range(rng.randrange(1, 4))], {"detail": detail}
+    if rng.random() < 0.05:
+        return "/v1/audio/prompts", [clip(rng)], {}
     streamed = rng.random() < 0.3
     form = rng.choice([name for name in ("json", *MEDIA_TYPES) if not streamed or name in ("json", *STREAMED)])
     fields = {"seconds": f"{rng.uniform(0.1, 0.3):.2f}", "seed": str(index), "response_format": form}
@@ -177,6 +194,8 @@ class Soak:
         for index in numbers:
             if random.Random(index).random() < HOSTILE:
                 await self._hostile(index)
+            elif random.Random(f"session {index}").random() < SESSIONS:
+                await self._session(index)
             else:
                 await self._good(client, index)
             self.done += 1
@@ -197,11 +216,46 @@ class Soak:
             answer = await client.post(path, files=parts, data=fields)
             outcome, said = str(answer.status_code), answer.content[-300:]
         except httpx.HTTPError as error:
-            outcome, said = type(error).__name__, str(error).encode()
+            outcome, said, answer = type(error).__name__, str(error).encode(), httpx.Response(0)
         self.seconds.append(time.perf_counter() - began)
-        self.outcomes[f"good: {outcome}"] += 1
-        if outcome != "200":
-            self.unexpected.append(f"{index} good: {outcome} {said!r}")
+        self._told(index, "good", outcome, said)
+        if "x-whispergpt-id" in answer.headers and random.Random(f"goes on {index}").random() < GO_ON:
+            more = {"continue_from": answer.headers["x-whispergpt-id"], "seconds": "0.1", "seed": "1"}
+            answer = await client.post(path, files={name: (None, value) for name, value in more.items()})
+            # 404: others came meanwhile, and the room for what is kept is small
+            self._told(index, "goes on", str(answer.status_code), answer.content[-300:], {"200", "404"})
+
+    async def _session(self, index: int) -> None:
+        """Speaks, and has two responses made, the second of which goes on from the first."""
+        said = await asyncio.to_thread(recording, 0.5 + index % 4 / 4, "WAV", 24_000)
+        began, outcome, words = time.perf_counter(), "200", b""
+        try:
+            async with asyncio.timeout(120), AsyncClient(self.server.url).session() as session:
+                for start in range(44, len(said), 9_600):
+                    await session.append(said[start : start + 9_600])
+                await session.commit()
+                await session.respond(seconds=0.2, seed=index)
+                done = 0
+                async for event in session:
+                    if event["type"] == "error":
+                        outcome, words = event["error"]["code"], str(event).encode()
+                        break
+                    done += event["type"] == "response.done"
+                    if done == 2:
+                        break
+                    if event["type"] == "response.done":
+                        await session.respond("response", seconds=0.1, seed=index)
+        except (ApiError, TimeoutError) as error:
+            outcome, words = type(error).__name__, str(error).encode()
+        self.seconds.append(time.perf_counter() - began)
+        self._told(index, "session", outcome, words)
+
+    def _told(
+        self, index: int, kind: str, outcome: str, said: bytes, expected: Collection[str] = frozenset({"200"})
+    ) -> None:
+        self.outcomes[f"{kind}: {outcome}"] += 1
+        if outcome not in expected:
+            self.unexpected.append(f"{index} {kind}: {outcome} {said!r}")
 
 
 def soak(run: Soak, uploads: Path, requests: int, rests: int, until: float = math.inf) -> Iterator[list[State]]:
@@ -220,6 +274,7 @@ def summary(run: Soak, states: list[State], said: str) -> dict[str, Any]:
     """What became of the laws."""
     warm = next(one for one in states if one.requests >= WARM_UP * run.done)
     after = [one for one in states if one.requests >= warm.requests]
+    slope = slope_bytes(after) if len(after) > 1 else (math.nan,) * 3
     p50, p95, p99 = np.percentile(run.seconds, [50, 95, 99])
     five = {
         name: count for name, count in run.outcomes.items() if re.search(r": 5\d\d$", name) and name[:7] != "no time"
@@ -231,7 +286,8 @@ def summary(run: Soak, states: list[State], said: str) -> dict[str, Any]:
         "unexpected": run.unexpected[:20],
         "unexpected_count": len(run.unexpected),
         "tracebacks": said.count("Traceback"),
-        "slope_bytes_a_request": slope_bytes(after) if len(after) > 1 else math.nan,
+        "slope_bytes_a_request": slope[0],
+        "slope_bytes_95": slope[1:],
         "slopes_from": slopes(states),
         "decoders_mib": {
             "low": min(one.decoders_kib for one in after) / KIB,
@@ -253,28 +309,34 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no more are sent")
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1, help="the server's")
+    parser.add_argument("--prompts-mib", type=float, default=8.0, help="the server's")
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     arguments = parser.parse_args()
     weights = arguments.bundle.name if arguments.bundle else "random, of the smallest preset"
-    made_on = conditions() | {"weights": weights, "server_threads": arguments.threads, "at_once": arguments.at_once}
+    made_on = conditions() | {
+        "weights": weights, "server_threads": arguments.threads, "at_once": arguments.at_once,
+        "prompts_mib": arguments.prompts_mib,
+    }  # fmt: skip
     console.print(made_on)
     with ExitStack() as held:
         folder, uploads = (Path(held.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         if not arguments.bundle:
             save_bundle(random_bundle(), folder)
-        flags = ["--threads", str(arguments.threads), "--drain-grace-seconds", "0"]
+        flags = ["--threads", str(arguments.threads), "--drain-grace-seconds", "0", "--prompts-mib",
+                 str(arguments.prompts_mib)]  # fmt: skip
         began = time.monotonic()
         server = held.enter_context(serving(arguments.bundle or folder, *flags, TMPDIR=str(uploads)))
         run, until = Soak(server, arguments.at_once), began + 60 * arguments.minutes
         found: dict[str, Any] = {}
         for states in soak(run, uploads, arguments.requests, RESTS, until):
             found = summary(run, states, server.said()) | {"minutes": (time.monotonic() - began) / 60}
-            console.print(states[-1], found["slope_bytes_a_request"], run.unexpected[-3:])
+            console.print(states[-1], found["slope_bytes_a_request"], found["slope_bytes_95"], run.unexpected[-3:])
             write(arguments.out, made_on, found)  # what there is, should it be stopped
     print(
         f"{run.done} requests, {found['hostile']} of them hostile, in {found['minutes']:.0f} minutes: "
         f"{found['unexpected_5xx']} unexpected 5xx, {found['unexpected_count']} unexpected outcomes, "
-        f"{found['slope_bytes_a_request']:+.0f} bytes a request after the warm-up (the law: below {SLOPE_BYTES:.0f}), "
+        f"{found['slope_bytes_a_request']:+.0f} bytes a request after the warm-up, from "
+        f"{found['slope_bytes_95'][0]:+.0f} to {found['slope_bytes_95'][1]:+.0f} (the law: below {SLOPE_BYTES:.0f}), "
         f"left behind: {found['left_behind'] or 'nothing'}"
     )
 
