@@ -21,8 +21,9 @@ QUICK, LONG = 15, 300  # requests of each operation and mode
 # what a test can wait for; and a request that gives itself no time is answered with 504, as it wished
 NARROWED = {"seconds": {"maximum": 1.0}, "timeout_seconds": {"minimum": 60.0}}
 KINDS = {"audio/wav": "WAV", "audio/flac": "FLAC", "audio/ogg": "OGG", "audio/mpeg": "MP3", "audio/aiff": "AIFF"}
-ROUTES = ["POST /continue", "POST /score"]
+ROUTES = ["POST /continue", "POST /score", "POST /v1/audio/prompts"]
 OTHERS = ["GET /livez", "GET /readyz", "GET /metrics", "GET /v1/models"]
+OF_IDS = ["GET /v1/audio/prompts/{prompt_id}", "DELETE /v1/audio/prompts/{prompt_id}", "GET /v1/models/{model}"]
 MODES = {"good": GenerationMode.POSITIVE, "bad": GenerationMode.NEGATIVE}
 
 
@@ -96,6 +97,11 @@ def conforms(service: Service, label: str, mode: GenerationMode, count: int) -> 
 @pytest.mark.parametrize("label", OTHERS)
 def test_what_takes_nothing_conforms(service: Service, label: str) -> None:
     assert conforms(service, label, GenerationMode.POSITIVE, 1) == {200}
+
+
+@pytest.mark.parametrize("label", OF_IDS)
+def test_ids_that_nobody_has_conform(service: Service, label: str) -> None:
+    assert conforms(service, label, GenerationMode.POSITIVE, QUICK) == {404}
 
 
 @pytest.mark.parametrize("mode", MODES)

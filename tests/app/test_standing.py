@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.client import ApiError, Client
 from benchmarks.speed.served import Server as Served
 from benchmarks.speed.soak import State, children, state
 from tests.support.process import Server
@@ -143,8 +144,29 @@ def in_score(server: Server, held: ExitStack, clip: bytes, long: bytes, hour: by
     return client
 
 
+def in_prefill_to_keep(server: Server, held: ExitStack, clip: bytes, long: bytes, hour: bytes) -> socket.socket:
+    client = held.enter_context(server.connect())
+    client.sendall(server.form("/v1/audio/prompts", long))
+    server.until("requests_running", 1)
+    return client
+
+
+def in_step_of_kept(server: Server, held: ExitStack, clip: bytes, long: bytes, hour: bytes) -> socket.socket:
+    """Of a prompt that was read before."""
+    kept = server.client.post("/v1/audio/prompts", files={"file": ("a", clip)}).json()["id"]
+    fields = {name: (None, value) for name, value in {**STREAM, "prompt": kept}.items()}
+    request = server.client.build_request("POST", "/continue", files=fields)
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in request.headers.raw)
+    client = held.enter_context(server.connect())
+    client.sendall(b"POST /continue HTTP/1.1\r\n" + head + b"\r\n" + request.read())
+    client.recv(1)
+    return client
+
+
+# by the stage that is told, and what is special of it
 STAGES = {"head": in_head, "upload": in_upload, "decode": in_decode, "queue": in_queue, "prefill": in_prefill,
-          "slot": in_slot, "step": in_step, "score": in_score}  # fmt: skip
+          "slot": in_slot, "step": in_step, "score": in_score, "prefill to keep": in_prefill_to_keep,
+          "step of kept": in_step_of_kept}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["orderly", pytest.param("reset", marks=pytest.mark.slow)])
@@ -153,7 +175,7 @@ def test_leaving_leaves_nothing(
     server: Server, uploads: Path, clip: bytes, long: bytes, hour: bytes, stage: str, how: str
 ) -> None:
     """The stage is told, and what the request held is free: descriptors, permits, slots, files, shared memory."""
-    name = f'client_disconnects_total{{stage="{stage}"}}'
+    name = f'client_disconnects_total{{stage="{stage.split()[0]}"}}'
     server.works(clip)
     before, left = now(server, uploads), server.metric(name)
     with ExitStack() as others:
@@ -225,7 +247,15 @@ class Load:
         rng = random.Random(index)
         with httpx.Client(base_url=self._url, timeout=60) as client:
             while not self._stop.is_set():
-                path = rng.choice(["/continue", "/score"])
+                path = rng.choice(["/continue", "/score", "session"])
+                if path == "session":
+                    try:
+                        self._talk()
+                        self.outcomes["200"] += 1
+                        continue
+                    except ApiError:
+                        self.outcomes["cut"] += 1
+                        return
                 fields = {"seconds": "1", "stream": rng.choice(["true", "false"])} if path == "/continue" else {}
                 try:
                     answer = client.post(path, files={"file": ("a", self._clip)}, data=fields)
@@ -236,6 +266,17 @@ class Load:
                     return
                 except httpx.TimeoutException:
                     self.outcomes["hung"] += 1
+                    return
+
+    def _talk(self) -> None:
+        """A session with one response."""
+        with Client(self._url).session() as session:
+            session.append(bytes(24_000))
+            session.commit()
+            session.respond(seconds=1)
+            for event in session:
+                assert event["type"] != "error", event
+                if event["type"] == "response.done":
                     return
 
     def stop(self) -> Counter[str]:

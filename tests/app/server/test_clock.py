@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.websocket import Socket
+
 HOURS = [0, 5, -5, 7, -24 * 365]
 
 
@@ -44,6 +46,22 @@ def test_no_time_is_up(service: Any, clip: bytes) -> None:
     assert service.post("/score", clip, data={"timeout_seconds": "50"}).status_code == 200
     assert service.get("/readyz").status_code == service.get("/livez").status_code == 200
     assert service.post("/score", clip, data={"timeout_seconds": "0.001"}).status_code == 504
+
+
+@pytest.mark.usefixtures("jumping")
+def test_what_is_kept_stays(service: Any, clip: bytes) -> None:
+    """And a session goes on: nobody was silent for hours."""
+    kept = service.post("/v1/audio/prompts", clip).json()["id"]
+    socket = Socket(service)
+    for _ in HOURS:
+        form = {name: (None, value) for name, value in {"prompt": kept, "seconds": "0.1"}.items()}
+        made = service.wait(service.client.post("/continue", files=form))
+        assert made.status_code == 200
+        service.app.state.prompts.drop_old()
+        socket.send_bytes(bytes(24_000))
+        socket.send("input_audio_buffer.commit")
+        socket.until("input_audio_buffer.committed")
+    socket.leave()
 
 
 @pytest.mark.parametrize("hours", [5, -5])

@@ -327,9 +327,9 @@ def test_a_full_disk(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -
         return opened[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    for path, count in (("/continue", 1), ("/score", 3)):
+    for path, count in (("/continue", 1), ("/score", 3), ("/v1/audio/prompts", 1)):
         refused(service.post(path, *[bytes(2**21)] * count), 507, "storage_full")
-    assert service.value("rejected_total", reason="storage_full") == 2
+    assert service.value("rejected_total", reason="storage_full") == 3
     assert service.app.state.bodies.held == 0
     assert opened and all(file.closed for file in opened)
     works(service, clip)
