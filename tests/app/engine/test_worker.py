@@ -16,6 +16,7 @@ from app.engine import engine as engine_module
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, NotFinite, PrefillDone
 from app.engine.scheduler import PLAYBACK_LEAD_SECONDS
 from app.engine.sequence import FIRST_CHUNK_FRAMES, LONGEST_CHUNK_FRAMES
+from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed
 from model.codec.streaming import StreamingDecoder
 from model.inference.backend import Backend, backend_for
@@ -96,6 +97,30 @@ def test_forty_at_once_are_as_alone(serve: Any, speech: Any) -> None:
 VARIETY = 24
 
 
+class Turns:
+    """Lets no worker look for work more than once while another has not, as long as some waits."""
+
+    def __init__(self, workers: int) -> None:
+        self._looks, self._changed = [0] * workers, threading.Condition()
+        self._workers: DecodeWorkers | None = None
+
+    def looked(self, index: int, workers: DecodeWorkers) -> None:
+        with self._changed:
+            self._workers = workers
+            self._looks[index] += 1
+            self._changed.notify_all()
+
+    def _may(self, index: int) -> bool:
+        if self._workers is None or not self._workers._waiting:
+            self._looks = [max(self._looks)] * len(self._looks)  # those that had nothing to do are not behind
+        return min(self._looks) >= self._looks[index] - 1
+
+    def wait(self, index: int) -> None:
+        """Until the others have looked as often."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._may(index), 60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_thousand_requests_in_random_company_are_as_alone(
@@ -104,23 +129,36 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
     """Through the whole engine: prompts are read beside others, streams and wholes, some of which leave midway.
 
     In waves of more rows than there are slots. No step is made before nine tenths of a wave's prompts have been read:
-    the tiny model steps so much faster than prompts are read that rows would seldom meet otherwise.
+    the tiny model steps so much faster than prompts are read that rows would seldom meet otherwise. And no worker steps
+    while another, which got no processor time, has not looked whether there is work: rows are shared out evenly, so
+    that where one stands still the other has few, and they would meet as the machine's load pleased.
     """
     monkeypatch.setattr(engine_module, "workers_for", lambda bundle, threads: workers)
     gate = threading.Event()
     gate.set()
+    turns = Turns(workers)
+    numbers = iter(range(workers))
 
     def gated(*given: Any) -> Backend:
         slots = backend_for(*given)
-        step = slots.step
+        step, index = slots.step, next(numbers)
 
         def wait_and_step(active: Sequence[int]) -> Frames:
             assert gate.wait(60)
+            turns.wait(index)
             return step(active)
 
         monkeypatch.setattr(slots, "step", wait_and_step)
         return slots
 
+    look = DecodeWorkers._next_sequences
+
+    def counted(self: DecodeWorkers, index: int, pause: float) -> Any:
+        found = look(self, index, pause)
+        turns.looked(index, self)
+        return found
+
+    monkeypatch.setattr(DecodeWorkers, "_next_sequences", counted)
     monkeypatch.setattr(engine_module, "backend_for", gated)
     service = serve(queue=100, slots=12)
     engine = service.app.state.engine
