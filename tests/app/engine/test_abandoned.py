@@ -13,9 +13,10 @@ from tests.support.engine import Visitor, busy
 from tests.support.engine import until as until_within
 from tests.support.memory import bytes_kept
 from tests.support.service import sound
+from tests.support.websocket import Socket
 
 FEW = 1_500_000  # bytes; what is looked for has several times as many
-PATHS = ["/score", "/continue"]
+PATHS = ["/score", "/continue", "/v1/audio/prompts"]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,21 @@ def test_leaving_while_it_is_made(service: Any, clip: bytes, stream: str) -> Non
             until(more_steps)
             assert kept() > 3e6
             visitor.leave()
+            few(kept)
+
+
+def test_leaving_a_session(service: Any) -> None:
+    """20 s were said, and have been read but for the last; twice, as above."""
+    with bytes_kept() as kept:
+        for _ in range(2):
+            socket = Socket(service)
+            for _ in range(20):
+                socket.send_bytes(bytes(48_000))
+            for _ in range(97):
+                socket.take("input_audio.scored")
+            assert kept() > 1.8e6
+            socket.leave()
+            del socket
             few(kept)
 
 
