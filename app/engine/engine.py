@@ -204,9 +204,9 @@ class Engine:
         results = request.results = ResultQueue()
         request.submitted = time.monotonic()
         self.admission.ask(request)
-        self._begin(request)
         done = False
         try:
+            self._begin(request)
             while not done:
                 event = await self._next(request, results)
                 if isinstance(event, Failure):

@@ -179,6 +179,27 @@ def test_a_request_that_fails_does_not_end_the_engine(serve: Any, clip: bytes) -
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["to be read", "read before"])
+def test_a_request_that_cannot_be_queued_is_not_counted_for_ever(
+    service: Any, speech: Any, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    """And holds nothing: it is cancelled as one whose client has left."""
+    engine = service.app.state.engine
+    now = time.monotonic()
+    read = service.wait(engine.submit(PromptRequest(now, now + 60, speech))) if kept else None
+    request = ContinueRequest(now, now + 60, None if kept else speech, 2, SamplingOptions(seed=1), 1, read)
+
+    def full(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(engine.workers if kept else engine.prefill_pool, "put", full)
+    with pytest.raises(MemoryError):
+        service.wait(engine.submit(request))
+    assert service.value("requests_running") == 0
+    assert request.ended and request.cancelled.is_set()
+    assert request.samples is None and request.read is None
+
+
 def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
     service = serve()
     engine = service.app.state.engine
