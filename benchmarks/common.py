@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle, BundleError, load_bundle, tokeniser_sha256
 from model.constants import MAX_CODEBOOKS, SAMPLE_RATE_HZ
+from model.files import put_json
 from model.lm.config import DecoderConfig
 from model.lm.hybrid_lm import HybridLM, shift
 from model.training.corpus import Corpus, find_files, read_audio
@@ -133,9 +134,7 @@ def logprobs(subject: Subject, tokens: Tensor, mel_frames: Tensor) -> Tensor:
 def write_json(path: Path, body: dict[str, Any]) -> None:
     """The body with the machine it was made on, replaced in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({**body, "machine": machine()}, indent=1) + "\n")
-    part.replace(path)
+    put_json(path, {**body, "machine": machine()}, indent=1)
 
 
 def rounded(value: Any, digits: int = 4) -> Any:

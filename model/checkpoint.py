@@ -19,6 +19,7 @@ from torch import Tensor
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig, DecoderKind, EncoderKind
 from model.constants import LATENT_DIM, MAX_CODEBOOKS, VOCABULARY
+from model.files import put_json, whole_file
 from model.lm.config import PRESETS, DecoderConfig
 from model.lm.hybrid_lm import HybridLM
 from model.lm.mel import LogMel
@@ -122,7 +123,8 @@ def save_codec(codec: Codec, path: Path, half: bool = True) -> str:
     weights = _weights(codec, half)
     kept = {name: tensor for name, tensor in weights.items() if not name.endswith(QUANTISER_STATISTICS)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kept, path)
+    with whole_file(path) as part:
+        save_file(kept, part)
     return sha256_of(path)
 
 
@@ -148,7 +150,8 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
     """Write a bundle; its card is written by whoever made it."""
     folder.mkdir(parents=True, exist_ok=True)
     codec_sha256 = save_codec(bundle.codec, folder / CODEC, half)
-    save_file(_weights(bundle.lm, half), folder / DECODER)
+    with whole_file(folder / DECODER) as part:
+        save_file(_weights(bundle.lm, half), part)
     config = {
         "format": FORMAT,
         "name": bundle.name,
@@ -162,7 +165,7 @@ def save_bundle(bundle: Bundle, folder: Path, half: bool = True) -> None:
     }
     if bundle.levels:
         config["levels"] = "".join(f"{level:x}" for level in bundle.levels)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    put_json(folder / CONFIG, config, indent=2)
 
 
 def _levels(config: dict[str, Any]) -> tuple[int, ...]:

@@ -3,10 +3,11 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from app.errors import UserError
+from model import files
 
 
 def _regular(out: Path) -> bool:
@@ -50,20 +51,12 @@ def check_folder(folder: Path) -> Path:
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of ``out`` at the end, in one move; nothing is left of a failure.
+    """As `model.files.whole_file`; a device or a pipe is written to as it is.
 
     Raises UserError for what the file system refuses, a full disk for one.
     """
-    target = out.resolve()  # a link stays one
-    part = target.with_name(f".{target.name}.{os.getpid()}.part") if _regular(out) else target
     try:
-        yield part
-        if part != target:
-            if target.exists():
-                part.chmod(target.stat().st_mode)
-            os.replace(part, target)
+        with files.whole_file(out) if _regular(out) else nullcontext(out) as part:
+            yield part
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        if part != target:
-            part.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ chance.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from benchmarks.common import DEFAULT, RESULTS
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES
+from model.files import put_json
 from model.training.evaluate import bootstrap, codec_figures, intelligibility, load_clips, si_sdr
 from model.training.loop import machine
 from model.training.losses import SpectralLoss
@@ -79,7 +79,7 @@ def main() -> None:
         clips = load_clips([getattr(arguments, kind)], arguments.limit, arguments.max_seconds)
         report[kind] = {"clips": len(clips)} | codec_figures(bundle, clips) | latents_figures(bundle, clips)
         report["conditions"] = machine() | {"max_seconds": arguments.max_seconds}
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each kind: a kill leaves the first
+        put_json(arguments.out, report, indent=1)  # after each kind: a kill leaves the first
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ bootstrap intervals.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from rich.progress import track
 
 from benchmarks.quality.table_report import Bootstrap
 from model.checkpoint import Bundle, load_bundle, tokeniser_sha256
+from model.files import put_json
 from model.lm.depth_decoder import frames_before
 from model.training.loop import machine
 from model.training.token_set import Document, TokenSet
@@ -92,9 +92,7 @@ def main() -> None:
                 print(f"{kind:7}{name:9}{row['first']['mean']:8.4f}{row['second']['mean']:8.4f}"
                       f"  {apart['mean']:+.4f} ({apart['low']:+.4f} to {apart['high']:+.4f})")  # fmt: skip
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(
-        json.dumps({"conditions": machine(), "bundles": names, "validation": report}, indent=1) + "\n"
-    )
+    put_json(arguments.out, {"conditions": machine(), "bundles": names, "validation": report}, indent=1)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from benchmarks.quality import acoustics
 from benchmarks.quality.continuing import Made, coded, continue_all
 from benchmarks.quality.latents import POOL_FRAMES, Space, distance, pooled
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
+from model.files import whole_file
 from model.inference.sampling import SamplingOptions
 from model.training.evaluate import bootstrap
 from model.training.voices import embedding
@@ -105,9 +106,8 @@ def make(subject: Subject, prompts: Tensor, options: SamplingOptions, keep: Path
             batch = SamplingOptions(options.temperature, options.top_k, options.top_p, options.seed + start)
             made = continue_all(subject, some, MADE_SECONDS * FRAME_RATE_HZ, batch, words)
             keep.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".part").open("wb") as file:
+            with whole_file(path) as part, part.open("wb") as file:
                 np.savez(file, tokens=made.tokens, logprobs=made.logprobs, samples=made.samples.astype(np.float16))
-            path.with_suffix(".part").replace(path)
         with np.load(path) as found:
             parts.append((found["tokens"], found["logprobs"], found["samples"].astype(np.float32)))
     tokens, logprobs, samples = (np.concatenate(part) for part in zip(*parts, strict=True))

@@ -14,7 +14,6 @@ like the real ones together.
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 from benchmarks.quality.latents import Array, Space, distance, pooled
 from model.checkpoint import Bundle, load_bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.files import put_json
 from model.inference.rng import uniforms
 from model.inference.sampling import SamplingOptions, draw
 from model.lm.depth_decoder import NO_CODE, frames_before
@@ -168,7 +168,7 @@ def main() -> None:
         clips = load_clips(spread, None, arguments.max_seconds)
         report[kind] = measure(bundle, clips)
         report["conditions"] = machine() | {"max_seconds": arguments.max_seconds, "mel": "real"}
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n")  # after each kind: a kill leaves the first
+        put_json(arguments.out, report, indent=1)  # after each kind: a kill leaves the first
 
 
 if __name__ == "__main__":

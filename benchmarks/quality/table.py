@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from benchmarks.quality.table_data import Mel, Variant, build_set, build_test_set
 from benchmarks.quality.table_report import write
+from model.files import put_json
 from model.lm.config import PRESETS
 from model.lm.hybrid_lm import HybridLM
 from model.training.corpus import DataError, build_corpus
@@ -167,9 +168,7 @@ class Table:
             "curve": [entry for entry in log.history() if any(f"valid_{kind}" in entry for kind in kinds)],
             "seconds": found.get("seconds", 0) + round(time.monotonic() - started),
         }
-        part = result.with_suffix(".part")
-        part.write_text(json.dumps(made))
-        part.replace(result)
+        put_json(result, made)
         return made
 
     def tested(self, model: HybridLM, mel: Mel, kind: str) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ Intervals are crossed bootstraps: each draw resamples utterances *and* seeds, an
 that what is hard for both models cancels. They hold for other utterances and other seeds alike.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.report.pages import Report, interval, table
+from model.files import put_json
 
 DRAWS = 10_000
 FRAME_RATE_HZ = 75
@@ -132,9 +132,7 @@ def write(out: Path, results: list[dict[str, Any]], sweeps: dict[str, Any], cond
     """The figures so far, as JSON."""
     out.parent.mkdir(parents=True, exist_ok=True)
     body = {"conditions": conditions, "sweep": sweeps} | summary(results)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(body) + "\n")
-    part.replace(out)
+    put_json(out, body)
 
 
 def _kind_table(kind: str, report: Report) -> list[str]:

@@ -12,7 +12,6 @@ Training speakers train it, validation speakers judge it; the test sets are not 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from benchmarks.common import DEFAULT, RESULTS
 from model.checkpoint import load_bundle, tokeniser_sha256
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, LATENT_DIM, SAMPLE_RATE_HZ
+from model.files import put_json
 from model.lm.mel import LogMel
 from model.training.code_set import CodedClip, CodeSet, build_codes
 from model.training.corpus import Corpus
@@ -136,7 +136,7 @@ def main() -> None:
         print(kind, found, flush=True)
     settings = {"context_frames": CONTEXT, "steps": arguments.steps, "dimensions": CONTEXT * LATENT_DIM}
     report["conditions"] = machine() | settings | {"frame_rate_hz": FRAME_RATE_HZ}
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    put_json(arguments.out, report, indent=1)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@
 shared, the two differ by what other programs took. On an idle core they are equal, as long as nothing waits.
 """
 
-import json
 import os
 import platform
 import statistics
@@ -19,6 +18,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import ROOT, rounded
+from model.files import put_json
 
 console = Console(stderr=True)
 Clocks = tuple[float, float]  # wall and processor seconds
@@ -110,7 +110,5 @@ def commit() -> str | None:
 def write(path: Path, found_in: dict[str, Any], body: dict[str, Any]) -> None:
     """The figures with their conditions, as `conditions` gave them before the measurement, in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(rounded({"conditions": found_in, **body}, 5), indent=1) + "\n")
-    part.replace(path)
+    put_json(path, rounded({"conditions": found_in, **body}, 5), indent=1)
     console.print(f"wrote {path}")

@@ -18,8 +18,8 @@ from model.checkpoint import tokeniser_sha256
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ
+from model.files import put_json
 from model.training.corpus import Clip, Corpus, Split
-from model.training.files import put_json
 
 BATCH_SECONDS = 60.0  # of audio encoded together
 CHUNK_SECONDS = 8.0  # of audio in one pass of the encoder: more does not fit a processor's cache
@@ -97,6 +97,7 @@ def build_codes(corpus: Corpus, codec: Codec, hours: dict[str, float], out: Path
     if index.exists() and json.loads(index.read_text())["made_from"] == made_from:
         return CodeSet(out, corpus)
     out.mkdir(parents=True, exist_ok=True)
+    index.unlink(missing_ok=True)  # or a kill would leave that of other codes beside these
     place = {id(clip): at for at, clip in enumerate(corpus.clips)}
     encoder = StreamingEncoder(codec.to(device).eval())
     clips: list[tuple[int, int, int]] = []

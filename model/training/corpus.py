@@ -21,7 +21,7 @@ import soxr
 from rich.progress import track
 
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
-from model.training.files import put_json
+from model.files import put_json
 
 Split = Literal["train", "valid"]
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
@@ -163,6 +163,7 @@ def build_corpus(folders: Sequence[Path], out: Path, workers: int = 2, music: bo
         return Corpus(out)
     files = find_files(folders)
     out.mkdir(parents=True, exist_ok=True)
+    index.unlink(missing_ok=True)  # or a kill would leave that of other clips beside these samples
     clips: list[Clip] = []
     skipped: list[str] = []
     position = 0

@@ -3,7 +3,6 @@
 Every figure comes with a 95 % bootstrap interval over clips and the conditions that it was made under.
 """
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from model.checkpoint import Bundle
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, SAMPLE_RATE_HZ, VOCABULARY
+from model.files import put_json
 from model.inference.scoring import MelSource, score
 from model.lm.depth_decoder import frames_before
 from model.lm.mel import LogMel
@@ -290,5 +290,5 @@ def evaluate(
     }
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1))
+        put_json(out, report, indent=1)
     return report

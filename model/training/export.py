@@ -5,8 +5,10 @@ is served is then exactly what made the tokens.
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from model.checkpoint import (
 from model.codec.codec import Codec
 from model.codec.config import CodecConfig
 from model.codec.encodec_24khz import FILE_NAME, load_meta_codec
+from model.files import put_json
 from model.lm.config import DecoderConfig
 from model.lm.hybrid_lm import HybridLM
 from model.training.corpus import DataError
@@ -63,7 +66,7 @@ def export_codec(run: Path) -> Path:
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     codec.load_state_dict(state["codec"] | state.get("averaged", {}))  # the mean of the last steps, where there is one
     save_codec(codec, run / CODEC)
-    (run / CODEC_CONFIG).write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    put_json(run / CODEC_CONFIG, config.to_dict(), indent=1)
     return run / CODEC
 
 
@@ -110,7 +113,7 @@ def replace_decoder(bundle: Path, codec_folder: Path, share: float = 1.0) -> Non
     save_codec(codec, bundle / CODEC)
     (bundle / CODEC).chmod(0o644)
     written = read_config(bundle) | {"codec": codec.config.to_dict(), "codec_sha256": sha256_of(bundle / CODEC)}
-    (bundle / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    put_json(bundle / CONFIG, written, indent=2)
 
 
 def export_bundle(
@@ -138,18 +141,25 @@ def export_bundle(
         "machine": known["machine"],
     }
     bundle = Bundle(codec, decoder.eval(), name, preset, licence, made_by, levels=levels or tokens.levels())
-    save_bundle(bundle, out)
-    if _is_meta(codec_folder):  # named by its hash, and not shipped: it has terms of its own
-        (out / CODEC).unlink()
-        written = read_config(out) | {"codec": {"kind": "meta"}, "codec_sha256": sha256_of(_meta_file(codec_folder))}
-        (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-        (out / DECODER).chmod(0o644)
-        return bundle
-    if (codec_folder / CODEC).resolve() != (out / CODEC).resolve():
-        shutil.copyfile(codec_folder / CODEC, out / CODEC)  # the very file, whatever wrote it: its hash is the bundle's
-    written = read_config(out)
-    written["codec_sha256"] = sha256_of(out / CODEC)
-    (out / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-    for file in (CODEC, DECODER):
-        (out / file).chmod(0o644)  # safetensors writes for the owner alone; a server runs as somebody else
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export-", dir=out) as folder:  # what is there stays until the new one is whole
+        made = Path(folder)
+        save_bundle(bundle, made)
+        if _is_meta(codec_folder):  # named by its hash, and not shipped: it has terms of its own
+            (made / CODEC).unlink()
+            found = {"codec": {"kind": "meta"}, "codec_sha256": sha256_of(_meta_file(codec_folder))}
+        else:  # the very file, whatever wrote it: its hash is the bundle's
+            shutil.copyfile(codec_folder / CODEC, made / CODEC)
+            found = {"codec_sha256": sha256_of(made / CODEC)}
+        put_json(made / CONFIG, read_config(made) | found, indent=2)
+        for file in (
+            CODEC,
+            DECODER,
+            CONFIG,
+        ):  # a kill between two leaves files whose hashes do not fit: refused at load
+            if (made / file).exists():
+                (made / file).chmod(0o644)  # safetensors writes for the owner alone; a server runs as somebody else
+                os.replace(made / file, out / file)
+            else:
+                (out / file).unlink(missing_ok=True)
     return bundle

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model.files import put_json, whole_file
 from model.training.progress import RateColumn
 
 State = dict[str, Any]
@@ -89,7 +90,7 @@ class Run:
             if changed:
                 raise ValueError(f"{folder} holds a run with other settings ({', '.join(changed)}); choose another")
         else:
-            known.write_text(json.dumps({"settings": settings, "machine": machine()}, indent=1))
+            put_json(known, {"settings": settings, "machine": machine()}, indent=1)
 
     @property
     def checkpoint(self) -> Path:
@@ -97,9 +98,8 @@ class Run:
 
     def save(self, state: State) -> None:
         """Replaces the checkpoint in one move, so that a kill at any moment leaves a whole one."""
-        part = self.folder / "checkpoint.part"
-        torch.save(state, part)
-        os.replace(part, self.checkpoint)
+        with whole_file(self.checkpoint) as part:
+            torch.save(state, part)
 
     def load(self) -> State | None:
         """The last checkpoint, on the CPU, or None."""
@@ -137,7 +137,8 @@ class Run:
             axes.set_xlabel("step")
             axes.grid(alpha=0.3)
         path = self.folder / "loss.png"
-        figure.savefig(path, dpi=90)
+        with whole_file(path) as part:
+            figure.savefig(part, dpi=90, format="png")
         return path
 
     def steps(

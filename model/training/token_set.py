@@ -25,12 +25,12 @@ from model.checkpoint import decoder_sha256
 from model.codec.codec import Codec
 from model.codec.streaming import StreamingEncoder
 from model.constants import FRAME_RATE_HZ, HOP_SAMPLES, MAX_CODEBOOKS, MEL_BANDS, SAMPLE_RATE_HZ, VOCABULARY
+from model.files import put_json
 from model.inference.scoring import MIN_FRAMES
 from model.lm.mel import LogMel
 from model.training.configs import TokenSettings as TokenSettings
 from model.training.configs import before
 from model.training.corpus import Clip, Corpus, DataError, Split
-from model.training.files import put_json
 from model.training.loop import filled
 from model.training.pauses import Pauses, Spans, insert_pauses, shorten_pauses
 

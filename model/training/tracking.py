@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from model.files import put_json
 from model.training.corpus import DataError
 from model.training.loop import read_log
 
@@ -74,7 +75,5 @@ def send(run: Path, tracker: Tracker, project: str, name: str) -> int:
             tracker.log({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
     finally:
         tracker.finish()
-    part = state.with_suffix(".part")
-    part.write_text(json.dumps(sent | {place: fresh[-1]["step"]}))
-    part.replace(state)
+    put_json(state, sent | {place: fresh[-1]["step"]})
     return len(fresh)

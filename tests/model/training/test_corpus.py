@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_made_once(library: Path, tmp_path: Path) -> None:
     shutil.rmtree(library / "3")
     assert len(build_corpus([library], tmp_path / "corpus").clips) == 120  # opened, not made again
     assert len(build_corpus([library / "4"], tmp_path / "corpus").clips) == 2  # other folders: made anew
+
+
+def test_what_was_cut_off_is_not_opened_as_what_was_there(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A corpus of other folders is begun in its place, and killed: the samples are neither's."""
+    before = build_corpus([library], tmp_path / "corpus")
+    whole = before.samples[:].copy()
+
+    def cut(*given: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as killed:
+        killed.setattr("model.training.corpus._decoded", cut)
+        with pytest.raises(KeyboardInterrupt):
+            build_corpus([library / "4"], tmp_path / "corpus")
+    after = build_corpus([library], tmp_path / "corpus")
+    assert len(after.clips) == 120 and np.array_equal(after.samples[:], whole)
 
 
 def test_unreadable_files_are_listed(library: Path, tmp_path: Path) -> None:

@@ -103,6 +103,23 @@ def test_half_a_run_is_refused(codec_run: Path, missing: str) -> None:
         export_codec(codec_run)
 
 
+def test_an_export_that_fails_leaves_the_bundle_that_was_there(
+    codec_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, digest = find_codec(codec_run)
+    run, out = language_run(tmp_path / "lm", digest), tmp_path / "out"
+    exported(run, codec_run, out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError, match="No space"):
+        exported(language_run(tmp_path / "other", digest), codec_run, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
 @pytest.fixture
 def meta_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with the names and shapes of Meta's checkpoint, and random values."""
