@@ -6,23 +6,20 @@ sizes that a stream does not know, from its first sample on.
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from app.audio.formats import Format, StreamFormat
+from app.audio.formats import FORMATS, Codec, Format, StreamFormat
 from app.audio.samples import BLOCK_FRAMES, Samples
 from model.constants import SAMPLE_RATE_HZ
 
 UNKNOWN = 0xFFFF_FFFF  # the size that a streamed WAV tells; readers take what comes (with 0 they take nothing)
-OPUS_FRAME_SAMPLES = SAMPLE_RATE_HZ // 50  # 20 ms: Opus' own default
-MP3_FRAME_SAMPLES = 576  # 24 ms: MPEG-2 Layer III
 
 
 def to_pcm(samples: Samples) -> npt.NDArray[np.int16]:
@@ -91,7 +88,7 @@ class _Sink:
 
 
 class CodecEncoder:
-    """Opus in Ogg, or MP3, by FFmpeg.
+    """Any format that FFmpeg has a codec for.
 
     Every page or frame is written as soon as it is complete. Of the audio that was fed, an Opus stream holds back up to
     40 ms: a frame, the page before it, which FFmpeg keeps so that it can mark the last one, and the codec's own 6.5 ms.
@@ -100,23 +97,18 @@ class CodecEncoder:
     Nothing random is in the bytes (``bitexact``: Ogg's stream number would be).
     """
 
-    def __init__(self, form: Literal["opus", "mp3"]) -> None:
-        opus = form == "opus"
+    def __init__(self, codec: Codec) -> None:
         self._sink, self._kept, self._position = _Sink(), np.zeros(0, np.int16), 0
-        self._frame_samples = OPUS_FRAME_SAMPLES if opus else MP3_FRAME_SAMPLES
-        self._sample_format = "s16" if opus else "s16p"
-        options = {"fflags": "+bitexact", "flush_packets": "1"}
-        # Ogg: a page for each frame. MP3: no tag with the length in front, which only a finished file could have.
-        options |= {"page_duration": "20000"} if opus else {"write_xing": "0", "id3v2_version": "0"}
-        self._container = av.open(self._sink, "w", format="ogg" if opus else "mp3", container_options=options)
-        codec, codec_options = ("libopus", {"frame_duration": "20"}) if opus else ("libmp3lame", {"reservoir": "0"})
-        stream = self._container.add_stream(codec, rate=SAMPLE_RATE_HZ, options=codec_options)
+        self._frame_samples, self._sample_format = codec.frame_samples, codec.sample_format
+        options = {"fflags": "+bitexact", "flush_packets": "1"} | codec.container_options
+        self._container = av.open(self._sink, "w", format=codec.container, container_options=options)
+        stream = self._container.add_stream(codec.name, rate=SAMPLE_RATE_HZ, options=codec.options)
         assert isinstance(stream, av.AudioStream)
-        stream.layout, stream.format = "mono", self._sample_format
-        stream.bit_rate = 48_000 if opus else 64_000
+        stream.layout, stream.format = "mono", codec.sample_format
+        stream.bit_rate = codec.bit_rate
         self._stream = stream
         self._container.start_encoding()
-        assert stream.codec_context.frame_size == self._frame_samples, stream.codec_context.frame_size
+        assert stream.codec_context.frame_size == codec.frame_samples, stream.codec_context.frame_size
         self.head = self._sink.take()
 
     def _encode(self, pcm: npt.NDArray[np.int16] | None) -> None:
@@ -148,14 +140,12 @@ class CodecEncoder:
             self._container.close()
 
 
-ENCODERS: dict[StreamFormat, Callable[[], Encoder]] = {
-    "wav": WavEncoder, "pcm": PcmEncoder, "opus": partial(CodecEncoder, "opus"), "mp3": partial(CodecEncoder, "mp3"),
-}  # fmt: skip
-
-
 def encoder(form: StreamFormat) -> Encoder:
     """An encoder of a streamed file."""
-    return ENCODERS[form]()
+    codec = FORMATS[form].codec
+    if codec is not None:
+        return CodecEncoder(codec)
+    return WavEncoder() if form == "wav" else PcmEncoder()
 
 
 def parts(form: StreamFormat, pieces: Iterator[Samples]) -> Iterator[bytes]:
@@ -175,11 +165,12 @@ def encode(samples: Samples, form: Format) -> bytes:
     if form == "wav":
         pcm = PcmEncoder().feed(samples)
         return wav_head(len(pcm)) + pcm
-    if form != "flac":
-        return b"".join(parts(form, iter([samples])))
+    container = FORMATS[form].libsndfile
+    if container is None:
+        return b"".join(parts(cast(StreamFormat, form), iter([samples])))
     out = io.BytesIO()
     pcm16 = to_pcm(samples)
-    with soundfile.SoundFile(out, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format="FLAC") as sound:
+    with soundfile.SoundFile(out, "w", SAMPLE_RATE_HZ, 1, "PCM_16", format=container) as sound:
         for start in range(0, len(pcm16), BLOCK_FRAMES):
             sound.write(pcm16[start : start + BLOCK_FRAMES])
     return out.getvalue()

@@ -1,7 +1,7 @@
 """Samples to bytes: pieces do not show in what comes out, files are what they say, and little is held back."""
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -10,10 +10,18 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.audio.encode import MP3_FRAME_SAMPLES, OPUS_FRAME_SAMPLES, encode, encoder, to_pcm, wav_head
+from app.audio.encode import encode, encoder, to_pcm, wav_head
+from app.audio.formats import FORMATS
 from app.audio.mixing import limit
 from app.audio.samples import Samples
 from tests.support.decoding import decoded_samples
+
+
+def frame_samples(form: Literal["opus", "mp3"]) -> int:
+    codec = FORMATS[form].codec
+    assert codec is not None
+    return codec.frame_samples
+
 
 FORMS = ("wav", "pcm", "opus", "mp3")
 LENGTHS = (0, 1, 319, 320, 479, 480, 481, 576, 5_000, 24_001)
@@ -103,7 +111,7 @@ def test_mp3_holds_all_of_the_samples(length: int) -> None:
     """And what the format adds: 1105 samples in front, and the rest of the last frame."""
     read, rate = soundfile.read(io.BytesIO(encode(noise(length), "mp3")))
     assert rate == 24_000
-    assert length + 1_105 <= len(read) <= length + 1_105 + 2 * MP3_FRAME_SAMPLES
+    assert length + 1_105 <= len(read) <= length + 1_105 + 2 * frame_samples("mp3")
 
 
 @pytest.mark.parametrize(("form", "delay"), [("opus", 0), ("mp3", 1_105)])
@@ -130,9 +138,9 @@ def test_same_samples_same_bytes(form: Any) -> None:
 def readable(form: Any, content: bytes) -> int:
     """Samples of what was fed that a reader has from these bytes, when no more of them came."""
     if form == "opus":  # a frame a page, after two pages of header; the codec's own delay is 6.5 ms
-        return max((content.count(b"OggS") - 2) * OPUS_FRAME_SAMPLES - 156, 0)
+        return max((content.count(b"OggS") - 2) * frame_samples("opus") - 156, 0)
     if form == "mp3":  # 64 kbit/s: as many bytes for each frame
-        return max(len(content) // 192 * MP3_FRAME_SAMPLES - 1_105, 0)
+        return max(len(content) // 192 * frame_samples("mp3") - 1_105, 0)
     return (len(content) - len(encoder(form).head)) // 2
 
 
