@@ -18,7 +18,10 @@ from app.system.models import ModelList
 
 
 class AsyncClient:
-    """`app.client.Client`, with the same methods and arguments."""
+    """`app.client.Client`, with the same methods and arguments.
+
+    Written out again, since each call is awaited here and types are to say so. Both share `app.client.calls`.
+    """
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ their logits are compared: with torch's, and a row's bits in company with its bi
 AOTInductor needs a C++ compiler, ONNX Runtime ``pip install -e ".[bench]"``.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.baselines import PROMPT_POSITIONS, a_prompt, each, filled
 from benchmarks.speed.exported import ExportedStep, HostCaches, Inductor, OnnxRuntime
-from benchmarks.speed.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, write
+from benchmarks.speed.timing import Clocks, Figure, clocks, conditions, console, in_turns, since, step_arguments, write
 from model.checkpoint import Bundle, load_bundle
 from model.constants import MEL_BANDS, VOCABULARY
 from model.inference.numba_backend.backend import NumbaBackend
@@ -182,13 +180,7 @@ def measure(
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, default=DEFAULT)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--steps", type=int, default=48)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "runtimes.json")
-    arguments = parser.parse_args()
+    arguments = step_arguments(__doc__, "runtimes.json")
     torch.set_num_threads(1)
     bundle = load_bundle(arguments.bundle)
     import onnxruntime

@@ -7,13 +7,10 @@ Contenders take turns in one process (`benchmarks/speed/timing.py`); each has a 
 tokens, or frames, of every row. transformers is needed: ``pip install -e ".[bench]"``.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.baselines import (
     PROMPT_POSITIONS,
     Run,
@@ -25,7 +22,7 @@ from benchmarks.speed.baselines import (
     uncached,
 )
 from benchmarks.speed.roofline import Roof, frame_work, token_work
-from benchmarks.speed.timing import Figure, conditions, console, in_turns, write
+from benchmarks.speed.timing import Figure, conditions, console, in_turns, step_arguments, write
 from model.checkpoint import Bundle, load_bundle
 from model.lm.config import PRESETS
 
@@ -93,13 +90,7 @@ def measure(base: Bundle, rows: int, steps: int, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=DEFAULT)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--steps", type=int, default=48)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS / "step.json")
-    arguments = parser.parse_args()
+    arguments = step_arguments(__doc__, "step.json")
     torch.set_num_threads(1)
     base = load_bundle(arguments.bundle)
     import transformers

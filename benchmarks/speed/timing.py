@@ -4,6 +4,7 @@
 shared, the two differ by what other programs took. On an idle core they are equal, as long as nothing waits.
 """
 
+import argparse
 import os
 import platform
 import statistics
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.common import ROOT, rounded
+from benchmarks.common import DEFAULT, RESULTS, ROOT, rounded
 from model.files import put_json
 
 console = Console(stderr=True)
@@ -105,6 +106,17 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
+
+
+def step_arguments(description: str | None, out: str) -> argparse.Namespace:
+    """What a benchmark of steps is asked for, its figures going to ``out`` in the folder of results."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=DEFAULT)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / out)
+    return parser.parse_args()
 
 
 def write(path: Path, found_in: dict[str, Any], body: dict[str, Any]) -> None:

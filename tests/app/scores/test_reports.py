@@ -78,6 +78,7 @@ def test_audacity() -> None:
 
 
 def test_textgrid() -> None:
+    """Both tiers have the same intervals, as Praat wants them: written out, since this is what a file looks like."""
     one = {**TOKENS, "tokens": 1, "logprobs": [-3.0], "codes": [17]}
     assert (
         written("textgrid", one, context=3)
