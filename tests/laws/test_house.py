@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -68,6 +69,15 @@ def test_constraints_lie_in_the_declared_ranges() -> None:
         if requirement.name.startswith("types-"):
             continue
         assert requirement.specifier.contains(pinned[requirement.name.split("[")[0]]), requirement
+
+
+def test_constraints_are_the_versions_that_the_published_figures_name() -> None:
+    """So that the extra `bench` measures what the tables tell of."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pinned = dict(line.split("==") for line in lines)
+    for table, package in (("step", "transformers"), ("runtimes", "onnxruntime")):
+        figures = json.loads((ROOT / "benchmarks" / "results" / f"{table}.json").read_text())
+        assert figures["conditions"][package] == pinned[package], f"{table}.json"
 
 
 def test_the_lock_holds_the_tested_versions_by_hash() -> None:
