@@ -17,8 +17,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )  # fmt: skip
 
+from model.default_bundle import DEFAULT_BUNDLE
+
 PREFIX = "WHISPERGPT_"
-DEFAULT_BUNDLE = Path(__file__).resolve().parents[1] / "weights" / "default"
 # variables of the prefix that are read elsewhere
 NOT_SETTINGS = {"CONFIG", "API_KEY", "FORBID_SKIPS", "TEST_BUNDLE", "CUDA_GRAPH"}
 KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -23,6 +23,7 @@ from app.cli.options import (
 from app.cli.output import check_folder, check_output
 from app.errors import UserError
 from model.codec.config import CodecConfig, SourceFilterConfig
+from model.default_bundle import DEFAULT_BUNDLE
 from model.training.configs import CodecTraining, DecoderTraining, LMTraining, SourceFilterTraining, TokenSettings
 
 if TYPE_CHECKING:
@@ -295,8 +296,14 @@ def track_command(
 def eval_command(
     paths: Annotated[list[Path], typer.Argument(help="files or folders of audio and MIDI")],
     bundle: Annotated[
-        Path, typer.Option(envvar="WHISPERGPT_BUNDLE", show_envvar=False, help="bundle to measure [WHISPERGPT_BUNDLE]")
-    ] = Path("weights/default"),
+        Path,
+        typer.Option(
+            envvar="WHISPERGPT_BUNDLE",
+            show_envvar=False,
+            show_default="weights/default",
+            help="bundle to measure [WHISPERGPT_BUNDLE]",
+        ),
+    ] = DEFAULT_BUNDLE,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file for all figures")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="so many clips at most")] = None,
     max_seconds: Annotated[float, typer.Option(min=1.0, help="so much of each clip at most")] = 60.0,

@@ -23,6 +23,7 @@ import torch
 from versa.definition import BaseMetric, MetricCategory, MetricMetadata, MetricType
 
 from model.checkpoint import load_bundle
+from model.default_bundle import DEFAULT_BUNDLE
 from model.inference.mono import mono_24khz
 from model.inference.scoring import score
 
@@ -50,7 +51,7 @@ class WhisperGPTMetric(BaseMetric):  # type: ignore[misc]  # VERSA is not where 
     def _setup(self) -> None:
         """Loads the weights. Raises BundleError."""
         device = "cuda" if self.config.get("use_gpu", False) else "cpu"
-        self.bundle = load_bundle(Path(self.config.get("bundle", "weights/default")), device)
+        self.bundle = load_bundle(Path(self.config.get("bundle", DEFAULT_BUNDLE)), device)
 
     def compute(
         self, predictions: Any, references: Any = None, metadata: dict[str, Any] | None = None
