@@ -10,11 +10,11 @@ ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
 ARG TORCH_VERSION=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH
-# From TORCH_INDEX alone, so that the default index cannot offer a CUDA build of the same version.
-RUN pip install --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
+# The base's pip installs into a venv that has none: nothing is installed into an image that runs.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/venv/bin/python
+# torch from TORCH_INDEX alone, so that the default index cannot offer a CUDA build of the same version.
+RUN python -m venv --without-pip /opt/venv \
+    && pip install --index-url "${TORCH_INDEX}" "torch==${TORCH_VERSION}"
 WORKDIR /srv
 # By hash, and nothing else. torch has other wheels for each TORCH_INDEX: of it the version alone is pinned.
 COPY requirements.lock ./
@@ -22,8 +22,13 @@ RUN pip install --require-hashes --no-deps -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY app ./app
 COPY model ./model
-# Editable: the code stays in /srv, beside weights/, as in a checkout.
-RUN pip install --no-deps -e .
+# Editable: the code stays in /srv, beside weights/, as in a checkout. Its bytecode is made here, since nobody can write
+# it later. What no server reads goes: tests, and what programs in C++ are built against torch with.
+RUN pip install --no-deps -e . \
+    && python -m compileall -q --invalidation-mode unchecked-hash app model \
+    && find /opt/venv/lib -depth -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \
+        -o -path '*/torch/share' \) -exec rm -r {} + \
+    && find /opt/venv/lib -path '*/torch/bin/*' ! -name torch_shm_manager -delete
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 LABEL org.opencontainers.image.title="whisper-gpt-server" \

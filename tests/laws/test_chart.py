@@ -63,7 +63,7 @@ def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return dict(zip(kinds, documents, strict=True))
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.fixture(params=list(VARIANTS.values()), ids=list(VARIANTS))
 def manifests(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     return rendered(request.param)
 

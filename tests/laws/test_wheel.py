@@ -105,7 +105,7 @@ def test_an_installed_wheel_serves_from_an_empty_folder(wheel: Path, tmp_path: P
 
     port = free_port()
     with log.open("w") as out:
-        command = [fresh / "bin" / "whisper-gpt", "serve", "--port", str(port), "--drain-grace-seconds", "0"]
+        command = [str(fresh / "bin" / "whisper-gpt"), "serve", "--port", str(port), "--drain-grace-seconds", "0"]
         server = subprocess.Popen(command, cwd=empty, env=environment, stdout=out, stderr=out)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
