@@ -75,6 +75,13 @@ class Buildah:
             self.ask("rm", container)
 
 
+def let_go(buildah: Buildah) -> None:
+    """The storage stays mounted on itself after buildah has ended: without this nobody could remove the work folder."""
+    storage = buildah.work / "images" / "overlay"
+    if storage.is_mount():
+        subprocess.run(["umount", str(storage)], check=True)
+
+
 def make_base(buildah: Buildah, mirror: str) -> float:
     """The stand-in, if it is not there yet; the seconds that it took."""
     begin = time.monotonic()
