@@ -83,6 +83,10 @@ class PromptNotFound(ClientError):
     status, code = 404, "prompt_not_found"
 
 
+class UpgradeRequired(ClientError):
+    status, code = 426, "upgrade_required"
+
+
 class DecoderLost(ServiceError):
     """The process that decoded the upload is gone; the server is not."""
 

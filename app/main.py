@@ -130,6 +130,7 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
         docs_url=None,  # system/docs.py has them, so that they want a key as all routes do
         redoc_url=None,
         openapi_url=None,
+        webhooks=sessions.events,
         # its spans would tell queries, in which people put keys; ours are in `app.server.tracing`
         telemetry={"tracing": False, "metrics": False, "logs": False},
         responses=failures(),

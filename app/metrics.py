@@ -63,7 +63,7 @@ class Metrics:
         self.broken = counter("streams_broken", "Streams that ended in an error after their first byte", "reason")
         self.input_errors = counter("input_errors", "Inputs that could not be used", "reason")
         self.decoders_lost = counter("decoders_lost", "Decoder processes that ended unexpectedly", "when")
-        for when in ("file", "rest", "start"):
+        for when in ("file", "rest", "start", "session"):
             self.decoders_lost.labels(when)  # 0 before the first one, or its loss would be no increase
         self.decoders = gauge("decoders", "Decoder processes that are there")
         self.nonfinite = counter("nonfinite_logits", "Answers withheld because a likelihood was not finite")

@@ -18,6 +18,7 @@ from app.corpora.rows import Format, Rows, check_format, rows_in, rows_to
 from app.corpora.scoring import Job
 from app.corpora.sources import clips_of, count_of, places
 from app.corpora.workers import Row, Workers, rows_here
+from app.errors import UserError
 from app.scores.schemas import ScoreForm
 from model.checkpoint import read_config
 from model.inference.scoring import MelSource
@@ -144,6 +145,9 @@ def score_corpus(
     found = list(places(paths))
     with errors.status("looking for clips"):
         count = count_of(found)
+    nothing = UserError(f"{', '.join(map(str, paths))}: there are no clips to score")
+    if count == 0:
+        raise nothing  # before a file is written, which would be in the way of the next try
     with place.rows(made_with) as out:
         tally = Tally(None if count is None else max(count - len(out.done), 0), time.monotonic())
         before = len(out.done)
@@ -162,6 +166,8 @@ def score_corpus(
             going_on = "--resume goes on" if place.out is not None else "nothing is kept of what was not written"
             raise Stopped(f"stopped after {before + tally.clips} clips; {going_on}") from None
         failed = out.failed + tally.failed
+    if not before and not tally.clips:
+        raise nothing
     good = tally.clips - tally.failed
     told = f"{good} clips scored, {tally.failed} failed"
     if before:

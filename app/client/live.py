@@ -1,5 +1,6 @@
 """A live session as a client has it: events of docs/api.md go out and come in."""
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -77,7 +78,7 @@ class Session:
         self._send(json.dumps({"type": kind, **fields}))
 
     def append(self, samples: bytes) -> None:
-        """Audio as it is recorded: s16le, mono."""
+        """Audio as it is recorded: s16le, mono, or what the session's `input_audio_format` says."""
         self._send(samples)
 
     def commit(self) -> None:
@@ -145,7 +146,7 @@ class AsyncSession:
         await self._send(json.dumps({"type": kind, **fields}))
 
     async def append(self, samples: bytes) -> None:
-        """Audio as it is recorded: s16le, mono."""
+        """Audio as it is recorded: s16le, mono, or what the session's `input_audio_format` says."""
         await self._send(samples)
 
     async def commit(self) -> None:
@@ -159,6 +160,17 @@ class AsyncSession:
     async def interrupt(self) -> None:
         """Stop the response that is under way."""
         await self.send("response.cancel")
+
+    async def event(self, timeout_seconds: float | None = None) -> Event | None:
+        """The server's next event; None when there is none in time. Raises ApiError when the session is closed."""
+        assert self._socket is not None, "use it with `async with`"
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return _event(await self._socket.recv())
+        except TimeoutError:
+            return None
+        except ConnectionClosed as error:
+            raise ApiError(f"the session is closed: {error}") from error
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         assert self._socket is not None, "use it with `async with`"

@@ -4,11 +4,11 @@ import time
 
 import numpy as np
 
-from app.audio.incoming import IncomingPcm
+from app.audio.incoming import Incoming
 from app.audio.samples import Samples
 from app.engine.engine import Engine
 from app.engine.requests import Listened, ListenRequest
-from app.errors import AudioTooLong
+from app.errors import AudioInvalid
 from app.prompts.service import too_short
 from model.constants import HOP_SAMPLES
 from model.inference.scoring import MIN_FRAMES, TooShortError
@@ -26,9 +26,9 @@ class Listening:
     Pieces leave nothing but their samples, so that no number of them, empty ones among them, takes more memory.
     """
 
-    def __init__(self, engine: Engine, rate_hz: int, most_seconds: float, timeout_seconds: float) -> None:
+    def __init__(self, engine: Engine, incoming: Incoming, most_seconds: float, timeout_seconds: float) -> None:
         self._engine, self._most_seconds, self._timeout_seconds = engine, most_seconds, timeout_seconds
-        self._incoming = IncomingPcm(rate_hz)
+        self._incoming = incoming
         self._all = bytearray()  # (N,) float32 at 24 kHz
         self._begin()
 
@@ -53,17 +53,24 @@ class Listening:
         """(N,) at 24 kHz, all that came."""
         return np.frombuffer(self._all, np.float32).copy()  # a view would keep the buffer from growing
 
-    def feed(self, data: bytes) -> None:
-        """The next piece, s16le. Raises AudioTooLong, upon which it is as if it had not come, and AudioInvalid."""
-        if self.seconds + self._incoming.seconds_of(data) > self._most_seconds:
-            raise AudioTooLong(f"a prompt may have {self._most_seconds:g} s", "audio")
-        self._take(self._incoming.feed(data))
+    async def feed(self, data: bytes) -> AudioInvalid | None:
+        """The next piece; what is returned was wrong with a part of it, which is left out.
 
-    def finish(self) -> None:
-        """No more will come. Raises AudioTooShort."""
-        self._take(self._incoming.finish())
+        Raises AudioTooLong, upon which it is as if it had not come, AudioInvalid and DecoderLost.
+        """
+        samples, wrong = await self._incoming.feed(data, self._most_seconds - self.seconds)
+        self._take(samples)
+        return wrong
+
+    async def finish(self) -> None:
+        """No more will come. Raises AudioTooShort and DecoderLost."""
+        self._take(await self._incoming.finish())
         if self._last is None and self._unread < MARGIN_SAMPLES:
             raise too_short()
+
+    async def forget(self) -> None:
+        """What came is not wanted. Raises DecoderLost."""
+        await self._incoming.forget()
 
     def _take(self, samples: Samples) -> None:
         self._all += np.ascontiguousarray(samples, np.float32).tobytes()

@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter, Depends, WebSocket
 
-from app.errors import Forbidden, InvalidApiKey, Overloaded, ServiceError
+from app.errors import Forbidden, InvalidApiKey, Overloaded, ServiceError, UpgradeRequired
 from app.metrics import Metrics
+from app.server.auth import require_key
 from app.server.errors import answer
 from app.server.limits import client_of
+from app.server.schemas import ErrorResponse
+from app.sessions import schemas
 from app.sessions.session import Session
 from app.settings import Settings
 
 router = APIRouter(tags=["session"])
+events = APIRouter()  # the application's webhooks: OpenAPI has no other place for what is sent over a WebSocket
+PATH = "/v1/audio/session"
+UPGRADE_STATUS = UpgradeRequired.status
 PROTOCOL = "whispergpt"
 KEY_PROTOCOL = "whispergpt.key."  # and the key in base64url: browsers can send no header, but they can name protocols
 RETRY_SECONDS = 10
@@ -43,7 +49,7 @@ class Sessions:
             self.open -= 1
 
 
-@router.websocket("/v1/audio/session")
+@router.websocket(PATH)
 async def session(socket: WebSocket) -> None:
     """Talk to the model: audio in as it is recorded, audio out as it is made (docs/api.md)."""
     state = socket.app.state
@@ -61,6 +67,33 @@ async def session(socket: WebSocket) -> None:
             return
         await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
         await Session(socket).run()
+
+
+@router.get(
+    PATH,
+    status_code=UPGRADE_STATUS,
+    dependencies=[Depends(require_key)],
+    responses={
+        101: {"description": "the session is open: its messages are the events under `webhooks`"},
+        UPGRADE_STATUS: {"model": ErrorResponse, "description": "upgrade_required: this is a WebSocket"},
+    },
+)
+async def describe_session() -> None:
+    """A live session, over a WebSocket: audio in as it is recorded, audio out as it is made (docs/api.md).
+
+    JSON events go both ways, one a message; a binary message is audio.
+    """
+    raise UpgradeRequired("this is a WebSocket: open it with one", headers={"upgrade": "websocket"})
+
+
+@events.post("session.client_event", tags=["session"])
+def client_event(event: schemas.AnyClientEvent) -> None:
+    """A message that a client sends within a session."""
+
+
+@events.post("session.server_event", tags=["session"])
+def server_event(event: schemas.AnyServerEvent) -> None:
+    """A message that the server sends within a session."""
 
 
 def check_origin(socket: WebSocket) -> None:

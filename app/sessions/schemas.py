@@ -17,7 +17,7 @@ from model.constants import SAMPLE_RATE_HZ
 from model.inference.sampling import SamplingOptions
 
 RESPONSE_FIELDS = ("seconds", *(option.name for option in dataclasses.fields(SamplingOptions)), "n", "timeout_seconds")
-Frames = list[float]
+InputFormat = Literal["pcm16", "opus", "ogg", "webm"]
 
 
 class ClientEvent(BaseModel):
@@ -39,7 +39,7 @@ class Append(ClientEvent):
     """Audio, which is read at once. A binary message is the same without JSON and base64."""
 
     type: Literal["input_audio_buffer.append"]
-    audio: Annotated[str, Field(description="base64 of s16le, mono")]
+    audio: Annotated[str, Field(description="base64 of s16le, mono; or of what `input_audio_format` says")]
 
 
 class Commit(ClientEvent):
@@ -89,9 +89,16 @@ class SessionOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sample_rate: Annotated[int, Field(ge=8_000, le=192_000, description="of audio that is appended, Hz")] = (
-        SAMPLE_RATE_HZ
-    )
+    input_audio_format: Annotated[
+        InputFormat,
+        Field(
+            description="of audio that is appended: s16le; or Opus, of which an event holds one packet (`opus`), or "
+            "any piece of an Ogg or WebM stream, as MediaRecorder gives them"
+        ),
+    ] = "pcm16"
+    sample_rate: Annotated[
+        int, Field(ge=8_000, le=192_000, description="of samples that are appended, Hz; Opus says its own")
+    ] = SAMPLE_RATE_HZ
     response: dict[str, Any] = Field(default_factory=dict, description="fields of /continue, for responses to come")
 
     def updated(self, given: Mapping[str, Any]) -> "SessionOptions":
@@ -102,7 +109,8 @@ class SessionOptions(BaseModel):
             raise InvalidParameter("response: its fields are fields of session themselves", "response")
         form(self.response | own)  # or a response would be refused, for a mistake made long before
         try:
-            return SessionOptions(**{"sample_rate": self.sample_rate, **rest, "response": self.response | own})
+            kept = {"input_audio_format": self.input_audio_format, "sample_rate": self.sample_rate}
+            return SessionOptions(**{**kept, **rest, "response": self.response | own})
         except (ValidationError, TypeError) as error:
             name = str(error.errors()[0]["loc"][0]) if isinstance(error, ValidationError) else "session"
             raise InvalidParameter(f"{name}: no such setting of a session, or out of range"[:300], name[:64]) from None
@@ -120,6 +128,7 @@ class SessionBody(BaseModel):
     id: str
     object: Literal["audio.session"] = "audio.session"
     model: str
+    input_audio_format: InputFormat
     sample_rate: int
     output_sample_rate: int = SAMPLE_RATE_HZ
     frame_rate: int
@@ -201,3 +210,9 @@ class ErrorTold(BaseModel):
     type: Literal["error"] = "error"
     event_id: str | None = None
     error: ErrorBody
+
+
+AnyServerEvent = Annotated[
+    SessionTold | Scored | Committed | Cleared | ResponseCreated | AudioDelta | ResponseDone | ErrorTold,
+    Field(discriminator="type"),
+]

@@ -11,6 +11,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
 from app.audio.encode import PcmEncoder
+from app.audio.incoming import IncomingPcm
 from app.audio.mixing import limit
 from app.engine.engine import Engine
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, PrefillDone, ReadPrompt
@@ -22,6 +23,7 @@ from app.server.limits import Limits, client_of
 from app.server.responses import Stalled
 from app.server.schemas import ErrorBody
 from app.sessions import schemas
+from app.sessions.decoding import IncomingOpus, LiveDecoder
 from app.sessions.listening import Listening
 from app.settings import Settings
 from model.constants import FRAME_RATE_HZ, frames_for_seconds
@@ -43,6 +45,7 @@ class Session:
         self._limits: Limits = state.limits
         self._owner, self._client = owner_of(socket), client_of(socket)
         self._options = schemas.SessionOptions()
+        self._decoder: LiveDecoder | None = None  # of what is not PCM
         self._listening = self._new_listening()
         self._prompt: ReadPrompt | None = None  # of the last commit
         self._end: ReadPrompt | None = None  # of the last response
@@ -80,6 +83,8 @@ class Session:
                 if task is not None:
                     task.cancel()
                     await asyncio.gather(task, return_exceptions=True)  # its error is that of a client that has left
+            if self._decoder is not None:
+                await self._decoder.close()
 
     def _over(self, silent_seconds: float) -> bool:
         return self._engine.draining or silent_seconds > self._settings.session_idle_seconds
@@ -132,10 +137,11 @@ class Session:
             case schemas.Clear():
                 if self._listening.seconds:  # it was read as it came: as much work as what is committed
                     await self._limits.audio(self._client, self._listening.seconds)
-                self._listening = self._new_listening()
+                unwanted, self._listening = self._listening, self._new_listening()
+                await unwanted.forget()
                 await self._send(schemas.Cleared())
             case schemas.SessionUpdate():
-                self._update(self._options.updated(event.session))
+                await self._update(self._options.updated(event.session))
                 await self._tell_session("session.updated")
             case schemas.CreateResponse():
                 await self._create(event)
@@ -144,21 +150,39 @@ class Session:
 
     def _new_listening(self) -> Listening:
         settings = self._settings
-        rate = self._options.sample_rate
-        return Listening(self._engine, rate, settings.max_prompt_seconds, settings.timeout_seconds)
+        pcm = self._decoder is None
+        incoming = IncomingPcm(self._options.sample_rate) if pcm else IncomingOpus(self._decoder)
+        return Listening(self._engine, incoming, settings.max_prompt_seconds, settings.timeout_seconds)
 
-    def _update(self, options: schemas.SessionOptions) -> None:
-        if options.sample_rate != self._options.sample_rate:
+    async def _update(self, options: schemas.SessionOptions) -> None:
+        old = self._options
+        another = options.input_audio_format != old.input_audio_format
+        if another or options.sample_rate != old.sample_rate:
             if self._listening.seconds:
-                raise InvalidParameter("sample_rate: commit or clear first what was appended", "sample_rate")
+                name = "input_audio_format" if another else "sample_rate"
+                raise InvalidParameter(f"{name}: commit or clear first what was appended", name)
+            if another:
+                await self._decode(options.input_audio_format)
             self._options = options
             self._listening = self._new_listening()
         self._options = options
 
+    async def _decode(self, form: schemas.InputFormat) -> None:
+        """Has a process ready for what is not PCM. Raises DecoderLost, upon which nothing has changed."""
+        decoder = None
+        if form != "pcm16":
+            decoder = LiveDecoder(form, self._socket.app.state.metrics)
+            await decoder.start()
+        before, self._decoder = self._decoder, decoder
+        if before is not None:
+            await before.close()
+
     async def _append(self, data: bytes) -> None:
-        self._listening.feed(data)
+        wrong = await self._listening.feed(data)
         while self._listening.ready:
             await self._scored(await self._listening.read())
+        if wrong is not None:
+            raise wrong
 
     async def _scored(self, read: Listened) -> None:
         first = self._listening.tokens - len(read.tokens)
@@ -170,7 +194,7 @@ class Session:
         listening = self._listening
         await self._limits.audio(self._client, listening.seconds)
         self._listening = self._new_listening()
-        listening.finish()
+        await listening.finish()
         while listening.ready:
             await listening.read()
         read = await listening.read(last=True)
@@ -279,6 +303,7 @@ class Session:
         body = schemas.SessionBody(
             id=f"sess-{self._socket.state.request_id}",
             model=self._engine.bundle.name,
+            input_audio_format=self._options.input_audio_format,
             sample_rate=self._options.sample_rate,
             frame_rate=FRAME_RATE_HZ,
             response=self._options.response,

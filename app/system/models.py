@@ -1,5 +1,6 @@
 """What is served."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -8,6 +9,7 @@ from pydantic import BaseModel, Field
 from app.server.auth import require_key
 from app.server.schemas import ErrorResponse, failures
 from app.server.uploads import check_model
+from model.checkpoint import CONFIG
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 router = APIRouter(tags=["server"])
@@ -16,6 +18,8 @@ router = APIRouter(tags=["server"])
 class ModelBody(BaseModel):
     id: str
     object: Literal["model"] = "model"
+    created: int = Field(description="when the bundle came to this machine, seconds since 1970; 0 = not known")
+    owned_by: str = "whisper-gpt"
     preset: str
     parameters: int = Field(description="of the language model without its depth decoder")
     fine_parameters: int = Field(description="of the depth decoder")
@@ -52,12 +56,21 @@ async def model(request: Request, model: str) -> ModelBody:
     return served(request)
 
 
+def created_at(folder: Path | None) -> int:
+    """When a bundle's config was written here, which OpenAI's client wants to know; 0 where there is no file."""
+    try:
+        return int((folder / CONFIG).stat().st_mtime) if folder is not None else 0
+    except OSError:  # moved away meanwhile: it is served from memory
+        return 0
+
+
 def served(request: Request) -> ModelBody:
     """What there is to tell of the bundle."""
     bundle = request.app.state.engine.bundle
     without, whole = bundle.lm.parameter_count(), bundle.lm.parameter_count(fine=True)
     return ModelBody(
         id=bundle.name,
+        created=created_at(bundle.folder),
         preset=bundle.preset,
         parameters=without,
         fine_parameters=whole - without,

@@ -28,6 +28,7 @@ def test_probe(service: Any, path: str) -> None:
 def test_models(service: Any, bundle: Any) -> None:
     (model,) = service.get("/v1/models").json()["data"]
     assert model["id"] == bundle.name
+    assert (model["created"], model["owned_by"]) == (0, "whisper-gpt"), "OpenAI's client wants both"
     assert model["preset"] == "tiny"
     assert model["parameters"] > 0
     assert model["fine_parameters"] > 0
@@ -197,6 +198,18 @@ def test_description_is_as_recorded() -> None:
     if os.environ.get("RECORD_OPENAPI") == "1":
         OPENAPI.write_text(json.dumps(current, indent=1, sort_keys=True) + "\n")
     assert current == json.loads(OPENAPI.read_text())
+
+
+def test_the_description_has_the_session(service: Any) -> None:
+    """OpenAPI knows no WebSocket: its address is a GET that wants an upgrade, its events stand among the webhooks."""
+    body = service.get("/openapi.json").json()
+    assert set(body["paths"]["/v1/audio/session"]["get"]["responses"]) >= {"101", "426"}
+    for name, kinds in (("client", 6), ("server", 9)):
+        sent = body["webhooks"][f"session.{name}_event"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert len(sent["discriminator"]["mapping"]) == kinds
+    bare = service.get("/v1/audio/session")
+    assert (bare.status_code, bare.headers["upgrade"]) == (426, "websocket")
+    assert bare.json()["error"]["code"] == "upgrade_required"
 
 
 def test_description_names_every_field(service: Any) -> None:

@@ -95,6 +95,18 @@ def test_a_corpus_has_the_scores_of_its_clips(tmp_path: Path) -> None:
     assert all(f"{path.name}" in shown.stdout for path in paths) and f"{expected[0]['nll']:.3f}" in shown.stdout
 
 
+def test_a_corpus_without_clips_is_told(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "empty.jsonl").write_text("")
+    out = tmp_path / "scores.jsonl"
+    for corpus in (tmp_path / "clips", tmp_path / "empty.jsonl"):
+        made = run("score", corpus, "-o", out)
+        assert made.exit_code == 1 and f"{corpus.name}: there are no clips to score" in told(made)
+        assert not out.exists(), "nothing is in the way of the next try"
+    piped = CliRunner().invoke(cli, ["score", "-", "-o", str(out)], input="")
+    assert piped.exit_code == 1 and "there are no clips to score" in told(piped)
+
+
 def test_a_submission_to_zerospeech_is_gone_on_with(tmp_path: Path) -> None:
     """Cut off within a line, with a clip that failed: each that can be scored has one line, as JSON has its number."""
     folder, out = make_clips(tmp_path / "clips", 3), tmp_path / "dev.txt"

@@ -151,6 +151,28 @@ def test_a_session_wants_the_key(url: str) -> None:
     assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
 
 
+def test_a_session_on_an_event_loop(url: str, speech: Any) -> None:
+    """Its next event, or none in time."""
+    samples = to_pcm(speech).astype("<i2").tobytes()
+
+    async def use() -> list[str]:
+        kinds: list[str] = []
+        async with AsyncClient(url, KEY) as client, client.session() as session:
+            assert (await session.event(60) or {})["type"] == "session.created"
+            assert await session.event(0.01) is None
+            await session.append(samples)
+            await session.commit()
+            await session.respond(**SHORT)
+            while not kinds or kinds[-1] != "response.done":
+                kinds.append((await session.event() or {})["type"])
+        with pytest.raises(ApiError, match="the session is closed"):
+            await session.event()
+        return kinds
+
+    kinds = asyncio.run(use())
+    assert "input_audio_buffer.committed" in kinds and "response.output_audio.delta" in kinds
+
+
 def test_a_session_that_breaks_off() -> None:
     """Whoever iterates hears of it as of all else that fails; a close that was meant ends the events."""
 

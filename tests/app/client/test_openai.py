@@ -28,10 +28,11 @@ def url(saved_bundle: Path) -> Iterator[str]:
     server.close()
 
 
-def test_models(openai: Any, url: str) -> None:
+def test_models(openai: Any, url: str, saved_bundle: Path) -> None:
     with openai.OpenAI(base_url=url, api_key=KEY) as client:
         (only,) = client.models.list()
         assert (only.object, only.id) == ("model", "random-tiny") and only.sample_rate == 24_000
+        assert only.owned_by == "whisper-gpt" and only.created == int((saved_bundle / "config.json").stat().st_mtime)
         assert client.models.retrieve(only.id) == only
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soxr
 
+from app.audio.incoming import IncomingPcm
 from app.errors import InvalidParameter, NotReady
 from app.sessions.listening import Listening
 from app.sessions.schemas import client_event
@@ -191,6 +192,8 @@ def test_other_rates(service: Service, pcm: bytes, to_file: Callable[..., bytes]
     ('{"type": "input_audio_buffer.commit", "event_id": "e1"}', "audio_too_short", "file"),
     ('{"type": "response.create", "event_id": "e1"}', "invalid_parameter", "after"),
     ('{"type": "session.update", "session": {"sample_rate": 7}, "event_id": "e1"}', "invalid_parameter", "sample_rate"),
+    ('{"type": "session.update", "session": {"input_audio_format": "mp3"}, "event_id": "e1"}', "invalid_parameter",
+     "input_audio_format"),
     ('{"type": "session.update", "session": {"voice": "x"}, "event_id": "e1"}', "invalid_parameter", "voice"),
     ('{"type": "session.update", "session": {"response": {"seed": 1}}, "event_id": "e1"}', "invalid_parameter",
      "response"),
@@ -345,17 +348,21 @@ def test_a_client_that_leaves_at_once_is_no_fault(service: Service) -> None:
 
 
 def listening(service: Service, most_seconds: float = 60.0) -> Listening:
-    return Listening(service.app.state.engine, 24_000, most_seconds, 60.0)
+    return Listening(service.app.state.engine, IncomingPcm(24_000), most_seconds, 60.0)
 
 
 def test_pieces_take_the_memory_of_their_samples(service: Service, pcm: bytes) -> None:
     heard = listening(service)
+
+    async def feed() -> None:
+        for _ in range(20_000):
+            await heard.feed(b"")
+        for start in range(0, 40_000, 2):
+            await heard.feed(pcm[start : start + 2])
+
     tracemalloc.start()
     try:
-        for _ in range(20_000):
-            heard.feed(b"")
-        for start in range(0, 40_000, 2):
-            heard.feed(pcm[start : start + 2])
+        service.wait(feed())
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -377,12 +384,12 @@ def test_audio_that_was_not_read_is_read_anew(service: Service, pcm: bytes, monk
                     await heard.read()
                 tokens = []
             tokens += (await heard.read()).tokens.tolist()
-        heard.finish()
+        await heard.finish()
         tokens += (await heard.read(last=True)).tokens.tolist()
         return tokens
 
     for one in (whole, cut):
-        one.feed(pcm)
+        service.wait(one.feed(pcm))
     expected = service.wait(read(whole))
     submit, count = engine.submit, 0
 
