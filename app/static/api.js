@@ -26,7 +26,7 @@ export class ApiError extends Error {
   }
 }
 
-const CUT = new ApiError("The connection to the server was cut.", "network");
+export const CUT = new ApiError("The connection to the server was cut.", "network");
 const NO_KEY = "This server wants an API key.";
 const WRONG_KEY = "The server does not take this API key.";
 

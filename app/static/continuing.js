@@ -67,8 +67,8 @@ function wanted(prompt) {
   return given;
 }
 
-/** @param {(error: unknown) => void} explain */
-export async function continueClip(explain) {
+/** @param {(error: unknown) => void} explain @param {import("./live.js").LiveSession} [session] that has heard the clip */
+export async function continueClip(explain, session) {
   if (bench.running || !bench.clip || go.disabled) return;
   const wrong = mistake(form, bench.seconds, bench.longestSeconds);
   showError(wrong);
@@ -76,7 +76,7 @@ export async function continueClip(explain) {
   if (bench.takes.all.length >= MOST_TAKES) return showError(`${MOST_TAKES} takes are kept: remove one to make another.`);
   const prompt = bench.prompt();
   if (!prompt) return void (details.open = true);
-  const [before, current] = [bench.shown, new Take(api, prompt, wanted(prompt))];
+  const [before, current] = [bench.shown, new Take(api, prompt, wanted(prompt), session)];
   bench.picture.player.wake();
   bench.picture.player.stop();
   bench.running = current;

@@ -3,6 +3,7 @@
 import { offerActions } from "./actions.js";
 import { Api, ApiError } from "./api.js";
 import { bench, continueClip, limit, openFile, prepare } from "./continuing.js";
+import { Hearing, goOn } from "./hearing.js";
 import { addFiles, prepareScoring, run } from "./scoring.js";
 import { input, keepKey, keepSettings, keptKey, serverLimits } from "./settings.js";
 import { listen, takeDrops } from "./sources.js";
@@ -79,8 +80,14 @@ takeDrops((files) => {
   else void openFile(files[0], files[0].name);
 });
 
+const hearing = new Hearing(() => api.key);
 listen(
   openFile,
+  {
+    begun: (rate) => hearing.begun(rate),
+    heard: (samples) => hearing.heard(samples),
+    ended: (file) => goOn(file, hearing.ended(), explain),
+  },
   (recording) => {
     if (recording) bench.picture.player.stop();
     go.disabled = recording || !bench.clip;

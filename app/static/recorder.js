@@ -1,7 +1,8 @@
-/** The microphone: one recording at a time, in whatever format the browser writes. */
+/** The microphone: one recording at a time, whose samples are handed on as they come. */
 
-const FORMATS = ["audio/webm;codecs=opus", "audio/ogg;codecs=opus", "audio/mp4"];
-const LATE_SECONDS = 1; // a recorder stops a little late
+import { RATE_HZ, toPcm, wav } from "./wav.js";
+
+const LATE_SECONDS = 0.2; // a recorder stops a little late
 
 /** @returns {string} why this browser cannot record here; empty when it can */
 export function whyNot() {
@@ -10,7 +11,7 @@ export function whyNot() {
       ? "This browser offers no microphone: choose a file."
       : "Browsers lend the microphone only to pages from https:// or localhost. Choose a file, or open this page that way.";
   }
-  return window.MediaRecorder ? "" : "This browser cannot record: choose a file.";
+  return window.AudioWorkletNode ? "" : "This browser cannot record: choose a file.";
 }
 
 /**
@@ -25,75 +26,72 @@ export function inWords(error) {
   return "The recording failed.";
 }
 
+/**
+ * @typedef {object} Listener
+ * @property {(rate: number) => void} begun told the rate of what it will hear, Hz
+ * @property {(samples: Float32Array, seconds: number, level: number) => void} heard told of each block, how much there
+ *   is with it, and how loud it is: 0, at -60 dB or less, to 1, at full scale
+ */
+
 export class Recorder {
-  /** @type {MediaRecorder | null} */
-  #recorder = null;
+  /** @type {(() => void) | null} */
+  #stop = null;
 
   get running() {
-    return this.#recorder !== null;
+    return this.#stop !== null;
   }
 
   /**
    * Records until `stop`, or nearly as long as a prompt may be.
    * @param {number} longest seconds
-   * @param {(seconds: number, level: number) => void} progress the level: 0 to 1
-   * @returns {Promise<File>}
+   * @param {Listener} listener
+   * @returns {Promise<File>} sample by sample what the listener heard, in 16 bits
    */
-  async record(longest, progress) {
+  async record(longest, listener) {
     // Speech filters off: the model hears what was played, music included.
     const raw = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     const stream = await navigator.mediaDevices.getUserMedia({ audio: raw });
-    const meter = new Meter(stream);
+    const [context, source] = opened(stream);
     try {
-      const recorder = new MediaRecorder(stream, { mimeType: FORMATS.find((type) => MediaRecorder.isTypeSupported(type)) });
-      this.#recorder = recorder;
-      /** @type {Blob[]} */
-      const parts = [];
-      recorder.ondataavailable = (event) => parts.push(event.data);
-      const started = performance.now();
-      const timer = setInterval(() => {
-        const seconds = (performance.now() - started) / 1000;
-        progress(seconds, meter.level());
-        if (seconds >= longest - LATE_SECONDS) this.stop();
-      }, 50);
-      await new Promise((done, failed) => {
-        recorder.onstop = done;
-        recorder.onerror = failed;
-        recorder.start();
-      }).finally(() => clearInterval(timer));
-      const type = recorder.mimeType.split(";")[0];
-      return new File(parts, `recording.${type.split("/")[1]}`, { type });
+      await context.audioWorklet.addModule(new URL("./microphone.js", import.meta.url));
+      const node = new AudioWorkletNode(context, "microphone");
+      this.#stop = () => node.port.postMessage(null);
+      /** @type {Int16Array[]} */
+      const pieces = [];
+      let count = 0;
+      listener.begun(context.sampleRate);
+      await new Promise((done) => {
+        node.port.onmessage = ({ data }) => {
+          if (!data) return done(null);
+          pieces.push(toPcm(data));
+          count += data.length;
+          const peak = data.reduce((/** @type {number} */ most, /** @type {number} */ sample) => Math.max(most, Math.abs(sample)), 1e-3);
+          listener.heard(data, count / context.sampleRate, Math.min(1, 1 + Math.log10(peak) / 3));
+          if (count / context.sampleRate >= longest - LATE_SECONDS) this.stop();
+        };
+        source.connect(node).connect(context.destination); // it gives no sound; without an end it would not run
+      });
+      return new File([wav(pieces, context.sampleRate)], "recording.wav", { type: "audio/wav" });
     } finally {
-      this.#recorder = null;
-      meter.close();
+      this.#stop = null;
+      void context.close();
       for (const track of stream.getTracks()) track.stop(); // the browser's sign of a microphone in use goes out
     }
   }
 
   stop() {
-    if (this.#recorder?.state === "recording") this.#recorder.stop();
+    this.#stop?.();
   }
 }
 
-/** How loud a stream is, so that a person sees that the microphone hears. */
-class Meter {
-  #context = new AudioContext();
-  #analyser = this.#context.createAnalyser();
-  #samples = new Float32Array(this.#analyser.fftSize);
-
-  /** @param {MediaStream} stream */
-  constructor(stream) {
-    this.#context.createMediaStreamSource(stream).connect(this.#analyser);
-  }
-
-  /** @returns {number} 0: -60 dB or less, 1: full scale */
-  level() {
-    this.#analyser.getFloatTimeDomainData(this.#samples);
-    const peak = this.#samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), 1e-3);
-    return Math.min(1, 1 + Math.log10(peak) / 3);
-  }
-
-  close() {
-    void this.#context.close();
+/** @param {MediaStream} stream @returns {[AudioContext, MediaStreamAudioSourceNode]} at the model's rate where it can be */
+function opened(stream) {
+  const context = new AudioContext({ sampleRate: RATE_HZ });
+  try {
+    return [context, context.createMediaStreamSource(stream)];
+  } catch {
+    void context.close(); // Firefox resamples no microphone: at its own rate then
+    const own = new AudioContext();
+    return [own, own.createMediaStreamSource(stream)];
   }
 }

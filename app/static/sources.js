@@ -11,6 +11,11 @@ const recorder = new Recorder();
 /**
  * @typedef {(file: Blob, name: string) => Promise<void>} Open takes a clip
  * @typedef {(recording: boolean) => void} Busy told when the microphone begins and ends to listen
+ *
+ * @typedef {object} Microphone
+ * @property {(rate: number) => void} begun told the rate of what is recorded, Hz
+ * @property {(samples: Float32Array) => void} heard
+ * @property {(file: File | null) => Promise<void>} ended told what was recorded; null when that failed
  */
 
 /** @param {boolean} closed whether there is no changing the clip now */
@@ -19,30 +24,34 @@ export function closeSources(closed) {
 }
 
 /**
- * @param {Open} open
+ * @param {Microphone} microphone
  * @param {Busy} busy
  * @param {() => number} longest seconds
  */
-async function record(open, busy, longest) {
+async function record(microphone, busy, longest) {
   if (recorder.running) return recorder.stop();
   busy(true);
   showError("");
-  say("Recording. Press the button again to end.");
+  say("Recording. Press the button again, and it goes on.");
   level.hidden = false;
+  /** @type {File | null} */ let file = null;
   try {
-    const file = await recorder.record(longest(), (seconds, loudness) => {
-      button.textContent = `Stop recording (${Math.floor(seconds)} s)`;
-      level.value = loudness;
+    file = await recorder.record(longest(), {
+      begun: microphone.begun,
+      heard: (samples, seconds, loudness) => {
+        button.textContent = `Stop recording (${Math.floor(seconds)} s)`;
+        level.value = loudness;
+        microphone.heard(samples);
+      },
     });
-    await open(file, file.name);
   } catch (error) {
     say("");
     showError(inWords(error));
-  } finally {
-    button.textContent = "Record";
-    level.hidden = true;
-    busy(false);
   }
+  button.textContent = "Record";
+  level.hidden = true;
+  busy(false);
+  await microphone.ended(file);
 }
 
 /**
@@ -73,16 +82,17 @@ export function takeDrops(given) {
 
 /**
  * @param {Open} open called with every clip that is given
+ * @param {Microphone} microphone
  * @param {Busy} busy
  * @param {() => number} longest seconds that a recording may have
  */
-export function listen(open, busy, longest) {
+export function listen(open, microphone, busy, longest) {
   const obstacle = whyNot();
   const note = byId("no-microphone", HTMLElement);
   note.hidden = !obstacle;
   note.textContent = obstacle;
   button.disabled = Boolean(obstacle);
-  button.addEventListener("click", () => record(open, busy, longest));
+  button.addEventListener("click", () => record(microphone, busy, longest));
   const input = byId("file", HTMLInputElement);
   input.addEventListener("change", () => {
     const file = input.files?.[0];

@@ -26,9 +26,11 @@ export class Take {
    * @param {Api} api
    * @param {Prompt} prompt
    * @param {Record<string, string>} fields of POST /continue, but which part of the file is the prompt
+   * @param {Pick<Api, "continuation">} [maker] who has it made; a session that has heard the prompt already
    */
-  constructor(api, prompt, fields) {
+  constructor(api, prompt, fields, maker = api) {
     this.api = api;
+    this.maker = maker;
     this.prompt = prompt;
     this.fields = fields;
   }
@@ -67,7 +69,7 @@ export class Take {
     const { upload, from } = this.prompt;
     const whole = { ...upload, fields: { ...upload.fields, ...this.fields } };
     try {
-      for await (const event of this.api.continuation(whole, this.#stopper.signal, sent)) {
+      for await (const event of this.maker.continuation(whole, this.#stopper.signal, sent)) {
         if (event.kind === "started") {
           this.seed = event.seed;
           this.promptTokens = event.promptTokens;
@@ -95,10 +97,11 @@ export class Take {
   /** The likelihoods of the prompt's own tokens, which /continue does not send. */
   async scorePrompt() {
     const { scored, likelihoods } = this.prompt;
-    if (!scored || likelihoods.tokens.length) return;
+    if (!scored || (likelihoods.tokens.length && likelihoods.tokens.length >= this.promptTokens)) return;
     try {
       const upload = { ...scored, fields: { ...scored.fields, detail: "tokens" } };
       const { codes, logprobs } = await this.api.score(upload, this.#stopper.signal);
+      likelihoods.clear(); // a session tells of most of them, as it hears them
       likelihoods.add(codes, logprobs);
     } catch {
       // A busy server, most likely. The strip begins with the continuation then; nothing else is missing.

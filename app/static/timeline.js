@@ -3,7 +3,7 @@
 import { Spectrogram } from "./spectrogram.js";
 
 export const FRAME_RATE_HZ = 75; // one token a frame
-const FRAME_SAMPLES = 320;
+export const FRAME_SAMPLES = 320;
 const SHORTEST_VIEW_SECONDS = 0.5;
 
 /** A sound: the extremes of each frame, and its spectrogram. */
@@ -53,6 +53,10 @@ export class Likelihoods {
     for (const logprob of logprobs) this.logprobs.push(logprob);
   }
 
+  clear() {
+    [this.tokens, this.logprobs] = [[], []];
+  }
+
   /** @returns {number} mean log-likelihood, nats per token; NaN without tokens */
   get mean() {
     return this.logprobs.reduce((sum, value) => sum + value, 0) / this.logprobs.length;
@@ -72,6 +76,17 @@ export class Timeline {
   open(part, likelihoods = new Likelihoods()) {
     this.tracks = part ? [{ part, start: 0, end: part.seconds, likelihoods, paint: "--clip" }] : [];
     this.#lengthen(part?.seconds ?? 0);
+  }
+
+  /**
+   * A clip that still comes.
+   * @param {Part} part
+   * @param {Likelihoods | undefined} likelihoods
+   * @param {number} seconds that the axis has at least
+   */
+  listen(part, likelihoods, seconds) {
+    this.open(part, likelihoods);
+    this.#lengthen(Math.max(seconds, part.seconds));
   }
 
   /**

@@ -1,4 +1,4 @@
-/** WAV files, and what 16-bit samples are made of: 24 kHz mono, as the server has them. */
+/** WAV files, and what 16-bit samples are made of: mono, as the server has them, and at 24 kHz but for recordings. */
 
 export const RATE_HZ = 24_000;
 
@@ -31,9 +31,10 @@ export function toPcm(samples) {
 /**
  * A finished file, byte for byte what the server makes of the same samples.
  * @param {Int16Array[]} pieces
+ * @param {number} [rate] Hz
  * @returns {Blob}
  */
-export function wav(pieces) {
+export function wav(pieces, rate = RATE_HZ) {
   const bytes = 2 * pieces.reduce((sum, piece) => sum + piece.length, 0);
   const view = new DataView(new ArrayBuffer(44 + bytes));
   let at = 0;
@@ -51,8 +52,8 @@ export function wav(pieces) {
   number(16, 4); // bytes of what follows
   number(1, 2); // PCM
   number(1, 2); // channels
-  number(RATE_HZ, 4);
-  number(2 * RATE_HZ, 4); // bytes a second
+  number(rate, 4);
+  number(2 * rate, 4); // bytes a second
   number(2, 2); // bytes a sample
   number(16, 2); // bits a sample
   name("data");

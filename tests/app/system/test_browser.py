@@ -36,6 +36,7 @@ SPEECH_FRAMES = 475
 MUSIC = ROOT / "examples" / "music.flac"
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / "build" / "page"))
 LEAD_IN_FRAMES = 3 * 75  # of the clip are heard before its continuation
+MINUS = "\N{MINUS SIGN}"
 WAIT_MS = 60_000  # for what takes a second on an idle machine
 SPY = """
 window.played = [];
@@ -47,7 +48,8 @@ AudioBufferSourceNode.prototype.start = function (when, offset) {
   return start.call(this, when, offset);
 };
 """
-PAINTED = """([left, right, top, bottom]) => {
+PAINTED = """([id, left, right, top, bottom]) => {
+  const canvas = document.getElementById(id);
   const { width: all, height } = canvas;
   const gutter = Math.ceil(34 * all / canvas.clientWidth);  // the scales
   const width = all - gutter;
@@ -202,15 +204,21 @@ def make(page: Any) -> None:
     has_text(page, "#status", "Made.")
 
 
-def painted(page: Any, left: float, right: float, top: float, bottom: float) -> float:
+def painted(page: Any, left: float, right: float, top: float, bottom: float, canvas: str = "canvas") -> float:
     """The share of the columns of a part of the picture that hold colour."""
     page.wait_for_timeout(100)  # it is drawn with the screen's next picture
-    return float(page.evaluate(PAINTED, [left, right, top, bottom]))
+    return float(page.evaluate(PAINTED, [canvas, left, right, top, bottom]))
 
 
 def metric(api: httpx.Client, name: str) -> float:
     found = re.search(rf"^whispergpt_{name} (\S+)$", api.get("/metrics").text, re.M)
     return float(found[1]) if found else 0.0
+
+
+def outcomes(api: httpx.Client, route: str) -> int:
+    """How many requests of a route have had their answer."""
+    lines = re.findall(rf'^whispergpt_requests_total{{.*route="{route}".*}} (\S+)$', api.get("/metrics").text, re.M)
+    return round(sum(map(float, lines)))
 
 
 def until(holds: Callable[[], bool], seconds: float) -> None:
@@ -224,15 +232,22 @@ def test_a_recording_goes_on(pages: Pages, api: httpx.Client) -> None:
     page = pages.open(permissions=["microphone"])
     has_text(page, "#status", "Choose a clip first.")
     assert page.is_disabled("#go")
+    settings(page, seconds=2, seed=11)
+    sessions, uploads = (outcomes(api, route) for route in ("/v1/audio/session", "/continue"))
     page.click("#record")
     until(lambda: float(page.locator("#level").get_attribute("value") or 0) > 0.1, 5)  # it hears, and shows it
     has_text(page, "#record", re.compile(r"\(3 s\)"))
+    has_text(page, "#heard-told", re.compile(rf"^Log-likelihood so far: {MINUS}\d+\.\d\d nats per token$"))
+    for row in (WAVEFORM, SPECTROGRAM, LIKELIHOODS):
+        assert painted(page, 0, 0.4, *row, canvas="heard-canvas") > 0.3, "drawn while it is recorded"
     page.click("#record")
-    has_text(page, "#status", re.compile(r"^recording\.webm: 3\.\d\d s\.$"))
-    settings(page, seconds=2, seed=11)
-    make(page)
+    has_text(page, "#status", "Made.")
+    assert page.is_hidden("#heard")
+    until(lambda: outcomes(api, "/v1/audio/session") == sessions + 1, 5)
+    assert outcomes(api, "/continue") == uploads, "nothing was uploaded: the session had heard it"
     tokens = int(re.search(r"(\d+) tokens", page.inner_text("#clip-figures"))[1])  # type: ignore[index]
-    assert 3 * 75 - 20 < tokens < 4 * 75
+    axis = float(page.get_by_role("slider", name="Position in the sound").get_attribute("aria-valuemax"))
+    assert tokens >= 3 * 75 and tokens == pytest.approx((axis - 2) * 75, abs=5), "all that was recorded"
     assert "2.00 s, 150 tokens" in page.inner_text("#made-figures")
     has_text(page, "#seed-used", "11")
     played = page.evaluate("played")
@@ -246,6 +261,48 @@ def test_a_recording_goes_on(pages: Pages, api: httpx.Client) -> None:
         assert painted(page, left, right, *SPECTROGRAM) > 0.5  # pauses are black
         assert painted(page, left, right, *LIKELIHOODS) > 0.9
     assert metric(api, "slots_used") == 0
+
+
+def test_a_recording_is_uploaded_where_there_can_be_no_session(pages: Pages, api: httpx.Client) -> None:
+    page = pages.open(
+        "window.WebSocket = class { constructor() { throw new Error('none') } };", permissions=["microphone"]
+    )
+    settings(page, seconds=1)
+    uploads = outcomes(api, "/continue")
+    page.click("#record")
+    has_text(page, "#record", re.compile(r"\(1 s\)"))
+    page.click("#record")
+    has_text(page, "#status", "Made.")
+    assert "1.00 s, 75 tokens" in page.inner_text("#made-figures")
+    assert outcomes(api, "/continue") == uploads + 1
+
+
+def test_a_recording_can_be_gone_on_with_again(pages: Pages, api: httpx.Client, tmp_path: Path) -> None:
+    """What the session heard is the clip: a further take uploads it, and its download begins with it."""
+    page = pages.open(permissions=["microphone"])
+    settings(page, seconds=0.5, seed=3)
+    page.click("#record")
+    has_text(page, "#record", re.compile(r"\(2 s\)"))
+    page.click("#record")
+    has_text(page, "#status", "Made.")
+    until(lambda: metric(api, "sessions") == 0, 5)
+    figures = page.inner_text("#clip-figures")
+    with page.expect_download() as waiting:
+        page.click("#download")
+    assert waiting.value.suggested_filename == "recording-continued.wav"
+    waiting.value.save_as(tmp_path / "first.wav")
+    make(page)
+    has_count(page, ".take", 2)
+    has_text(page, "#seed-used", "4")
+    assert page.inner_text("#clip-figures") == figures, "the same prompt, of the same likelihood"
+    with page.expect_download() as waiting:
+        page.click("#download")
+    waiting.value.save_as(tmp_path / "second.wav")
+    tokens = int(re.search(r"(\d+) tokens", figures)[1])  # type: ignore[index]
+    first, second = (soundfile.read(tmp_path / name, dtype="int16")[0] for name in ("first.wav", "second.wav"))
+    assert len(first) == len(second) == 320 * (tokens + 38)
+    ours, theirs = (samples[: 320 * tokens - 2400].astype(int) for samples in (first, second))
+    assert np.abs(ours - theirs).max() <= 1, "the prompt, to the rounding of 16 bits"
 
 
 @pytest.mark.parametrize("include_prompt", [True, False], ids=["with-prompt", "bare"])
@@ -456,6 +513,12 @@ def test_a_key_is_asked_for(browser: Any, saved_bundle: Path, tmp_path: Path) ->
         make(page)
         assert page.is_hidden("#key")
         assert page.is_hidden("#error")
+        page.context.grant_permissions(["microphone"])
+        page.click("#record")
+        has_text(page, "#record", re.compile(r"\(1 s\)"))
+        page.click("#record")
+        has_text(page, "#status", "Made.")
+        until(lambda: outcomes(api, "/v1/audio/session") == 1, 5)
         pages.forgive_refusals()
         assert pages.said == []
         page.context.close()
@@ -673,7 +736,7 @@ def test_the_last_clip_is_not_shown_while_one_is_recorded(pages: Pages) -> None:
     has_text(page, "#record", re.compile(r"\(1 s\)"))
     assert page.is_hidden("#picture")
     page.click("#record")
-    has_text(page, "#status", re.compile(r"^recording\.webm: "))
+    has_text(page, "#status", "Made.")
     assert page.is_visible("#picture")
 
 
@@ -765,8 +828,9 @@ def test_files_that_are_dropped(pages: Pages) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
-    """Pictures of both tabs are left, for a person to look at."""
-    page = pages.open(viewport={"width": width, "height": 800}, color_scheme=scheme, has_touch=width < 600)
+    """Pictures of both tabs, and of a recording, are left, for a person to look at."""
+    screen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "has_touch": width < 600}
+    page = pages.open(permissions=["microphone"], **screen)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
     def fits(name: str) -> None:
@@ -780,6 +844,13 @@ def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
         assert small == [], "targets of a finger (WCAG 2.5.8)"
 
     fits("empty")
+    settings(page, seconds=0.5)
+    page.evaluate("document.getElementById('details').open = false")
+    page.click("#record")
+    has_text(page, "#heard-told", re.compile("^Log-likelihood so far: "))
+    fits("recording")
+    page.click("#record")
+    has_text(page, "#status", "Made.")
     choose(page, SPEECH)
     settings(page, seconds=1.5)
     page.evaluate("document.getElementById('details').open = false")

@@ -156,7 +156,7 @@ def test_modules_import_modules_that_exist() -> None:
             seen.add(name)
             text = (STATIC / name).read_text()
             waiting += re.findall(r'^import .* from "\./([a-z.]+)";$', text, re.M)
-            waiting += re.findall(r'new Worker\(new URL\("\./([a-z.]+)", import\.meta\.url\)', text)
+            waiting += re.findall(r'(?:new Worker|addModule)\(new URL\("\./([a-z.]+)", import\.meta\.url\)', text)
     assert seen == set(MODULES), "each is used, and each is there"
 
 
