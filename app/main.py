@@ -49,6 +49,11 @@ async def watch_loop(metrics: Metrics) -> None:
         metrics.loop_lag.observe(max(time.monotonic() - before - LAG_SECONDS, 0.0))
 
 
+def work_of(engine: Engine) -> object:
+    """Something else than before, if anything was done since: an hour to score is one request, and works all along."""
+    return engine.admitted, time.monotonic() if engine.in_use else 0.0
+
+
 async def drain(engine: Engine, seconds: float) -> None:
     """Takes no more requests, and waits until those inside have their answers, or the time is up.
 
@@ -100,7 +105,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     watchers = [
         asyncio.create_task(watch_loop(metrics)),
         asyncio.create_task(watch(app.state.prompts)),
-        asyncio.create_task(keep_small(lambda: (engine.admitted, engine.in_use))),
+        asyncio.create_task(keep_small(lambda: work_of(engine))),
     ]
     log.info("ready: %s on %s", bundle.name, bundle.device)
     try:
