@@ -13,7 +13,7 @@ from app.metrics import Metrics
 from app.server.auth import require_key
 from app.server.errors import answer
 from app.server.limits import client_of
-from app.server.schemas import ErrorResponse
+from app.server.schemas import ErrorResponse, failures
 from app.sessions import schemas
 from app.sessions.session import Session
 from app.settings import Settings
@@ -73,8 +73,10 @@ async def session(socket: WebSocket) -> None:
     PATH,
     status_code=UPGRADE_STATUS,
     dependencies=[Depends(require_key)],
-    responses={
+    responses=failures(401, 429, 503)
+    | {
         101: {"description": "the session is open: its messages are the events under `webhooks`"},
+        403: {"model": ErrorResponse, "description": "forbidden: a page of another server"},
         UPGRADE_STATUS: {"model": ErrorResponse, "description": "upgrade_required: this is a WebSocket"},
     },
 )
