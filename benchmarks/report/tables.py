@@ -14,6 +14,7 @@ from benchmarks.report.evaluation_tables import consistency, free_running, quali
 from benchmarks.report.pages import Page, of
 from benchmarks.report.readme_figures import readme_figures
 from benchmarks.report.runtime_tables import portable, runtimes
+from benchmarks.report.scaling_tables import capacity, checked, image, load_curve, plan
 from benchmarks.report.speed_tables import prompts_together, speed
 
 DOCS = ROOT / "docs" / "results"
@@ -32,6 +33,16 @@ PAGES = (
     Page(DECISIONS / "0001-numba.md", {"runtimes": of("runtimes", runtimes)}),
     Page(DECISIONS / "0002-one-cache.md", {"portable": of("portable", portable)}),
     Page(DOCS / "table.md", {"table": of("table", tables)}),
+    Page(
+        ROOT / "docs" / "scaling.md",
+        {
+            "checked": of("scaling", checked),
+            "load_curve": of("scaling", load_curve),
+            "capacity": of("scaling", capacity),
+            "plan": plan,
+        },
+    ),
+    Page(ROOT / "docs" / "operations.md", {"image": of("image", image)}),
 )
 
 
