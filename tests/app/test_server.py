@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from websockets.sync.client import connect as websocket
 
 from app.cli.serve import bound
 from tests.support.process import Server
+from tests.support.waiting import HANG_SECONDS, until
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_term_signal_ends_it_after_the_work_in_hand(folder: Path, clip: bytes)
         head, _, body = answer.partition(b"\r\n\r\n")
         assert b" 200 " in head.splitlines()[0]
         assert len(json.loads(body)["choices"][0]["tokens"]) == 225
-        assert server.process.wait(20) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert server.process.wait(HANG_SECONDS) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
         assert "Traceback" not in server.output()
     finally:
         server.close()
@@ -134,7 +134,7 @@ def test_a_term_signal_ends_what_takes_too_long_with_what_is_made(folder: Path, 
             server.process.send_signal(signal.SIGTERM)
             refused, _, error = taken(waiting).partition(b"\r\n\r\n")
             head, _, body = taken(client).partition(b"\r\n\r\n")
-            server.process.wait(20)
+            server.process.wait(HANG_SECONDS)
         assert b" 200 " in head.splitlines()[0]
         choice = json.loads(body)["choices"][0]
         assert choice["finish_reason"] == "cancelled"
@@ -164,7 +164,7 @@ def test_a_term_signal_ends_a_session_after_its_response(folder: Path, speech: A
         assert (done["type"], done["response"]["status"]) == ("response.done", "incomplete")
         assert done["response"]["choices"][0]["finish_reason"] == "cancelled"
         assert error["error"]["code"] == "draining"
-        server.process.wait(20)
+        server.process.wait(HANG_SECONDS)
         assert "Traceback" not in server.output()
         assert "secret" not in server.output() and "/v1/audio/session 101" in server.output()
     finally:
@@ -179,7 +179,7 @@ def test_a_term_signal_cuts_what_cannot_end(folder: Path, clip: bytes) -> None:
             client.sendall(server.form("/continue", clip)[:-100])
             server.until("requests_waiting", 1)
             server.process.send_signal(signal.SIGTERM)
-            server.process.wait(20)
+            server.process.wait(HANG_SECONDS)
             head, _, body = taken(client).partition(b"\r\n\r\n")
             assert b" 503 " in head.splitlines()[0]
             assert json.loads(body)["error"]["code"] == "draining"
@@ -197,16 +197,15 @@ def test_a_term_signal_is_seen_before_the_port_is_closed(folder: Path, clip: byt
             client.sendall(server.form("/continue", clip, seconds="2"))
             server.until("requests_running", 1)
             server.process.send_signal(signal.SIGTERM)
-            end = time.monotonic() + 20
-            while (answer := httpx.get(server.client.base_url.join("/readyz"))).status_code == 200:
-                assert time.monotonic() < end
+            until(lambda: httpx.get(server.client.base_url.join("/readyz")).status_code != 200)
+            answer = httpx.get(server.client.base_url.join("/readyz"))
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
             url = server.client.base_url.join("/continue")
             refused = httpx.post(url, files={"file": ("a", clip)})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
             assert httpx.get(server.client.base_url.join("/livez")).status_code == 200
             assert b" 200 " in client.recv(4_096).splitlines()[0]
-        server.process.wait(20)
+        server.process.wait(HANG_SECONDS)
         with pytest.raises(ConnectionRefusedError):
             server.connect()
         assert "Traceback" not in server.output()
@@ -222,11 +221,9 @@ def test_a_second_signal_cuts(folder: Path, clip: bytes, second: signal.Signals)
             client.sendall(server.form("/continue", clip, seconds="900"))
             server.until("requests_running", 1)
             server.process.send_signal(signal.SIGTERM)
-            end = time.monotonic() + 20
-            while server.client.get("/readyz").status_code == 200:
-                assert time.monotonic() < end
+            until(lambda: server.client.get("/readyz").status_code != 200)
             server.process.send_signal(second)
-            assert server.process.wait(30) != 0
+            assert server.process.wait(HANG_SECONDS) != 0
         assert "Traceback" not in server.output()
     finally:
         server.close()
@@ -324,10 +321,7 @@ def test_a_client_that_never_reads_is_cut(folder: Path, clip: bytes, long_clip: 
             client.sendall(server.form("/continue", long_clip, seconds="0.6", n="4", include_prompt="true"))
             server.until('client_disconnects_total{stage="stalled"}', 1)
             server.works(clip)
-            end = time.monotonic() + 20
-            while len(list(files.iterdir())) > before:
-                assert time.monotonic() < end, "the connection is still open"
-                time.sleep(0.1)
+            until(lambda: len(list(files.iterdir())) <= before, lambda: "the connection is still open")
         assert server.metric('requests_total{outcome="disconnected",route="/continue"}') == 1
     finally:
         server.close()
@@ -343,7 +337,7 @@ def test_a_term_signal_ends_a_stream_with_a_word(folder: Path, clip: bytes, form
             answer = client.recv(4_096)
             server.process.send_signal(signal.SIGTERM)
             answer += taken(client)
-        server.process.wait(20)
+        server.process.wait(HANG_SECONDS)
         if form == "json":
             assert answer.endswith(b"\r\n0\r\n\r\n")
             name, data = answer.removesuffix(b"\r\n0\r\n\r\n").strip().rsplit(b"\n", 2)[-2:]
@@ -406,7 +400,7 @@ def test_a_port_is_free_again_at_once(folder: Path, clip: bytes) -> None:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         taken(client)
     first.process.kill()
-    first.process.wait(20)
+    first.process.wait(HANG_SECONDS)
     second = Server(folder, port=first.port)
     assert f"running on http://127.0.0.1:{first.port} " in second.output()
     first.close()

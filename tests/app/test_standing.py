@@ -21,6 +21,7 @@ from app.client import ApiError, Client
 from benchmarks.speed.served import Server as Served
 from benchmarks.speed.soak import State, children, state
 from tests.support.process import Server
+from tests.support.waiting import HANG_SECONDS, until
 
 PERMITS = 6
 STREAM = {"seconds": "900", "stream": "true"}
@@ -73,13 +74,6 @@ def busy_decoder(server: Server) -> Callable[[], bool]:
 
     before = ticks()
     return lambda: ticks() > before + 3
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def in_head(server: Server, held: ExitStack, clip: bytes, long: bytes, hour: bytes) -> socket.socket:
@@ -282,7 +276,7 @@ class Load:
     def stop(self) -> Counter[str]:
         self._stop.set()
         for thread in self._threads:
-            thread.join(90)
+            thread.join(HANG_SECONDS)
         assert not any(thread.is_alive() for thread in self._threads), "a client hangs"
         return self.outcomes
 
@@ -321,7 +315,7 @@ def test_a_server_that_is_killed_under_load(saved_bundle: Path, clip: bytes, tmp
         server.until("generated_tokens_total", 500)
         decoders = children(server.process.pid)
         server.process.kill()
-        server.process.wait(20)
+        server.process.wait(HANG_SECONDS)
         outcomes = load.stop()
         half.close()
         assert outcomes["cut"] == 6 and not outcomes["hung"], outcomes

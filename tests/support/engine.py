@@ -11,6 +11,8 @@ import httpx
 
 from app.engine.prefill_pool import Kind, Work
 from app.engine.requests import EngineRequest
+from tests.support.waiting import HANG_SECONDS
+from tests.support.waiting import until as until
 
 
 def request_that(engine: Any, run: Callable[[EngineRequest], Any], kind: Kind = "read") -> EngineRequest:
@@ -43,22 +45,14 @@ def busy(service: Any) -> Iterator[None]:
     kinds: tuple[Kind, ...] = ("read", "score")
     gates = [Gate(engine, kind) for kind in kinds for _ in range(service.app.state.settings.threads)]
     running = [asyncio.run_coroutine_threadsafe(engine.submit(gate.request), service.loop) for gate in gates]
-    assert all(gate.entered.wait(5) for gate in gates)
+    assert all(gate.entered.wait(HANG_SECONDS) for gate in gates)
     try:
         yield
     finally:
         for gate in gates:
             gate.opened.set()
         for one in running:
-            one.result(5)
-
-
-def until(true: Callable[[], bool], seconds: float = 5) -> None:
-    """Waits for it, so many seconds at most."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
+            one.result(HANG_SECONDS)
 
 
 def in_background(service: Any, path: str, clip: bytes, **fields: str) -> Any:
@@ -104,7 +98,7 @@ class Client:
 
     def leave(self) -> None:
         self.service.loop.call_soon_threadsafe(self._left.set)
-        self.done.result(10)
+        self.done.result(HANG_SECONDS)
 
     def go_on(self) -> None:
         self.service.loop.call_soon_threadsafe(self._on.set)

@@ -2,12 +2,13 @@
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+
+from tests.support.waiting import until
 
 
 def free_port() -> int:
@@ -27,10 +28,8 @@ def listening(app: Any, **config: Any) -> Iterator[str]:
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            end = time.monotonic() + 300  # the first start compiles the step
-            while not running.started:
-                assert thread.is_alive() and time.monotonic() < end
-                time.sleep(0.02)
+            until(lambda: running.started or not thread.is_alive())
+            assert running.started
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             running.should_exit = True

@@ -5,12 +5,13 @@ import re
 import socket
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
 from tests.support.live import free_port
+from tests.support.waiting import HANG_SECONDS, until
 
 
 class Server:
@@ -27,16 +28,16 @@ class Server:
              "--drain-grace-seconds", "0", *flags],
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2],
         )  # fmt: skip
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
-        end = time.monotonic() + 300  # the first start compiles the step
-        while True:
-            try:
-                assert self.client.get("/readyz").status_code == 200
-                return
-            except httpx.TransportError:
-                assert self.process.poll() is None, self.output()
-                assert time.monotonic() < end, self.output()
-                time.sleep(0.1)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=HANG_SECONDS)
+        until(self._answers, self.output, 0.1)
+
+    def _answers(self) -> bool:
+        """Whether it is ready; it may not end before."""
+        assert self.process.poll() is None, self.output()
+        with suppress(httpx.TransportError):
+            assert self.client.get("/readyz").status_code == 200
+            return True
+        return False
 
     def output(self) -> str:
         self.log.flush()
@@ -47,16 +48,10 @@ class Server:
         return float(found[1]) if found else 0.0
 
     def until(self, name: str, at_least: float) -> None:
-        end = time.monotonic() + 15
-        while self.metric(name) < at_least:
-            assert time.monotonic() < end, self.output()
-            time.sleep(0.02)
+        until(lambda: self.metric(name) >= at_least, self.output, 0.02)
 
     def until_free(self) -> None:
-        end = time.monotonic() + 15
-        while self.metric("requests_waiting") or self.metric("requests_running"):
-            assert time.monotonic() < end, self.output()
-            time.sleep(0.02)
+        until(lambda: not self.metric("requests_waiting") + self.metric("requests_running"), self.output, 0.02)
 
     def form(self, path: str, clip: bytes, **fields: str) -> bytes:
         """The bytes of a request."""
@@ -65,7 +60,7 @@ class Server:
         return head + b"\r\n" + request.read()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_SECONDS)
 
     def works(self, clip: bytes) -> None:
         answer = self.client.post("/continue", files={"file": ("a", clip)}, data={"seconds": "0.2"})
@@ -76,5 +71,5 @@ class Server:
         self.client.close()
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(10)
+        self.process.wait(HANG_SECONDS)
         self.log.close()

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from app.main import create_app
 from app.settings import Settings
 from model.checkpoint import Bundle
+from tests.support.waiting import HANG_SECONDS
 
 T = TypeVar("T")
 
@@ -25,9 +26,9 @@ class Service:
     def __init__(self, app: FastAPI, loop: asyncio.AbstractEventLoop) -> None:
         self.app, self.loop = app, loop
         transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=HANG_SECONDS)
 
-    def wait(self, work: Coroutine[Any, Any, T], seconds: float = 60) -> T:
+    def wait(self, work: Coroutine[Any, Any, T], seconds: float = HANG_SECONDS) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
@@ -53,7 +54,7 @@ def serving(bundle: Bundle, **settings: Any) -> Iterator[Service]:
     service = Service(app, loop)
     span = app.router.lifespan_context(app)
     try:
-        service.wait(span.__aenter__(), 300)  # the first start compiles the step
+        service.wait(span.__aenter__())
         try:
             yield service
         finally:

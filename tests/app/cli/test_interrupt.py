@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from app.cli import interrupt
 from app.cli.interrupt import STOPPED, handled, stop_at_once
 from app.cli.output import check_folder, check_output, whole_file
 from app.errors import UserError
+from tests.support.waiting import HANG_SECONDS, until
 
 SPEECH = Path(__file__).parents[3] / "examples" / "speech.flac"
 
@@ -24,9 +24,12 @@ def bundle(saved_bundle: Path) -> Path:
     return saved_bundle
 
 
-def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:
-    """A command as a terminal starts it: Ctrl-C is not ignored, whatever this process does with it."""
-    code = "import sys; from app.cli.__main__ import main; main()"
+def started(*arguments: object, folder: Path, first: str = "") -> subprocess.Popen[str]:
+    """A command as a terminal starts it: Ctrl-C is not ignored, whatever this process does with it.
+
+    ``first``: what its process does before it begins.
+    """
+    code = f"import sys; {first}; from app.cli.__main__ import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(SPEECH.parents[1]), "WHISPERGPT_CONFIG": ""},
@@ -36,16 +39,24 @@ def started(*arguments: object, folder: Path) -> subprocess.Popen[str]:
 
 def stopped(running: subprocess.Popen[str]) -> None:
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=HANG_SECONDS)
     assert running.returncode == STOPPED, told
     assert told == "stopped\n"
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
-def test_in_the_first_seconds(bundle: Path, tmp_path: Path, seconds: float) -> None:
+TOLD_WHEN = """sys.addaudithook(
+    lambda event, given: event == '{event}' and str(given[0]).endswith('{name}') and print('now', flush=True))"""
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [("import", "typer"), ("import", "torch"), ("import", "numba"), ("open", "decoder.safetensors")],
+)  # fmt: skip
+def test_in_the_first_seconds(bundle: Path, tmp_path: Path, event: str, name: str) -> None:
     """While modules are imported, and while weights are loaded."""
-    running = started("continue", SPEECH, "-o", "out.wav", "--seconds", 3600, "--bundle", bundle, folder=tmp_path)
-    time.sleep(seconds)
+    command = ("continue", SPEECH, "-o", "out.wav", "--seconds", 3600, "--bundle", bundle)
+    running = started(*command, folder=tmp_path, first=TOLD_WHEN.format(event=event, name=name))
+    assert running.stdout is not None and running.stdout.readline() == "now\n"
     stopped(running)
     assert list(tmp_path.iterdir()) == []
 
@@ -54,11 +65,8 @@ def test_while_a_stream_is_written(bundle: Path, tmp_path: Path) -> None:
     """What was heard stays, as a file with the right sizes."""
     out = tmp_path / "out.wav"
     running = started("continue", SPEECH, "-o", out, "--stream", "--seconds", 3600, "--bundle", bundle, folder=tmp_path)
-    end = time.monotonic() + 240
-    while not out.exists() or out.stat().st_size < 10_000:
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: running.poll() is not None or (out.exists() and out.stat().st_size >= 10_000))
+    assert running.poll() is None, running.communicate()
     stopped(running)
     assert list(tmp_path.iterdir()) == [out]
     assert soundfile.info(out).frames * 2 + 44 == out.stat().st_size

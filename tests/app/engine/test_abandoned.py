@@ -1,7 +1,5 @@
 """What a request held is free when it is over, however it ends: at once, without Python's collector of circles."""
 
-import asyncio
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -9,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.audio.decode import decode
 from tests.support.engine import Visitor, busy
-from tests.support.engine import until as until_within
 from tests.support.memory import bytes_kept
 from tests.support.service import sound
+from tests.support.waiting import HANG_SECONDS, until
 from tests.support.websocket import Socket
 
 FEW = 1_500_000  # bytes; what is looked for has several times as many
@@ -40,20 +39,13 @@ def service(serve: Any, clip: bytes) -> Any:
     return made
 
 
-def until(true: Callable[[], bool]) -> None:
-    until_within(true, 20)
-
-
 def steps_beyond(service: Any, count: float) -> Callable[[], bool]:
     return lambda: bool(service.value("step_seconds_count") > count)
 
 
 def few(kept: Callable[[], int]) -> None:
     """What the threads have in hand is gone in a moment."""
-    end = time.monotonic() + 20
-    while (more := kept()) > FEW:
-        assert time.monotonic() < end, f"{more} bytes are kept"
-        time.sleep(0.05)
+    until(lambda: kept() <= FEW, lambda: f"{kept()} bytes are kept", 0.05)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -154,17 +146,26 @@ def test_an_error_keeps_nothing(service: Any, middling: bytes, path: str, fields
         few(kept)
 
 
-def test_a_bad_clip_is_gone_when_the_next_one_is_decoded(service: Any, middling: bytes) -> None:
-    """Each clip's error is in the answer, and must not hold the clip until then. (Decoding holds one twice.)"""
-    most = 0
+def test_a_bad_clip_is_gone_when_the_next_one_is_decoded(
+    service: Any, middling: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each clip's error is in the answer, and must not hold the clip until then."""
+    decoded = 0
+
     with bytes_kept() as kept:
-        sent = service.client.post("/score", files=[("file", ("a", middling))] * 4, data={"window_start": "500"})
-        answer = asyncio.run_coroutine_threadsafe(sent, service.loop)
-        while not answer.done():
-            most = max(most, kept())
-            time.sleep(0.01)
-    assert 5.7e6 < most < 3 * 5.8e6
-    assert answer.result().status_code == 422
+
+        def watched(*given: Any, **more: Any) -> Any:
+            nonlocal decoded
+            few(kept)  # of the clips before it
+            audio = decode(*given, **more)
+            assert kept() > 5.7e6
+            decoded += 1
+            return audio
+
+        monkeypatch.setattr("app.server.uploads.decode", watched)
+        answer = service.post("/score", *[middling] * 4, data={"window_start": "500"})
+    assert answer.status_code == 422
+    assert decoded == 4
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": "true"}, {"stream": "true", "include_prompt": "true"}], ids=str)
@@ -183,6 +184,6 @@ def test_a_bug_keeps_nothing(
     monkeypatch.setattr(workers, "_distribute", broken)
     with bytes_kept() as kept:
         visitor = Visitor(service, "/continue", clip, seconds="900", n="4", **fields)
-        visitor.done.result(30)
+        visitor.done.result(HANG_SECONDS)
         visitor.sent.clear()
         few(kept)

@@ -5,6 +5,7 @@ import gc
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from app.main import drain
 from model.inference.sampling import SamplingOptions
 from tests.support.decoding import Decoded
 from tests.support.engine import Gate, Visitor, busy, in_background, request_that, until
+from tests.support.waiting import HANG_SECONDS
 
 LONG: dict[str, Any] = {"seconds": "900", "timeout_seconds": "100"}
 
@@ -43,7 +45,7 @@ def test_full_queue_refuses_before_the_body_is_read(serve: Any, clip: bytes) -> 
         assert read == 0
         assert service.value("rejected_total", reason="overloaded") == 1
         assert service.get("/readyz").status_code == 200  # busy is not ill
-    assert [one.result(10).status_code for one in waiting] == [200, 200]
+    assert [one.result(HANG_SECONDS).status_code for one in waiting] == [200, 200]
     assert service.post("/continue", clip, data={"seconds": "0.1"}).status_code == 200
 
 
@@ -121,22 +123,37 @@ def test_requests_side_by_side_are_as_alone(serve: Any, clip: bytes) -> None:
     fields = {"seconds": "0.2"}
     alone = [service.post("/continue", clip, data=fields | {"seed": str(seed)}).json() for seed in range(4)]
     sent = [in_background(service, "/continue", clip, seed=str(seed), **fields) for seed in range(4)]
-    together = [one.result(30).json() for one in sent]
+    together = [one.result(HANG_SECONDS).json() for one in sent]
     assert [one["choices"] for one in together] == [one["choices"] for one in alone]
 
 
-def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes) -> None:
-    """Other routes answer in the middle of a long continuation, as fast as ever."""
+def test_event_loop_stays_free_while_it_works(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other routes answer in the middle of a long continuation: no thread but the engine's own reads and steps."""
     service = serve(max_seconds=1000)
+    engine, computing = service.app.state.engine, set()
+
+    def watched(call: Any) -> Any:
+        def run(*given: Any) -> Any:
+            computing.add(threading.current_thread())
+            return call(*given)
+
+        return run
+
+    def beyond(steps: float) -> Callable[[], bool]:
+        return lambda: bool(service.value("step_seconds_count") > steps)
+
+    monkeypatch.setattr(engine.workers, "_step", watched(engine.workers._step))
+    work = {kind: one._replace(run=watched(one.run)) for kind, one in engine.prefill_pool.work.items()}
+    monkeypatch.setattr(engine.prefill_pool, "work", work)
     visitor = Visitor(service, "/continue", clip, **LONG)
     until(lambda: service.value("step_seconds_count") > 3)
-    slowest = 0.0
     for _ in range(20):
-        started = time.monotonic()
+        more = beyond(service.value("step_seconds_count"))
         assert service.get("/livez").status_code == 200
-        slowest = max(slowest, time.monotonic() - started)
+        until(more)
+    assert not visitor.done.done()
     visitor.leave()
-    assert slowest < 0.5
+    assert computing and computing <= {*engine.workers.threads, *engine.prefill_pool.threads}
 
 
 def test_no_thread_waits_for_ever(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,12 +178,12 @@ def test_a_stuck_engine_is_not_ready(serve: Any, monkeypatch: pytest.MonkeyPatch
     service = serve()
     until(lambda: service.get("/readyz").status_code == 200)
     engine, hang = service.app.state.engine, threading.Event()
-    hanging = request_that(engine, lambda request: hang.wait(5))
+    hanging = request_that(engine, lambda request: hang.wait(HANG_SECONDS))
     running = asyncio.run_coroutine_threadsafe(engine.submit(hanging), service.loop)
     until(lambda: service.get("/readyz").status_code == 503)
     assert service.get("/livez").status_code == 200
     with pytest.raises(NotReady):  # who waits is told, and does not hang with it
-        running.result(5)
+        running.result(HANG_SECONDS)
     hang.set()
     until(lambda: service.get("/readyz").status_code == 200)
 
@@ -210,8 +227,8 @@ def test_shutdown_lets_running_requests_end(serve: Any, clip: bytes) -> None:
         until(lambda: engine.draining)
         assert service.post("/continue", clip).status_code == 503
         assert not drained.done()
-    assert inside.result(10).status_code == 200
-    drained.result(5)
+    assert inside.result(HANG_SECONDS).status_code == 200
+    drained.result(HANG_SECONDS)
 
 
 def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: bytes) -> None:
@@ -223,7 +240,7 @@ def test_the_end_of_a_shutdown_refuses_what_has_made_nothing(serve: Any, clip: b
         queues = engine.prefill_pool.queues
         until(lambda: engine.in_use == 2 and all(not queues[kind].empty() for kind in ("read", "score")))
         engine.end()
-        answers = [one.result(10) for one in inside]
+        answers = [one.result(HANG_SECONDS) for one in inside]
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(503, "draining")] * 2
     assert service.get("/readyz").status_code == 503
 
@@ -335,19 +352,24 @@ def test_a_gauge_is_not_set_to_what_was(service: Any, monkeypatch: pytest.Monkey
     """A thread that is slow to say that a request runs must not say so after the event loop has said that it ended."""
     engine = service.app.state.engine
     gauge = engine.metrics.running
-    entered, store = threading.Event(), gauge.set
+    entered, stored, store = threading.Event(), threading.Event(), gauge.set
 
     def late(value: float) -> None:
         if threading.current_thread().name.startswith("read"):
             entered.set()
             time.sleep(0.2)
-        store(value)
+            store(value)
+            stored.set()
+        else:
+            store(value)
 
     monkeypatch.setattr(gauge, "set", late)
-    running = asyncio.run_coroutine_threadsafe(engine.submit(Gate(engine).request), service.loop)
-    assert entered.wait(5)
+    request = Gate(engine).request
+    running = asyncio.run_coroutine_threadsafe(engine.submit(request), service.loop)
+    assert entered.wait(HANG_SECONDS)
     running.cancel()
-    time.sleep(0.5)
+    until(lambda: request.ended and stored.is_set())
+    assert service.get("/livez").status_code == 200  # the event loop is done with it
     assert service.value("requests_running") == 0
 
 
@@ -366,7 +388,7 @@ def test_the_engine_outlives_a_request_that_asks_to_end_it(service: Any) -> None
             return True
         return False
 
-    assert asyncio.run_coroutine_threadsafe(told(), service.loop).result(5)
+    assert asyncio.run_coroutine_threadsafe(told(), service.loop).result(HANG_SECONDS)
     with busy(service):  # the thread still takes work
         assert engine.healthy
 
@@ -388,6 +410,6 @@ def test_a_request_whose_client_left_keeps_no_audio_alive(service: Any) -> None:
         return weakref.ref(clip)
 
     with busy(service):
-        alive = asyncio.run_coroutine_threadsafe(leave(), service.loop).result(5)
+        alive = asyncio.run_coroutine_threadsafe(leave(), service.loop).result(HANG_SECONDS)
         gc.collect()
         assert alive() is None

@@ -210,7 +210,7 @@ def test_a_thousand_requests_in_random_company_are_as_alone(
             asyncio.ensure_future(leave(kind, opened, chance / 3) if chance < 0.1 else visit(kind, chance < 0.55))
             for kind, chance in moves
         ]
-        await asyncio.to_thread(until, lambda: service.value("prefill_seconds_count") >= most, 60)
+        await asyncio.to_thread(until, lambda: service.value("prefill_seconds_count") >= most)
         gate.set()
         opened.set()
         await asyncio.gather(*visitors)

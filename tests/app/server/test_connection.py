@@ -21,6 +21,7 @@ import app.server.connection
 from app.main import create_app
 from app.server.connection import HEAD_BYTES, HEADERS, SLICE_BYTES, Connection, connection
 from app.settings import Settings
+from tests.support.waiting import HANG_SECONDS, until
 
 WAITING = 50
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
@@ -46,10 +47,8 @@ class Running:
         self.server = uvicorn.Server(uvicorn.Config(self.app, http=http, port=0, log_config=None))
         self.thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self.thread.start()
-        end = time.monotonic() + 300  # the first start compiles the step
-        while not self.server.started:
-            assert self.thread.is_alive() and time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: self.server.started or not self.thread.is_alive())
+        assert self.server.started
         self.port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -58,18 +57,15 @@ class Running:
         await self.server.serve()
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_SECONDS)
 
     def works(self) -> None:
-        with urllib.request.urlopen(f"{self.url}/livez", timeout=20) as answer:
+        with urllib.request.urlopen(f"{self.url}/livez", timeout=HANG_SECONDS) as answer:
             assert answer.status == 200
 
     def until_quiet(self) -> None:
         """No connection is left."""
-        end = time.monotonic() + 20
-        while self.server.server_state.connections:
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        until(lambda: not self.server.server_state.connections)
 
     def close(self) -> None:
         self.server.should_exit = True
@@ -165,10 +161,14 @@ def test_a_head_that_comes_too_slowly(running: Running, before: bytes) -> None:
             while not client.recv(4_096).endswith(b'{"status":"alive"}'):
                 pass
         client.sendall(GET)
-        end = time.monotonic() + 15
-        while not select.select([client], [], [], 0.1)[0]:
-            assert time.monotonic() < end
+
+        def answered() -> bool:
+            if select.select([client], [], [], 0.1)[0]:
+                return True
             client.sendall(b"a")
+            return False
+
+        until(answered)
         refused(taken(client), 408, "upload_timeout")
 
 
@@ -340,7 +340,7 @@ def test_an_answer_arrives_before_its_body_is_read(
 
 
 def test_a_connection_is_good_for_more_after_a_body_that_nobody_read(running: Running) -> None:
-    client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=20)
+    client = http.client.HTTPConnection("127.0.0.1", running.port, timeout=HANG_SECONDS)
     for _ in range(3):
         client.request("POST", "/nowhere", bytes(2**22))
         answer = client.getresponse()

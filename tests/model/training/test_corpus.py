@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +113,8 @@ def test_what_was_cut_off_is_not_opened_as_what_was_there(
     before = build_corpus([library], tmp_path / "corpus")
     whole = before.samples[:].copy()
 
-    def cut(*given: object) -> Iterator[None]:
+    def cut(*given: object) -> None:
         raise KeyboardInterrupt
-        yield
 
     with monkeypatch.context() as killed:
         killed.setattr("model.training.corpus._decoded", cut)
