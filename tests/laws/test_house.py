@@ -245,7 +245,38 @@ def test_ci_calls_make_test_and_forbids_skips() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     assert "WHISPERGPT_FORBID_SKIPS=1" in script
-    assert script.rstrip().endswith("make test")
+    assert "\nset -euo pipefail\n" in script and "\nmake test\n" in script
+
+
+@pytest.mark.parametrize(("fails", "browser", "calls", "status"), [
+    ("", False, ["test"], 0),
+    ("", True, ["test", ".venv/.installed-browser", "test-browser"], 0),
+    (".venv/.installed-browser", True, ["test", ".venv/.installed-browser"], 0),
+    ("test-browser", True, ["test", ".venv/.installed-browser", "test-browser"], 2),
+    ("test", True, ["test"], 2),
+])  # fmt: skip
+def test_ci_fails_for_the_page_but_not_for_want_of_a_browser(
+    tmp_path: Path, fails: str, browser: bool, calls: list[str], status: int
+) -> None:
+    """On a machine where nothing can be installed, with a `make` that notes what it was asked for."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "id", "timeout"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    scripts = {
+        "dpkg": "exit 1", "apt-get": "exit 1", "sudo": "exit 1",
+        "make": f'echo "$1" >> {tmp_path}/calls; [ "$1" != "{fails}" ] || exit 2',
+    } | ({"chromium": "exit 0"} if browser else {})  # fmt: skip
+    for name, body in scripts.items():
+        (tools / name).write_text(f"#!{tools}/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    command = [str(tools / "bash"), str(tmp_path / ".ci" / "run")]
+    done = subprocess.run(command, env={"PATH": str(tools)}, check=False, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert (tmp_path / "calls").read_text().split() == calls
+    assert ("NOT TESTED: the page in Chromium" in done.stderr) == ("test-browser" not in calls and status == 0)
 
 
 def test_a_skip_fails_where_it_is_forbidden(tmp_path: Path) -> None:
