@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import soxr
 
+from app.audio.character import Character
 from app.audio.downmix import Downmix
 from app.audio.notices import Damage, Notice
 from app.audio.readers import DAMAGED, Block, blocks
@@ -91,7 +92,7 @@ def decode_to(
     if last != math.inf and last > cap:
         raise AudioTooLong(f"at most {max_seconds:g} s of audio are taken", "prompt_end")
     position, kept, peak = 0, 0, 0.0
-    damage, downmix = Damage(), Downmix()
+    damage, downmix, character = Damage(), Downmix(), Character()
     for block in _resampled(_counted(blocks(file, damage, downmix), cap / SAMPLE_RATE_HZ)):
         if stop():
             raise DeadlinePassed("the file could not be decoded in time")
@@ -99,6 +100,7 @@ def decode_to(
         piece = block[max(first - begin, 0) : max(int(min(last, position)) - begin, 0)]
         if len(piece):  # not even an empty slice of what is skipped: it would keep the block in memory
             keep(piece)
+            character.add(piece)
             kept, peak = kept + len(piece), max(peak, float(np.abs(piece).max()))
         if position >= last:
             break
@@ -108,7 +110,8 @@ def decode_to(
         raise AudioInvalid(DAMAGED if damage.seen else "the file holds no samples", "file")
     if not kept:
         raise AudioTooShort(f"the audio ends at {position / SAMPLE_RATE_HZ:.2f} s", "prompt_start")
-    return *damage.notices(), *downmix.notices(kept, peak)
+    lost = downmix.notices(kept, peak)  # of what is silent, or cancelled, there is no more to tell
+    return *damage.notices(), *(lost or character.notices())
 
 
 def decode(

@@ -116,3 +116,19 @@ def silences(report: Report) -> list[str]:
             ),
         ]
     return lines
+
+
+def character(report: Report) -> list[str]:
+    """How often a clip is told to be something else than speech or piano, by kind."""
+    lines = []
+    for part, share in (("speech_and_piano", "false alarms"), ("others", "told")):
+        rows = []
+        for kind, one in report[part].items():
+            count, told = one["clips"], sum(one["told"].values())
+            words = ", ".join(f"{what} {n}" for what, n in one["told"].items()) or "-"
+            rows.append([kind, str(count), f"{told} ({100 * told / count:.1f} %)", words])
+        clips = sum(one["clips"] for one in report[part].values())
+        told = sum(sum(one["told"].values()) for one in report[part].values())
+        rows.append(["**all**", str(clips), f"{told} ({100 * told / clips:.1f} %)", ""])
+        lines += table([part.replace("_", " "), "clips", share, "as what"], rows)
+    return lines

@@ -10,7 +10,7 @@ from benchmarks.common import RESULTS, ROOT
 from benchmarks.quality.table_report import tables
 from benchmarks.report.bundle_tables import evaluations
 from benchmarks.report.codec_tables import codec, fine_codes, token_probe
-from benchmarks.report.evaluation_tables import consistency, free_running, quality, silences
+from benchmarks.report.evaluation_tables import character, consistency, free_running, quality, silences
 from benchmarks.report.pages import Page, of
 from benchmarks.report.readme_figures import readme_figures
 from benchmarks.report.runtime_tables import portable, runtimes
@@ -29,6 +29,7 @@ PAGES = (
     Page(DOCS / "free_running.md", {"free_running": of("free_running", free_running)}),
     Page(DOCS / "continuations.md", {"quality": of("quality", quality)}),
     Page(DOCS / "silences.md", {"silences": of("silences", silences)}),
+    Page(DOCS / "character.md", {"character": of("character", character)}),
     Page(DOCS / "speed.md", {"speed": speed, "prompts_together": of("prompts_together", prompts_together)}),
     Page(DECISIONS / "0001-numba.md", {"runtimes": of("runtimes", runtimes)}),
     Page(DECISIONS / "0002-one-cache.md", {"portable": of("portable", portable)}),

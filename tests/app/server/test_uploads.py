@@ -44,9 +44,10 @@ def test_a_stream_tells_it_too(service: Any, cut: bytes, form: str) -> None:
 def test_each_clip_has_its_own(service: Any, clip: bytes, cut: bytes, speech: Any, to_file: Any) -> None:
     inverted = to_file(np.stack([speech, -speech], axis=1))
     silent = to_file(np.zeros(24_000, np.float32))
-    results = service.post("/score", clip, cut, inverted, silent, b"no audio at all").json()["results"]
+    white = to_file(0.1 * np.random.default_rng(4).standard_normal(4 * 24_000))
+    results = service.post("/score", clip, cut, inverted, silent, b"no audio at all", white).json()["results"]
     told = [[warning["code"] for warning in result.get("warnings", [])] for result in results]
-    assert told == [[], ["audio_lost"], ["phase_inverted"], ["silent_clip"], []]
+    assert told == [[], ["audio_lost"], ["phase_inverted"], ["silent_clip"], [], ["not_speech_or_piano"]]
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])

@@ -714,7 +714,12 @@ def test_what_is_wrong_with_a_clip(pages: Pages, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(24_000), rate)
     soundfile.write(tmp_path / "quiet.wav", 0.005 * samples, rate, subtype="FLOAT")
     soundfile.write(tmp_path / "inverted.wav", np.stack([samples, -samples], axis=1), rate)
+    soundfile.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(4).standard_normal(4 * rate), rate)
     page = pages.open()
+    choose(page, tmp_path / "noise.wav")
+    settings(page, seconds=0.5)
+    make(page)
+    has_text(page, "#warnings li", re.compile("^The clip sounds like a steady noise or tone, and neither like speech"))
     for name, told in {"silent": "silent", "quiet": "very quiet", "inverted": "phase-inverted"}.items():
         choose(page, tmp_path / f"{name}.wav")
         has_text(page, "#clip-notes p", re.compile(told))
