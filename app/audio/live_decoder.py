@@ -96,7 +96,7 @@ class _Mono:
     def add(self, frames: list[av.AudioFrame]) -> bool:
         """False when that is more than may be decoded."""
         for frame in frames:
-            samples = self._downmix(frame.to_ndarray())
+            samples = self._downmix(np.asarray(frame.to_ndarray(), np.float32))
             if not (np.isfinite(samples).all() and np.abs(samples).max(initial=0) <= MAX_PEAK):
                 self._answers.damaged()
             elif not self._answers.add(self._resampler.resample_chunk(samples)):

@@ -34,14 +34,14 @@ class LiveDecoder:
 
     async def start(self) -> None:
         """Has it ready for what comes. Raises DecoderLost."""
-        await self.order(DROP, 0.0, b"", START_SECONDS)
+        await self.order(DROP, 0.0, b"")
 
     async def order(
         self, kind: bytes, most_seconds: float, data: bytes, seconds: float = ORDER_SECONDS
     ) -> tuple[dict[str, int], Samples]:
         """What it tells of an order, and the samples that it decoded. Raises DecoderLost."""
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(START_SECONDS if self._process is None else seconds):
                 return await self._answer(kind, most_seconds, data)
         except (OSError, EOFError, ValueError, TimeoutError):  # also words that are no JSON, or promise too much
             await self.close()

@@ -150,8 +150,8 @@ class Session:
 
     def _new_listening(self) -> Listening:
         settings = self._settings
-        pcm = self._decoder is None
-        incoming = IncomingPcm(self._options.sample_rate) if pcm else IncomingOpus(self._decoder)
+        decoder = self._decoder
+        incoming = IncomingPcm(self._options.sample_rate) if decoder is None else IncomingOpus(decoder)
         return Listening(self._engine, incoming, settings.max_prompt_seconds, settings.timeout_seconds)
 
     async def _update(self, options: schemas.SessionOptions) -> None:

@@ -18,8 +18,8 @@ from app.audio.character import sounds_like
 from app.audio.samples import Samples
 from benchmarks.common import RESULTS
 from model.constants import SAMPLE_RATE_HZ
+from model.files import put_json
 from model.training.corpus import find_files, read_audio, render_midi
-from model.training.files import put_json
 
 EXCERPT = 5 * SAMPLE_RATE_HZ
 EXCERPTS = 5  # of a piece
@@ -97,13 +97,13 @@ MADE = {
 def loud(samples: Any, rms: float = 0.06) -> Samples:
     """At a level of speech, cut at full scale."""
     scaled = samples * (rms / (np.sqrt(np.mean(np.square(samples))) + 1e-9))
-    return np.clip(scaled, -1, 1).astype(np.float32)
+    return np.asarray(np.clip(scaled, -1, 1), np.float32)
 
 
 def noisy(samples: Samples, rng: Noise, decibels: float) -> Samples:
     """With white noise so far below it."""
     level = np.sqrt(np.mean(np.square(samples))) * 10 ** (-decibels / 20)
-    return (samples + level * rng.standard_normal(len(samples))).astype(np.float32)
+    return np.asarray(samples + level * rng.standard_normal(len(samples)), np.float32)
 
 
 def real(speech: list[Path], music: list[Path], clips: int, rng: Noise) -> Iterator[tuple[str, Samples]]:

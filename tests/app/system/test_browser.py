@@ -204,7 +204,7 @@ def make(page: Any) -> None:
     has_text(page, "#status", "Made.")
 
 
-def painted(page: Any, left: float, right: float, top: float, bottom: float, canvas: str = "canvas") -> float:
+def painted(page: Any, left: float, right: float, top: float, bottom: float, *, canvas: str = "canvas") -> float:
     """The share of the columns of a part of the picture that hold colour."""
     page.wait_for_timeout(100)  # it is drawn with the screen's next picture
     return float(page.evaluate(PAINTED, [canvas, left, right, top, bottom]))
@@ -834,7 +834,11 @@ def test_files_that_are_dropped(pages: Pages) -> None:
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_it_fits(pages: Pages, width: int, scheme: str) -> None:
     """Pictures of both tabs, and of a recording, are left, for a person to look at."""
-    screen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "has_touch": width < 600}
+    screen: dict[str, Any] = {
+        "viewport": {"width": width, "height": 800},
+        "color_scheme": scheme,
+        "has_touch": width < 600,
+    }
     page = pages.open(permissions=["microphone"], **screen)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
