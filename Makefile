@@ -10,6 +10,7 @@ PIP_FLAGS ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTEST_FLAGS ?=
+JOBS ?= auto
 SPEECH ?= ../shared/data/speech
 MUSIC ?= ../shared/data/music/midi
 TABLE_FLAGS ?=
@@ -18,6 +19,8 @@ IMAGE_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_FLAGS)
+# A file's tests stay together, for they share servers. JOBS=0: one process, in the order of the files.
+PYTEST := pytest -n $(JOBS) --maxprocesses 4 --dist loadfile -m "not slow"
 SET_UP := $(VENV)/.installed
 SET_UP_DEV := $(VENV)/.installed-dev
 SET_UP_BROWSER := $(VENV)/.installed-browser
@@ -52,13 +55,13 @@ lint: $(SET_UP_DEV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/python -m $(PYTEST) $(PYTEST_FLAGS)
 
 # Apart from `test`, which it would make longer: the tracer costs most where a test starts a process. The subprocesses'
 # part is written by themselves, and joined here.
 coverage: $(SET_UP_DEV)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow" $(PYTEST_FLAGS)
+	$(BIN)/coverage run -m $(PYTEST) $(PYTEST_FLAGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered --show-missing
 
