@@ -208,6 +208,13 @@ def test_no_tracked_file_is_large() -> None:
     assert {name: size for name, size in sizes.items() if size > MAX_TRACKED_BYTES} == {}
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_no_link_is_tracked() -> None:
+    """One to a virtual environment takes the place of the environment itself wherever it is checked out."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert [line for line in listed.splitlines() if line.startswith("120000")] == []
+
+
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """make, without the flags of a make that runs the tests."""
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
