@@ -4,6 +4,9 @@ The event loop never computes: it acquires a permit, submits a request and await
 set of threads, clips are scored on another of lower priority (`app.engine.prefill_pool`), and the decode workers step
 (`app.engine.worker`): a long prompt or a long clip does not hold up the continuations under way. A request sees a
 cancellation within one step, or one chunk of reading.
+
+It may compute with several models. They come and go while it runs; permits, slots, cores and the threads that read are
+of the engine, so that several models take no more of these than one.
 """
 
 import asyncio
@@ -13,9 +16,11 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
+from weakref import WeakSet
 
 from app.engine import health
 from app.engine.admission import SOON, Admission
+from app.engine.budget import Cores, SlotBudget
 from app.engine.prefill_pool import PrefillPool
 from app.engine.requests import (
     AudioChunk,
@@ -23,6 +28,7 @@ from app.engine.requests import (
     EngineRequest,
     Failure,
     GenerationResult,
+    Model,
     PrefillDone,
     ResultQueue,
 )
@@ -30,7 +36,8 @@ from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed, NotReady
 from app.metrics import Metrics
 from model.checkpoint import Bundle
-from model.inference.backend import backend_for, default_slots, workers_for
+from model.inference.backend import Backend, backend_for, default_slots, workers_for
+from model.inference.footprint import nbytes_of
 from model.inference.invariance import keeps_rows_apart
 
 LAST_WORDS_SECONDS = 5.0  # for requests inside to be answered when inference is dead
@@ -38,14 +45,14 @@ log = logging.getLogger("whispergpt")
 
 
 class Engine:
-    """Threads over one bundle, and ``slots + waiting`` permits for requests.
+    """Threads over the bundles that it has loaded, and ``slots + waiting`` permits for requests.
 
     Args:
-        bundle: the model.
+        bundle: the first model, which requests are for that name no other; it stays.
         metrics: where to count.
         waiting: requests that may wait beside those that have slots.
         threads: of each kind: decode workers, threads that read prompts, threads that score.
-        slots: rows of all decode workers together; by default what suits the device.
+        slots: rows of all decode workers together; by default what suits the device and the first model.
         codebooks: codes of a generated frame; the codec's number by default.
     """
 
@@ -58,65 +65,141 @@ class Engine:
         slots: int | None = None,
         codebooks: int | None = None,
     ) -> None:
-        self.bundle, self.metrics = bundle, metrics
-        self.codebooks = codebooks or bundle.codec.config.codebooks
-        self.batch_invariant = True  # until `start` knows
-        slots = slots or default_slots(bundle)
-        count = min(workers_for(bundle, threads), slots)
+        self.metrics = metrics
+        self._threads, self._codebooks = threads, codebooks
         self._heartbeats = health.Heartbeats()
         self._stopping = self._dead = False
         self._dying = threading.Lock()  # whoever has it tells that inference is dead
-        self.workers = DecodeWorkers(
-            lambda rows: backend_for(bundle, rows, self.codebooks),
+        self.ending = threading.Event()  # the server stops: what runs ends with what it has
+        self._wanted_slots, self._slots = slots, slots or default_slots(bundle)
+        workers = min(workers_for(bundle, threads), self._slots)
+        total = -(-self._slots // workers) * workers
+        self._budget, self._cores = SlotBudget(total, metrics), Cores(max(threads, workers))
+        self._workers: dict[Model, DecodeWorkers] = {}
+        self._made: dict[Model, WeakSet[Backend]] = {}  # the slots of each, to be counted when all are there
+        self._changing = threading.Lock()  # of these, by one thread at a time
+        self.first = self._added(bundle)
+        self.admission = Admission(total + waiting, total, metrics, lambda: self.healthy)
+        self.prefill_pool = PrefillPool(
+            bundle.device,
+            threads,
+            metrics,
+            self.admission,
+            self._heartbeats,
+            self._workers.__getitem__,
+            self.ending,
+            self._died,
+        )
+
+    @property
+    def bundle(self) -> Bundle:
+        """That of the first model."""
+        return self.first.bundle
+
+    @property
+    def workers(self) -> DecodeWorkers:
+        """Those of the first model."""
+        return self._workers[self.first]
+
+    def _added(self, bundle: Bundle) -> Model:
+        """A model that has no slots yet. It would have as many alone: a request's bits are the same."""
+        model = Model(bundle, self._codebooks or bundle.codec.config.codebooks, self.metrics.model_label(bundle.name))
+        slots = min(self._wanted_slots or default_slots(bundle), self._slots)
+        count = min(workers_for(bundle, self._threads), slots)
+        made: WeakSet[Backend] = WeakSet()
+        self._made[model] = made
+
+        def make(rows: int) -> Backend:
+            slots = backend_for(bundle, rows, model.codebooks)
+            made.add(slots)
+            return slots
+
+        self._workers[model] = DecodeWorkers(
+            self._budget,
+            self._cores,
+            self.ending,
+            model.label,
+            make,
             count,
             -(-slots // count),
             1,
-            metrics,
+            self.metrics,
             self._heartbeats.heartbeat,
             lambda: self.prefill_pool.reads_prompts,
             lambda slots: keeps_rows_apart(bundle, slots),
             self._died,
         )
-        total = self.workers.total
-        self.admission = Admission(total + waiting, total, metrics, lambda: self.healthy)
-        self.prefill_pool = PrefillPool(
-            bundle,
-            self.codebooks,
-            threads,
-            metrics,
-            self.admission,
-            self._heartbeats,
-            self.workers,
-            self._died,
-        )
+        return model
 
     def start(self) -> None:
         """Starts the threads. Not for the event loop: the first start on a machine compiles for a minute."""
-        self.batch_invariant = self.workers.start()
-        self.metrics.batch_invariant.set(self.batch_invariant)
-        if not self.batch_invariant:
-            log.warning("on this machine a request's bits may depend on the requests beside it (docs/engine.md)")
         self.prefill_pool.start()
-        self._heartbeats.watch([*self.workers.threads, *self.prefill_pool.threads])
+        self._heartbeats.watch(self.prefill_pool.threads)
+        self._begin_model(self.first)
+
+    def load(self, bundle: Bundle) -> Model:
+        """Computes with one more bundle from now on. Not for the event loop. Raises what making its slots raises."""
+        with self._changing:
+            model = self._added(bundle)
+            try:
+                self._begin_model(model)
+            except BaseException:
+                self._end_model(model)
+                raise
+        return model
+
+    def unload(self, model: Model) -> None:
+        """Computes with a model no longer, and lets go of it; nobody may wait for anything of it.
+
+        Not for the event loop.
+        """
+        assert model is not self.first, "it stays"
+        with self._changing:
+            self._end_model(model)
+
+    def _begin_model(self, model: Model) -> None:
+        workers = self._workers[model]
+        model.batch_invariant = workers.start()
+        model.nbytes = nbytes_of(model.bundle, *self._made.pop(model))
+        self._heartbeats.watch(workers.threads)
+        self.metrics.batch_invariant.set(all(one.batch_invariant for one in self._workers))
+        if not model.batch_invariant:
+            log.warning("on this machine a request's bits may depend on the requests beside it (docs/engine.md)")
+
+    def _end_model(self, model: Model) -> None:
+        workers = self._workers.pop(model)
+        self._made.pop(model, None)
+        self._heartbeats.forget(workers.threads)
+        self._end_threads(workers)
+
+    @staticmethod
+    def _end_threads(*pools: DecodeWorkers | PrefillPool) -> None:
+        for pool in pools:
+            pool.stop()
+        for thread in (thread for pool in pools for thread in pool.threads):
+            if thread.is_alive():
+                thread.join(timeout=10)
 
     def stop(self) -> None:
         """Ends the threads after the chunk or step in hand."""
         self._stopping = True
-        self.workers.stop()
-        self.prefill_pool.stop()
-        for thread in (*self.workers.threads, *self.prefill_pool.threads):
-            if thread.is_alive():
-                thread.join(timeout=10)
+        self._end_threads(*self._workers.values(), self.prefill_pool)
 
     def end(self) -> None:
         """The shutdown waits no longer: continuations return what they have, `cancelled`; all else gets Draining."""
         self.draining = True
-        self.workers.end()
+        for workers in list(self._workers.values()):
+            workers.end()
+
+    def serves(self, model: Model) -> bool:
+        """The same as `healthy`, of what a model's requests need."""
+        workers = self._workers.get(model)
+        return self._heartbeats.fresh and workers is not None and workers.serving and not self._dead
 
     @property
     def healthy(self) -> bool:
-        """The threads live, their heartbeats are fresh, and a worker has slots."""
-        return self._heartbeats.fresh and self.workers.serving and not self._dead
+        """The threads live, their heartbeats are fresh, and a worker of the first model has slots."""
+        return self.serves(self.first)
 
     @property
     def alive(self) -> bool:
@@ -203,12 +286,13 @@ class Engine:
         """What there is to say of a request, up to its result."""
         results = request.results = ResultQueue()
         request.submitted = time.monotonic()
+        model = request.model = request.model or self.first
         self.admission.ask(request)
         done = False
         try:
-            self._begin(request)
+            self._begin(request, model)
             while not done:
-                event = await self._next(request, results)
+                event = await self._next(request, model, results)
                 if isinstance(event, Failure):
                     try:
                         raise event.error
@@ -221,18 +305,18 @@ class Engine:
             self.admission.end(request, done)
             results.close()
             request.forget()
-            if not done:
-                self.workers.wake()
+            if not done and model in self._workers:
+                self._workers[model].wake()
 
-    def _begin(self, request: EngineRequest) -> None:
+    def _begin(self, request: EngineRequest, model: Model) -> None:
         """Into the queue of those who read; what has been read waits for slots at once, behind no prompt."""
         if not isinstance(request, ContinueRequest) or request.read is None:
             self.prefill_pool.put(request)
         elif self.admission.begin(request):
             request.stage = "slot"
-            self.workers.put(request, request.read)
+            self._workers[model].put(request, request.read)
 
-    async def _next(self, request: EngineRequest, results: ResultQueue) -> Any:
+    async def _next(self, request: EngineRequest, model: Model, results: ResultQueue) -> Any:
         """The request's next event. Raises DeadlinePassed or NotReady when it cannot come."""
         while True:
             with suppress(asyncio.QueueEmpty):
@@ -240,7 +324,7 @@ class Engine:
             left = request.deadline - time.monotonic()
             if request.started == 0.0 and left <= 0.0:
                 raise DeadlinePassed("the request waited for its turn until its time was up")
-            if not self.healthy:
+            if not self.serves(model):
                 raise NotReady("the engine does not answer", headers=SOON)
             pause = health.HEARTBEAT_SECONDS if request.started else min(left, health.HEARTBEAT_SECONDS)
             with suppress(TimeoutError):

@@ -55,10 +55,14 @@ class Heartbeats:
 
     def watch(self, threads: Iterable[threading.Thread]) -> None:
         """These threads, which run, are to show life from now on."""
-        now = time.monotonic()
-        for thread in threads:
-            self._threads.append(thread)
-            self._last[thread.ident or 0] = now
+        new, now = list(threads), time.monotonic()
+        self._last |= {thread.ident or 0: now for thread in new}
+        self._threads = [*self._threads, *new]  # another list: somebody may be looking through that one
+
+    def forget(self, threads: Iterable[threading.Thread]) -> None:
+        """These threads are about to end, as they should."""
+        ending = set(threads)
+        self._threads = [thread for thread in self._threads if thread not in ending]
 
     def heartbeat(self) -> None:
         """The calling thread shows life."""

@@ -24,6 +24,7 @@ from app.engine.requests import (
     FloatArray,
     Listened,
     ListenRequest,
+    Model,
     NotFinite,
     PromptRequest,
     ReadPrompt,
@@ -32,7 +33,6 @@ from app.engine.requests import (
 from app.engine.worker import DecodeWorkers
 from app.errors import DeadlinePassed, Draining
 from app.metrics import Metrics
-from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, MEL_LEFT_SAMPLES, SAMPLE_RATE_HZ
 from model.inference import cuda
 from model.inference.prefill import PromptReader, prefill
@@ -43,6 +43,13 @@ Kind = Literal["read", "listen", "score"]
 # of the threads that read prompts, so that those who listen already hear no gap; and of those that score clips
 NICENESS: dict[Kind, int] = {"read": 5, "listen": 5, "score": 10}
 log = logging.getLogger("whispergpt")
+
+
+def model_of(request: EngineRequest) -> Model:
+    """The model that a request is for. Raises Cancelled when nobody waits for it any more."""
+    if request.model is None:
+        raise Cancelled
+    return request.model
 
 
 class Work(NamedTuple):
@@ -57,29 +64,29 @@ class PrefillPool:
     """Threads that read, ``threads`` of each kind, and their queues.
 
     Args:
-        bundle: the model.
-        codebooks: codes of a generated frame.
+        device: where the models are.
         threads: of each kind.
         metrics: where to count.
         admission: told which requests are taken up.
         heartbeats: of the threads, among others.
-        workers: get the prompts that have been read.
+        workers_of: tells whose decode workers get a prompt of a model that has been read.
+        ending: set when the server stops.
         died: called by a thread that cannot go on, with the reason.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
-        codebooks: int,
+        device: torch.device,
         threads: int,
         metrics: Metrics,
         admission: Admission,
         heartbeats: health.Heartbeats,
-        workers: DecodeWorkers,
+        workers_of: Callable[[Model], DecodeWorkers],
+        ending: threading.Event,
         died: Callable[[str], None],
     ) -> None:
-        self._bundle, self._codebooks, self._metrics = bundle, codebooks, metrics
-        self._admission, self._heartbeats, self._workers = admission, heartbeats, workers
+        self._device, self._metrics, self._ending = device, metrics, ending
+        self._admission, self._heartbeats, self._workers_of = admission, heartbeats, workers_of
         self.work: dict[type[EngineRequest], Work] = {
             ContinueRequest: Work("read", self.read_prompt, answers=False),
             PromptRequest: Work("read", self.read_to_keep),
@@ -123,26 +130,27 @@ class PrefillPool:
         self._heartbeats.heartbeat()
         if request.cancelled.is_set():
             raise Cancelled
-        if self._workers.ending.is_set():
+        if self._ending.is_set():
             raise Draining("the server is shutting down")
         if time.monotonic() > request.deadline:
             raise DeadlinePassed(late)
 
     def read_prompt(self, request: ContinueRequest) -> None:
         """Reads a prompt and queues it for the workers. Raises what `_read` raises."""
-        prompt = self._read(request)
+        model = model_of(request)
+        prompt = self._read(request, model)
         took = request.read_ended - request.read_began
         request.stage = "slot"  # before it is told that the prompt has been read: who leaves then waits for a slot
         self._metrics.prefill_seconds.observe(took)
-        self._workers.put(request, prompt, request.read_began - request.submitted, took)
+        self._workers_of(model).put(request, prompt, request.read_began - request.submitted, took)
 
     def read_to_keep(self, request: PromptRequest) -> ReadPrompt:
         """Reads a prompt for later requests. Raises what `_read` raises."""
-        prompt = self._read(request)
+        prompt = self._read(request, model_of(request))
         self._metrics.prefill_seconds.observe(request.read_ended - request.read_began)
         return prompt
 
-    def _read(self, request: EngineRequest) -> ReadPrompt:
+    def _read(self, request: EngineRequest, model: Model) -> ReadPrompt:
         """Reads a prompt. Raises what `go_on` raises, TooShortError or NotFinite."""
         samples = request.samples
         if samples is None:
@@ -150,20 +158,20 @@ class PrefillPool:
         request.stage = "prefill"
         request.read_began = time.monotonic()
         prompt = prefill(
-            self._bundle,
+            model.bundle,
             torch.from_numpy(samples),
-            codebooks=self._codebooks,
+            codebooks=model.codebooks,
             between=lambda: self.go_on(request, "the prompt could not be read in time"),
         )
         request.read_ended = time.monotonic()
-        return self._whole(prompt)
+        return self._whole(prompt, model)
 
-    def _whole(self, prompt: PromptState) -> ReadPrompt:
+    def _whole(self, prompt: PromptState, model: Model) -> ReadPrompt:
         """A prompt that has been read. Raises NotFinite."""
         logprobs = prompt.logprobs.cpu().numpy()
         if not np.isfinite(logprobs).all():
             raise NotFinite
-        self._count(prompt.nll, len(prompt.tokens))
+        self._count(model, prompt.nll, len(prompt.tokens))
         return ReadPrompt(prompt, logprobs, prompt.tail[0, -MEL_LEFT_SAMPLES:].cpu().numpy())
 
     def listen(self, request: ListenRequest) -> Listened:
@@ -172,33 +180,33 @@ class PrefillPool:
         Raises what `go_on` raises, TooShortError or NotFinite.
         """
         self.go_on(request, "the audio could not be read in time")
-        samples = request.samples
+        samples, model = request.samples, model_of(request)
         if samples is None:
             raise Cancelled
         request.stage = "prefill"
         if request.reader is None and len(samples) < MIN_FRAMES * HOP_SAMPLES:
             raise TooShortError(f"a prompt begins with {MIN_FRAMES} frames or more")
-        reader = request.reader or PromptReader(self._bundle, self._codebooks)
+        reader = request.reader or PromptReader(model.bundle, model.codebooks)
         read = reader.read(torch.from_numpy(samples))
         logprobs = read.logprobs[0].cpu().numpy()
-        prompt = self._whole(reader.state()) if request.last else None
+        prompt = self._whole(reader.state(), model) if request.last else None
         if not np.isfinite(logprobs).all():
             raise NotFinite
         return Listened(reader, read.codes[0, 0].cpu().numpy(), logprobs, prompt)
 
     def score_clip(self, request: ScoreRequest) -> Score:
         """Scores a clip. Raises what `go_on` raises, TooShortError, WindowError or NotFinite."""
-        clip = request.samples
+        clip, model = request.samples, model_of(request)
         if clip is None:
             raise Cancelled
         request.stage = "score"
         blocks = self._blocks(request, clip)
         scored = score(
-            self._bundle, blocks, context_frames=request.context_frames, window=request.window, detail=request.detail
+            model.bundle, blocks, context_frames=request.context_frames, window=request.window, detail=request.detail
         )
         if not scored.finite:
             raise NotFinite
-        self._count(scored.nll, len(scored.tokens))
+        self._count(model, scored.nll, len(scored.tokens))
         return scored
 
     def _blocks(self, request: ScoreRequest, clip: FloatArray) -> Iterator[torch.Tensor]:
@@ -211,10 +219,11 @@ class PrefillPool:
             self.go_on(request, "the clip could not be scored in time")
             yield torch.from_numpy(clip[start : start + size])
 
-    def _count(self, nll: float, tokens: int) -> None:
+    def _count(self, model: Model, nll: float, tokens: int) -> None:
         """Tokens that were read: of a prompt, or scored."""
         self._metrics.token_nll.observe(nll)
         self._metrics.prompt_tokens.inc(tokens)
+        self._metrics.model_prompt_tokens.labels(model.label).inc(tokens)
         self._metrics.prompt_audio_seconds.inc(tokens * HOP_SAMPLES / SAMPLE_RATE_HZ)
 
     def _work(self, kind: Kind) -> None:
@@ -230,7 +239,7 @@ class PrefillPool:
                 continue
             if request is None:
                 return
-            with cuda.on(self._bundle.device):
+            with cuda.on(self._device):
                 self._run(request)
             del request  # or it would hold its audio until the next one comes
 

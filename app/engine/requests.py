@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from model.checkpoint import Bundle
 from model.constants import HOP_SAMPLES, SAMPLE_RATE_HZ
 from model.inference.prefill import PromptReader
 from model.inference.sampling import SamplingOptions
@@ -26,6 +27,26 @@ class Cancelled(Exception):
 
 class NotFinite(Exception):
     """The model gave a likelihood or a sample that is not a number."""
+
+
+@dataclass(eq=False)
+class Model:
+    """A bundle that the engine computes with, one of several."""
+
+    bundle: Bundle
+    codebooks: int  # of a generated frame
+    label: str  # what metrics call it
+    batch_invariant: bool = True  # until it has its slots
+    nbytes: int = 0  # memory of its weights and of all its slots; these take it only as they are used
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
+
+    @property
+    def identity(self) -> str:
+        """Tells it from every model whose state it cannot go on from: other weights of the same name, too."""
+        return repr((self.name, sorted(self.bundle.hashes.items()), self.codebooks))
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,7 @@ class EngineRequest:
     arrived: float
     deadline: float
     samples: FloatArray | None  # (N,) at 24 kHz; None as soon as nobody needs them
+    model: Model | None = field(default=None, kw_only=True)  # by default the engine's first; None when nobody needs it
     cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     submitted: float = field(default=0.0, init=False)
     read_began: float = field(default=0.0, init=False)  # its prompt: when, and until when
@@ -153,7 +175,7 @@ class EngineRequest:
 
     def forget(self) -> None:
         """Nobody waits: lets go of what is large. The request may still stand in a queue."""
-        self.samples = None
+        self.samples = self.model = None
 
 
 @dataclass

@@ -78,6 +78,10 @@ class Scheduler:
             return Turn([], PAUSE_SECONDS)
         return Turn(rows, 0.0)
 
+    def due(self, rows: Iterable[int], now: float) -> bool:
+        """Does somebody wait for one of these rows? Otherwise rows of other workers may go first."""
+        return any(not self._waits(self._rows[row], now) for row in rows)
+
     @staticmethod
     def _waits(pace: Pace, now: float) -> bool:
         """May the row stand back? One whose time is up may not: it ends at its next step."""

@@ -46,6 +46,7 @@ class RunningRequest:
         self.request, self.prompt, self.metrics, self.ending = request, prompt, metrics, ending
         self.started = started
         self.since = time.monotonic()  # waiting for slots
+        self.turn = 0  # in the order in which slots are given
         self.waited = self.joined = self.first_frame = 0.0
         self._ended: dict[int, FinishedSequence] = {}  # by the choice's index
         self._failed = False

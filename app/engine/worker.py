@@ -1,7 +1,8 @@
 """The step loop: each decode worker is a thread that owns slots and makes one frame of each of its rows at a time.
 
-A continuation's choices wait in one queue; the worker with the fewest rows takes the next. Rows join and leave between
-steps, so a cancelled one is gone within one step. Rows never wait for each other.
+A continuation's choices wait in one queue a model; the worker with the fewest rows takes the next. Rows join and leave
+between steps, so a cancelled one is gone within one step. Rows never wait for each other. Each model has workers of its
+own, which share slots and cores with those of the others (`app.engine.budget`).
 """
 
 import logging
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from app.engine import health
+from app.engine.budget import Cores, SlotBudget
 from app.engine.requests import ContinueRequest, NotFinite, PrefillDone, ReadPrompt
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import GeneratedSequence, RunningRequest
@@ -42,9 +44,13 @@ class WorkerState:
 
 
 class DecodeWorkers:
-    """The workers, and the queue of choices in front of them.
+    """The workers of a model, and the queue of choices in front of them.
 
     Args:
+        budget: the slots that may be taken, those of other models among them.
+        cores: on which all models step.
+        ending: set when the server stops: what runs ends with what it has.
+        label: of the model, in metrics and in the names of threads.
         make: makes the slots of one worker; called again when a step has failed.
         count: workers.
         rows: slots of each.
@@ -57,6 +63,10 @@ class DecodeWorkers:
 
     def __init__(
         self,
+        budget: SlotBudget,
+        cores: Cores,
+        ending: threading.Event,
+        label: str,
         make: Callable[[int], Backend],
         count: int,
         rows: int,
@@ -67,23 +77,30 @@ class DecodeWorkers:
         check: Callable[[Backend], bool] = lambda slots: True,
         died: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        self._budget, self._cores, self.ending = budget, cores, ending
         self._make, self._rows, self._metrics, self._heartbeat = make, rows, metrics, heartbeat
+        self._model_slots_used = metrics.model_slots_used.labels(label)
+        self._model_tokens = metrics.model_generated_tokens.labels(label)
         self._prompts_wait, self._torch_threads, self._check = prompts_wait, threads, check
         self._checked: list[Future[bool]] = [Future() for _ in range(count)]
-        self._changed = threading.Condition()
+        self._changed = budget.changed
         self._waiting: deque[GeneratedSequence] = deque()
         self._loads = [0] * count
         self._serving = [False] * count  # those that have slots
         self._failing = [False] * count  # those that could not renew them, so far
         self._stopped = threading.Event()
-        self.ending = threading.Event()  # the server stops: what runs ends with what it has
         self._slots: dict[int, Backend] = {}  # until each thread takes its own
         self.total = count * rows
         self.threads = [
             threading.Thread(target=health.guarded(self._run, died), args=(index,), name=f"decode-{index}", daemon=True)
             for index in range(count)
         ]
-        metrics.slots.set(self.total)
+        with self._changed:
+            budget.share(self._in_turn)
+
+    def _in_turn(self) -> Sequence[GeneratedSequence]:
+        """The choices that wait."""
+        return self._waiting
 
     def start(self) -> bool:
         """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
@@ -102,9 +119,11 @@ class DecodeWorkers:
         return not all(self._failing)
 
     def stop(self) -> None:
-        """Ends the threads after the step in hand."""
+        """Ends the threads after the step in hand. For good: the slots are others' from then on."""
         with self._changed:
-            self._stopped.set()
+            if not self._stopped.is_set():
+                self._stopped.set()
+                self._budget.part(self._in_turn)
             self._changed.notify_all()
 
     def end(self) -> None:
@@ -131,6 +150,7 @@ class DecodeWorkers:
         with self._changed:
             late = self.ending.is_set()  # `end` has been here
             if not late and not request.cancelled.is_set():  # otherwise `wake` has been, and would not come again
+                running.turn = self._budget.next_turn()
                 self._waiting.extend(running.sequences())
                 self._changed.notify_all()
         if late:
@@ -142,6 +162,7 @@ class DecodeWorkers:
             self._waiting = deque(
                 sequence for sequence in self._waiting if not sequence.running.request.cancelled.is_set()
             )
+            self._changed.notify_all()  # those of other models may have stood behind them
 
     def _next_sequences(self, index: int, pause: float) -> list[GeneratedSequence] | None:
         """Choices for free rows; None when the workers have stopped. Waits up to ``pause`` when it has no rows."""
@@ -152,22 +173,30 @@ class DecodeWorkers:
                 self._changed.wait(pause)
             joining = []
             least = min(load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
-            while self._waiting and self._loads[index] < self._rows and self._loads[index] <= least:
+            while (
+                self._waiting
+                and self._loads[index] < self._rows
+                and self._loads[index] <= least
+                and self._budget.has_room(self._waiting[0])
+            ):
                 sequence = self._waiting.popleft()
                 if not sequence.running.request.cancelled.is_set():
                     joining.append(sequence)
-                    self._loads[index] += 1
-            if self._waiting and joining:
-                self._changed.notify_all()  # another worker has fewer rows now
-            self._metrics.slots_used.set(sum(self._loads))
+                    self._take(index, 1)
+            if joining:
+                self._changed.notify_all()  # another worker has fewer rows now, or another model's choice is the first
             return joining
+
+    def _take(self, index: int, count: int) -> None:
+        """A worker has so many rows more. `_changed` is held."""
+        self._loads[index] += count
+        self._budget.take(count)
+        self._model_slots_used.set(sum(self._loads))
 
     def _left(self, index: int, count: int) -> None:
         with self._changed:
-            self._loads[index] -= count
-            self._metrics.slots_used.set(sum(self._loads))
-            if self._waiting:
-                self._changed.notify_all()
+            self._take(index, -count)
+            self._changed.notify_all()
 
     def _run(self, index: int) -> None:
         torch.set_num_threads(self._torch_threads)
@@ -266,12 +295,14 @@ class DecodeWorkers:
                 with self._changed:
                     self._changed.wait(turn.pause_seconds)
             return
-        frames = state.slots.step(turn.rows)
+        with self._cores.one(state.scheduler.due(turn.rows, begin)):
+            frames = state.slots.step(turn.rows)
         now = time.monotonic()
         state.scheduler.generated(turn.rows, now)
         self._metrics.step_seconds.observe(now - begin)
         self._metrics.batch_size.observe(len(turn.rows))
         self._metrics.generated_tokens.inc(len(turn.rows))
+        self._model_tokens.inc(len(turn.rows))
         self._metrics.generated_audio_seconds.inc(len(turn.rows) / FRAME_RATE_HZ)
         self._leave(state, self._distribute(state, frames, turn.rows, now))
 

@@ -317,14 +317,15 @@ def test_time_up_while_others_are_decoded(serve: Any, clip: bytes, path: str) ->
 
 def test_reading_a_prompt_ends_with_its_client_and_its_time(serve: Any, clip: bytes, speech: Any) -> None:
     """Between chunks of 4 s, on the engine's own thread."""
-    pool = serve().app.state.engine.prefill_pool
+    engine = serve().app.state.engine
+    pool, model = engine.prefill_pool, engine.first
     prompt = np.tile(speech, 30)  # 40 s
     options = SamplingOptions(seed=1)
     now = time.monotonic()
-    late = ContinueRequest(now, now + 0.001, prompt, 75, options, 1)
+    late = ContinueRequest(now, now + 0.001, prompt, 75, options, 1, model=model)
     with pytest.raises(DeadlinePassed):
         pool.read_prompt(late)
-    left = ContinueRequest(now, now + 60, prompt, 75, options, 1)
+    left = ContinueRequest(now, now + 60, prompt, 75, options, 1, model=model)
     left.cancelled.set()
     with pytest.raises(Cancelled):
         pool.read_prompt(left)

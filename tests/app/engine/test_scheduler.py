@@ -49,6 +49,12 @@ def test_a_stream_lets_a_whole_answer_go_first() -> None:
     assert rows(scheduler(streamed="0", frames={0: MUCH, 1: 3})) == [1]
 
 
+def test_who_is_due_is_told_to_other_workers() -> None:
+    made = scheduler(streamed="01", frames={0: MUCH, 1: 5, 2: 5})
+    assert not made.due([0], 10.0) and made.due([0], 10.6)
+    assert made.due([0, 1], 10.0) and made.due([2], 10.0)
+
+
 def test_each_row_is_paced_by_its_own_first_frame() -> None:
     """The third choice of a request got its slot late; its listener has not begun with the first one's."""
     made = scheduler(streamed="01", frames={0: 10 * MUCH}, now=0.0)
