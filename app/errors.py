@@ -79,6 +79,10 @@ class ModelNotFound(ClientError):
     status, code = 404, "model_not_found"
 
 
+class ModelInUse(ClientError):
+    status, code = 409, "model_in_use"
+
+
 class PromptNotFound(ClientError):
     status, code = 404, "prompt_not_found"
 

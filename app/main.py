@@ -15,6 +15,9 @@ from app import __version__
 from app.continuations import router as continuations
 from app.engine.engine import Engine
 from app.metrics import Metrics
+from app.models import catalog
+from app.models.registry import Models
+from app.models.registry import watch as watch_models
 from app.prompts import router as prompts
 from app.prompts.store import PromptStore, watch
 from app.scores import router as scores
@@ -28,8 +31,8 @@ from app.server.schemas import failures
 from app.server.tracing import tracing_for
 from app.sessions import router as sessions
 from app.settings import Settings, load_settings, warn_of_unknown_names
-from app.system import docs, health, models, page
-from model.checkpoint import Bundle, load_bundle
+from app.system import admin, docs, health, models, page
+from model.checkpoint import Bundle
 
 LAG_SECONDS = 0.25
 CLIPS = 2  # clips of /score that are in memory at the same time, an hour of each at most: one scored, one decoded
@@ -92,9 +95,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     metrics: Metrics = app.state.metrics
     processes = app.state.processes = decoder_processes(settings, metrics)  # they start while the weights are loaded
-    bundle: Bundle = app.state.bundle or await asyncio.to_thread(
-        load_bundle, settings.bundle, settings.device, settings.codec
-    )
+    bundle, *more = app.state.bundles or await asyncio.to_thread(catalog.load_all, settings, settings.device)
+    app.state.bundles = ()  # whoever unloads one means its memory
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
     engine = Engine(bundle, metrics, settings.queue, settings.threads, settings.slots, settings.codebooks)
     app.state.engine = engine
@@ -102,12 +104,16 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     app.state.clip_decoders = anyio.CapacityLimiter(CLIP_DECODERS)
     await asyncio.to_thread(engine.start)
+    served: Models = app.state.models
+    await served.begin(engine, more)
+    del more
     watchers = [
         asyncio.create_task(watch_loop(metrics)),
         asyncio.create_task(watch(app.state.prompts)),
-        asyncio.create_task(keep_small(lambda: work_of(engine))),
+        asyncio.create_task(watch_models(served)),
+        asyncio.create_task(keep_small(lambda: (*work_of(engine), served.changes))),
     ]
-    log.info("ready: %s on %s", bundle.name, bundle.device)
+    log.info("ready: %s on %s", ", ".join(one.name for one in served.all()), bundle.device)
     try:
         yield
     finally:
@@ -115,6 +121,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for watcher in watchers:
             watcher.cancel()
         await asyncio.gather(*watchers, return_exceptions=True)
+        await served.close()
         await asyncio.to_thread(engine.stop)
         if processes is not None:
             await asyncio.to_thread(processes.close)
@@ -122,8 +129,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(app.state.tracing.close)
 
 
-def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -> FastAPI:
-    """The application. ``bundle`` is for tests; without it the settings' folder is loaded at start-up."""
+def create_app(settings: Settings | None = None, *bundles: Bundle) -> FastAPI:
+    """The application. Without ``bundles`` those of the settings are loaded at start-up."""
     if settings is None:
         settings = load_settings()
         warn_of_unknown_names()
@@ -142,8 +149,9 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     )
     app.state.settings = settings
     app.state.metrics = metrics = Metrics()
-    app.state.bundle = bundle
-    app.state.keys = Keys(settings)
+    app.state.bundles = bundles
+    app.state.keys, app.state.admin_keys = Keys(settings.api_keys), Keys(settings.admin_keys)
+    app.state.models = Models(settings, metrics)
     app.state.bodies = Bodies(settings, metrics)
     app.state.limits = Limits(settings, metrics)
     app.state.prompts = PromptStore(round(settings.prompts_mib * 2**20), settings.prompts_seconds, metrics)
@@ -152,6 +160,8 @@ def create_app(settings: Settings | None = None, bundle: Bundle | None = None) -
     install_errors(app)
     for one in (continuations, prompts, scores, sessions, health, models, docs, page):
         app.include_router(one.router)
+    if settings.admin_keys:
+        app.include_router(admin.router)
     app.mount("/static", page.files)
     app.mount("/docs/files", docs.docs_files)
     app.add_middleware(RequestMiddleware, metrics=metrics)

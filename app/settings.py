@@ -60,7 +60,9 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    bundle: Path = Field(DEFAULT_BUNDLE, description="folder of weights")
+    bundle: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (DEFAULT_BUNDLE,), description="folders of weights, or folders of these; the first is served by default"
+    )
     codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
     device: str = Field("cpu", description="cpu, cuda or cuda:N (experimental: never run by us)")
     threads: int = Field(
@@ -95,6 +97,12 @@ class Settings(BaseSettings):
         gt=0,
         description="from a request's arrival to its answer",
     )
+    models_mib: float | None = Field(
+        None, gt=0, description="MiB of the models that are loaded together, slots included; none = all of them"
+    )
+    model_idle_seconds: float | None = Field(
+        None, gt=0, description="a model but the first is unloaded when nobody asked for it for so long; none = never"
+    )
     prompts_mib: float = Field(
         256.0, ge=0, description="MiB of prompts and ends of continuations kept to go on from; 0 = none"
     )
@@ -113,6 +121,9 @@ class Settings(BaseSettings):
         description="keys that clients may use: separated by commas, a JSON list, or names and keys as a JSON "
         "object; none = open to all",
     )
+    admin_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        [], description="keys that may load and unload models, written as api_keys are; none = nobody may"
+    )
     open_metrics: bool = Field(True, description="/metrics needs no key")
     limit_requests_per_minute: int | None = Field(
         None, ge=1, description="requests of one client (a key; without keys, an address) in a minute; none = any"
@@ -129,7 +140,19 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines: a line each")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning or error")
 
-    @field_validator("api_keys", mode="wrap")
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _several_paths(cls, given: Any) -> Any:
+        """Text is one path where there is such a one, a JSON list, or paths as PATH has them."""
+        if isinstance(given, str) and given.lstrip().startswith("["):
+            given = _split_keys(given)
+        elif isinstance(given, str) and not Path(given).exists():
+            given = [part for part in given.split(os.pathsep) if part]
+        if given in ([], ()):
+            raise ValueError("one folder of weights or more")
+        return (given,) if isinstance(given, str | Path) else given
+
+    @field_validator("api_keys", "admin_keys", mode="wrap")
     @classmethod
     def _named_keys(cls, given: Any, handler: ValidatorFunctionWrapHandler) -> list[SecretStr]:
         """Names stay with their keys; a key that has none is called by its place in the list."""

@@ -24,6 +24,7 @@ from app.cli.options import (
     with_options,
 )  # fmt: skip
 from app.errors import UserError
+from app.models.catalog import folders
 from app.settings import PREFIX, Settings, load_settings, unknown_names, warn_of_unknown_names
 
 log = logging.getLogger("whispergpt")
@@ -56,11 +57,13 @@ def settings_from(file: Path | None = None, **flags: Any) -> Settings:
 
 def _given(item: Any) -> str:
     """A refused value as it may be shown: keys are not."""
-    return "hidden" if item["loc"][:1] == ("api_keys",) else repr(item["input"])
+    return "hidden" if item["loc"][:1] == ("api_keys",) or item["loc"][:1] == ("admin_keys",) else repr(item["input"])
 
 
 def shown(value: Any) -> str:
     """A setting as a person reads it; secrets stay hidden."""
+    if isinstance(value, tuple):
+        return os.pathsep.join(map(str, value))
     if isinstance(value, list):
         return f"{len(value)} set" if value else "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
@@ -78,6 +81,7 @@ def show_command(
         plain = {
             name: [str(item) for item in value] if isinstance(value, list) else value for name, value in values.items()
         }
+        plain["bundle"] = shown(settings.bundle)
         typer.echo(json.dumps(plain, indent=1, default=str))
         return
     from rich.table import Table
@@ -97,8 +101,10 @@ def validate_command(file: ConfigFile = None) -> None:
     """
     settings = settings_from(file)
     problems = [f"unknown setting: {name}" for name in unknown_names()]
-    if not (settings.bundle / "config.json").exists():
-        problems.append(f"no bundle in {settings.bundle}")
+    try:
+        folders(settings.bundle)
+    except UserError as error:
+        problems.append(str(error))
     for problem in problems:
         errors.print(problem, style="red", markup=False, soft_wrap=True)
     if problems:
@@ -111,6 +117,8 @@ def _flag_type(field: FieldInfo) -> Any:
     kind = field.annotation
     if kind == list[SecretStr]:
         return list[str]
+    if kind == tuple[Path, ...]:
+        return list[Path]
     if get_origin(kind) is Literal:
         return kind
     plain = [part for part in get_args(kind) if part is not type(None)]
@@ -138,8 +146,8 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     def make(given: Mapping[str, Any]) -> Settings:
         values = {name: given[name] for name in Settings.model_fields if given[name] not in (None, [])}
-        if "api_keys" in values:  # a repeated flag, each of which may hold several
-            values["api_keys"] = ",".join(values["api_keys"])
+        for name in values.keys() & {"api_keys", "admin_keys"}:  # a repeated flag, each of which may hold several
+            values[name] = ",".join(values[name])
         try:
             return settings_from(given["config"], **values)
         except UserError as error:

@@ -19,6 +19,7 @@ from app.corpora.scoring import Job
 from app.corpora.sources import clips_of, count_of, places
 from app.corpora.workers import Row, Workers, rows_here
 from app.errors import UserError
+from app.models.catalog import folders
 from app.scores.schemas import ScoreForm
 from model.checkpoint import read_config
 from model.inference.scoring import MelSource
@@ -135,7 +136,7 @@ def score_corpus(
     """
     place.check()
     settings = settings_from(bundle=bundle, device=device, threads=threads)
-    job = Job(settings.bundle, pick_device(settings.device), settings.codec, threads or 1, form, mel)
+    job = Job(folders(settings.bundle)[0], pick_device(settings.device), settings.codec, threads or 1, form, mel)
     config = read_config(job.bundle)
     options = form.model_dump(exclude_defaults=True)
     made_with = {

@@ -20,6 +20,7 @@ from app.cli.options import errors, limit_threads, pick_device
 from app.cli.progress import Bar, progress_bar
 from app.continuations.schemas import ContinueForm
 from app.corpora.scoring import MAX_SECONDS, result_or_error
+from app.models.catalog import folders
 from app.prompts.service import too_short
 from app.scores.schemas import ScoreForm
 from app.scores.service import detail_of, window_of
@@ -42,7 +43,9 @@ def load(
     settings = settings_from(bundle=bundle, device=device, threads=threads, codebooks=codebooks)
     limit_threads(threads or 1)  # one request: its matrices are too small to be shared out
     with errors.status("loading the weights"):
-        return load_bundle(settings.bundle, pick_device(settings.device), settings.codec), settings.codebooks
+        return load_bundle(
+            folders(settings.bundle)[0], pick_device(settings.device), settings.codec
+        ), settings.codebooks
 
 
 def read(path: Path, start_seconds: float = 0.0, end_seconds: float | None = None) -> DecodedAudio:

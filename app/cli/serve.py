@@ -18,12 +18,12 @@ import uvicorn
 from app.cli.options import console, exit_code, pick_device, told, user_errors
 from app.errors import UserError
 from app.main import END_SECONDS, create_app, drain
+from app.models.catalog import folders, load_all
 from app.server.connection import WAITING, connection, descriptors
 from app.server.logs import configuration, take_prints
 from app.server.memory import keep_little
 from app.server.websockets import WebSocketConnection
-from app.settings import PREFIX, Settings, warn_of_unknown_names
-from model.checkpoint import load_bundle
+from app.settings import Settings, warn_of_unknown_names
 
 TICK_SECONDS = 0.1  # uvicorn's own
 log = logging.getLogger("whispergpt")
@@ -165,15 +165,14 @@ def serve(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    if not (settings.bundle / "config.json").exists():
-        raise UserError(f"no bundle in {settings.bundle}; name one with --bundle or {PREFIX}BUNDLE")
+    folders(settings.bundle)
     warn_of_unknown_names()
     keep_little()
     listeners = listening(settings)  # before the weights are read, which takes a while
     with ExitStack() as held:  # whatever ends this, the port is free again
         for listener in listeners:
             held.enter_context(listener)
-        bundle = load_bundle(settings.bundle, pick_device(settings.device), settings.codec)
+        bundles = load_all(settings, pick_device(settings.device))
         for one in (no_fault, no_query):
             logging.getLogger("uvicorn.error").addFilter(one)
         if settings.port:  # else it is not known yet
@@ -182,7 +181,8 @@ def _serve(settings: Settings) -> None:
                 log.info(page)
             else:
                 console.print(page, markup=False, highlight=False, soft_wrap=True)
-        app = create_app(settings, bundle)
+        app = create_app(settings, *bundles)
+        del bundles  # whoever unloads one means its memory
         how = uvicorn.Config(
             app,
             host=settings.host,

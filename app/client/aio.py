@@ -117,9 +117,9 @@ class AsyncClient:
         """What is served."""
         return ModelList.model_validate_json((await self.send(Call("/v1/models", method="GET"))).content)
 
-    def session(self) -> AsyncSession:
-        """A live session, to be used with `async with`."""
-        return AsyncSession(self.url, self._key)
+    def session(self, model: str | None = None) -> AsyncSession:
+        """A live session with a model of the server's, by default its first; to be used with `async with`."""
+        return AsyncSession(self.url, self._key, model)
 
     async def send(self, call: Call) -> httpx.Response:
         """The whole answer, a 200. Raises ApiError."""

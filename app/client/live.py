@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection as AsyncConnection
 from websockets.asyncio.client import connect as connect_async
@@ -20,8 +21,9 @@ PATH = "/v1/audio/session"
 Event = dict[str, Any]  # one of `app.sessions.schemas`, by its `type`
 
 
-def _address(url: str) -> str:
-    return "ws" + calls.server_url(url).removeprefix("http") + PATH
+def _address(url: str, model: str | None) -> str:
+    query = "" if model is None else f"?model={quote(model, safe='')}"
+    return "ws" + calls.server_url(url).removeprefix("http") + PATH + query
 
 
 def _refused(url: str, error: Exception) -> ApiError:
@@ -47,15 +49,15 @@ def pcm(event: Event) -> bytes:
 class Session:
     """A session; `with` opens it. Iterating gives the server's events until it closes. Raises ApiError."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._url, self._key = url, key
+    def __init__(self, url: str, key: str | None, model: str | None = None) -> None:
+        self._url, self._key, self._model = url, key, model
         self._socket: ClientConnection | None = None
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
         headers = calls.headers_for(self._key)
         try:
-            opening = connect(_address(self._url), additional_headers=headers, compression=None)
+            opening = connect(_address(self._url, self._model), additional_headers=headers, compression=None)
             self._socket = self._held.enter_context(opening)
         except (OSError, WebSocketException) as error:
             raise _refused(self._url, error) from error
@@ -115,15 +117,15 @@ class Session:
 class AsyncSession:
     """The same on an event loop; `async with` opens it."""
 
-    def __init__(self, url: str, key: str | None) -> None:
-        self._url, self._key = url, key
+    def __init__(self, url: str, key: str | None, model: str | None = None) -> None:
+        self._url, self._key, self._model = url, key, model
         self._socket: AsyncConnection | None = None
         self._held = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         headers = calls.headers_for(self._key)
         try:
-            opening = connect_async(_address(self._url), additional_headers=headers, compression=None)
+            opening = connect_async(_address(self._url, self._model), additional_headers=headers, compression=None)
             self._socket = await self._held.enter_async_context(opening)
         except (OSError, WebSocketException) as error:
             raise _refused(self._url, error) from error

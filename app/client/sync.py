@@ -127,9 +127,9 @@ class Client:
         """What is served."""
         return ModelList.model_validate_json(self.send(Call("/v1/models", method="GET")).content)
 
-    def session(self) -> Session:
-        """A live session, to be used with `with`."""
-        return Session(self.url, self._key)
+    def session(self, model: str | None = None) -> Session:
+        """A live session with a model of the server's, by default its first; to be used with `with`."""
+        return Session(self.url, self._key, model)
 
     def send(self, call: Call) -> httpx.Response:
         """The whole answer, a 200. Raises ApiError."""

@@ -40,6 +40,8 @@ class ContinuationRequest:
     engine_request: ContinueRequest
     own: Samples  # (N,): the prompt's own samples, none when they are not to be in the answer
     warnings: tuple[Notice, ...]  # what is to be told of the prompt's file
+    model: str  # its name; the request itself lets go of it
+    identity: str
     id: str = field(default_factory=partial(new_id, "continuation"))  # of the answer, and of its kept end
 
     def stage(self) -> str:
@@ -79,7 +81,7 @@ def keep(request: Request, asked: ContinuationRequest, result: GenerationResult)
     """Keeps where a continuation ended, as soon as it has: its answer may wait long for its client."""
     if result.ends:
         store: PromptStore = request.app.state.prompts
-        kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings)
+        kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings, asked.model, asked.identity)
         store.keep("continuation", owner_of(request), asked.id, kept, client_of(request))
         result.ends.clear()
 
@@ -122,7 +124,7 @@ def summary(
     return ContinuationSummary(
         id=asked.id,
         created=int(time.time()),
-        model=request.app.state.engine.bundle.name,
+        model=asked.model,
         seed=asked.engine_request.options.seed,
         sample_rate=SAMPLE_RATE_HZ,
         frame_rate=FRAME_RATE_HZ,

@@ -12,7 +12,7 @@ from app.continuations.answers import ContinuationRequest, finished, keep, whole
 from app.continuations.schemas import ContinueForm, ContinueResponse
 from app.continuations.stream import StreamedResponse, opened
 from app.engine.engine import Engine
-from app.engine.requests import ContinueRequest, GenerationResult
+from app.engine.requests import ContinueRequest, GenerationResult, Model
 from app.errors import InvalidParameter
 from app.prompts import service as prompts
 from app.prompts.store import Kept
@@ -67,7 +67,9 @@ async def post_continue(request: Request) -> Response:
         permit.enter_context(state.limits.one(client_of(request)))
         permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, ContinueForm, max_files=1, file_needed=False) as upload:
-            asked = await unless_gone(request, checked(request, upload), "decode")
+            held = kept(request, upload)
+            model = await prompts.model_of(request, upload.form, held, permit)
+            asked = await unless_gone(request, checked(request, upload, held, model), "decode")
         if asked.form.stream:
             return StreamedResponse(request, await unless_gone(request, opened(request, asked, permit), asked.stage))
         result = await unless_gone(request, generated(request, asked), asked.stage)
@@ -79,7 +81,9 @@ async def post_continue(request: Request) -> Response:
         return WholeResponse(request, answer, permit)
 
 
-async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> ContinuationRequest:
+async def checked(
+    request: Request, upload: uploads.Upload[ContinueForm], held: Kept | None, model: Model
+) -> ContinuationRequest:
     """Check the form against the settings and decode the prompt. Raises ServiceError."""
     settings: Settings = request.app.state.settings
     form = upload.form
@@ -87,7 +91,6 @@ async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> Con
         raise InvalidParameter(f"seconds: at most {settings.max_seconds:g}", "seconds")
     frames = frames_for_seconds(form.seconds)
     arrived, until = uploads.deadline(request, settings, form.timeout_seconds)
-    held = kept(request, upload)
     if held is None:
         heard = await prompts.decoded(request, upload.files[0], until, form.prompt_start, form.prompt_end)
         prompt, warnings, read = heard.samples, heard.warnings, None
@@ -99,9 +102,9 @@ async def checked(request: Request, upload: uploads.Upload[ContinueForm]) -> Con
     own = prompt if form.include_prompt else np.zeros(0, np.float32)
     keep = form.store and request.app.state.prompts.most_bytes > 0
     samples = None if held else prompt
-    engine_request = ContinueRequest(arrived, until, samples, frames, form.sampling(), form.n, read, keep)
+    engine_request = ContinueRequest(arrived, until, samples, frames, form.sampling(), form.n, read, keep, model=model)
     follow(request, engine_request)
-    return ContinuationRequest(form, engine_request, own, warnings)
+    return ContinuationRequest(form, engine_request, own, warnings, model.name, model.identity)
 
 
 def kept(request: Request, upload: uploads.Upload[ContinueForm]) -> Kept | None:

@@ -1,5 +1,7 @@
 """/v1/audio/prompts: clips that are read once, for any number of continuations."""
 
+from contextlib import AsyncExitStack
+
 from fastapi import APIRouter, Depends, Request
 
 from app.prompts import service
@@ -24,9 +26,12 @@ OF_IDS = failures(401, 404, 422)  # 422 cannot be, but FastAPI would tell its ow
 async def post_prompt(request: Request) -> PromptResponse:
     """Read a clip and keep it for a while: its id is the ``prompt`` of any number of /continue requests."""
     state = request.app.state
-    with state.limits.one(client_of(request)), state.engine.acquire(state.bodies.make_room):
+    async with AsyncExitStack() as permit:
+        permit.enter_context(state.limits.one(client_of(request)))
+        permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, PromptForm, max_files=1) as upload:
-            return await unless_gone(request, service.kept(request, upload), "prefill")
+            model = await service.model_of(request, upload.form, None, permit)
+            return await unless_gone(request, service.kept(request, upload, model), "prefill")
 
 
 @router.get("/v1/audio/prompts/{prompt_id}", responses=OF_IDS, response_model_exclude_none=True)

@@ -30,11 +30,14 @@ class Kept:
     """What an id stands for.
 
     ``ends`` has one entry for a prompt and one a choice for a continuation. ``samples``: a prompt's own, at 24 kHz.
+    ``model`` and ``identity``: the name of the model that made it, which alone can go on from it, and `Model.identity`.
     """
 
     ends: list[ReadPrompt]
     samples: Samples
     warnings: tuple[Notice, ...] = ()
+    model: str = ""
+    identity: str = ""
     expires: float = field(default=0.0, init=False)  # on the store's clock; each use puts it off
     client: str = field(default="", init=False)  # whose share it takes
 
@@ -127,6 +130,13 @@ class PromptStore:
         """Forgets what is kept under an id, of either kind. Raises PromptNotFound."""
         if not any(self._forget(kind, (owner, name)) for kind in self._kept):
             raise PromptNotFound("nothing is kept under this id: it was never here, or its time was up")
+        self._show()
+
+    def drop_of(self, model: str) -> None:
+        """Forgets what a model has made that is gone."""
+        for kind, kept in self._kept.items():
+            for key in [key for key, one in kept.items() if one.model == model]:
+                self._forget(kind, key)
         self._show()
 
     def drop_old(self) -> None:

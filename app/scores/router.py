@@ -7,6 +7,7 @@ from typing import Any
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
+from app.prompts import service as prompts
 from app.scores.reports import REPORTS
 from app.scores.schemas import ScoreForm, ScoreResponse
 from app.scores.service import response, score_audio
@@ -42,7 +43,8 @@ async def post_score(request: Request) -> Response:
         permit.enter_context(state.limits.one(client_of(request)))
         permit.enter_context(state.engine.acquire(state.bodies.make_room))
         async with uploads.received(request, ScoreForm, state.settings.max_files) as upload:
-            scored = await unless_gone(request, score_audio(request, upload), "score")
+            model = await prompts.model_of(request, upload.form, None, permit)
+            scored = await unless_gone(request, score_audio(request, upload, model), "score")
         began = time.monotonic()
         answer = await to_thread.run_sync(response, scored, limiter=state.encoders)
         mark(request, "encode", began)

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from app.audio.notices import Notice
 from app.audio.picture import Sketch
 from app.engine.engine import Engine
-from app.engine.requests import ScoreRequest
+from app.engine.requests import Model, ScoreRequest
 from app.errors import AudioTooShort, ClientError, DeadlinePassed, InvalidParameter
 from app.scores.reports import REPORTS, Scored, check_clips
 from app.scores.schemas import MAX_ALTERNATIVES, ScoreForm, ScoreResponse
@@ -140,7 +140,9 @@ def result(filename: str, score: Score, form: ScoreForm, warnings: tuple[Notice,
     return body
 
 
-async def score_file(request: Request, file: UploadFile, form: ScoreForm, alternatives: int) -> ScoredClip:
+async def score_file(
+    request: Request, file: UploadFile, form: ScoreForm, alternatives: int, model: Model
+) -> ScoredClip:
     """Decode one clip and score it. Raises ServiceError.
 
     ``alternatives``: so many the answer may still hold.
@@ -166,7 +168,7 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm, altern
         if REPORTS[form.response_format].picture and frames_in(len(heard.samples)):
             sketch = await to_thread.run_sync(Sketch.of, heard.samples, limiter=request.app.state.encoders)
         # the request alone holds the clip, so that the engine can let go of it
-        work = ScoreRequest(arrived, until, heard.samples, context, window_of(form), detail_of(form))
+        work = ScoreRequest(arrived, until, heard.samples, context, window_of(form), detail_of(form), model=model)
         del heard
         follow(request, work)
         scored: Score = await engine.submit(work)
@@ -177,7 +179,7 @@ async def score_file(request: Request, file: UploadFile, form: ScoreForm, altern
     return ScoredClip(scored, warnings, sketch)
 
 
-async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
+async def score_audio(request: Request, upload: Upload[ScoreForm], model: Model) -> Answer:
     """Score every clip of a request; one that cannot be scored has its error in its place.
 
     Raises the first clip's error when all have one, and what is no clip's fault (504, 503, a format that holds fewer
@@ -192,7 +194,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
     for file in upload.files[: 1 if REPORTS[upload.form.response_format].picture else None]:
         name = (file.filename or "")[:255]
         try:
-            clip = await score_file(request, file, upload.form, alternatives)
+            clip = await score_file(request, file, upload.form, alternatives, model)
             alternatives -= len(clip.score.tokens) * upload.form.top_logprobs
             results.append(result(name, clip.score, upload.form, clip.warnings))
             sketch = clip.sketch
@@ -206,7 +208,7 @@ async def score_audio(request: Request, upload: Upload[ScoreForm]) -> Answer:
     if len(errors) == len(results):
         errors[0].counted = True
         raise errors.pop(0)  # kept in the list, it would hold itself by this frame
-    scores = ScoreResponse.model_validate({"model": request.app.state.engine.bundle.name, "results": results})
+    scores = ScoreResponse.model_validate({"model": model.name, "results": results})
     return Answer(upload.form, scores, sketch)
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 
 from fastapi import Request
+from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
 from app.errors import InvalidApiKey
-from app.settings import NamedKey, Settings
+from app.settings import NamedKey
 
 
 def _header(request: HTTPConnection, name: str) -> bytes:
@@ -23,9 +25,9 @@ def _digest(key: str) -> bytes:
 class Keys:
     """The digests of the keys that are let in; none = everyone is."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._digests = [_digest(key.get_secret_value()) for key in settings.api_keys]
-        self._names = [key.name for key in settings.api_keys if isinstance(key, NamedKey)]
+    def __init__(self, keys: Sequence[SecretStr]) -> None:
+        self._digests = [_digest(key.get_secret_value()) for key in keys]
+        self._names = [key.name for key in keys if isinstance(key, NamedKey)]
 
     def check(self, request: HTTPConnection, offered: bytes | None = None) -> None:
         """Raises InvalidApiKey unless the request carries a key, as ``Authorization: Bearer`` or ``x-api-key``.
@@ -47,6 +49,12 @@ class Keys:
 def require_key(request: Request) -> None:
     """Dependency of every route that is neither a probe nor a file of the page."""
     keys: Keys = request.app.state.keys
+    keys.check(request)
+
+
+def require_admin_key(request: Request) -> None:
+    """Dependency of the routes that change what is served; these are there only where such keys are."""
+    keys: Keys = request.app.state.admin_keys
     keys.check(request)
 
 

@@ -118,7 +118,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "formatters": {
             "lines": {
                 "()": JsonFormatter if settings.log_format == "json" else TextFormatter,
-                "keys": [key.get_secret_value() for key in settings.api_keys],
+                "keys": [key.get_secret_value() for key in (*settings.api_keys, *settings.admin_keys)],
             }
         },
         "handlers": {"lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},

@@ -17,8 +17,12 @@ from app.server.tracing import Tracing
 
 ROUTES = {"/", "/continue", "/score", "/metrics", "/livez", "/readyz", "/health", "/v1/models", "/docs",
           "/openapi.json", "/v1/audio/continuations", "/v1/audio/prompts", "/v1/audio/scores",
-          "/v1/audio/session"}  # fmt: skip
-WITH_A_NAME = {"/v1/audio/prompts": "prompt_id", "/v1/models": "model"}  # and a name of the client's behind it
+          "/v1/audio/session", "/v1/admin/models"}  # fmt: skip
+WITH_A_NAME = {
+    "/v1/audio/prompts": "prompt_id",
+    "/v1/models": "model",
+    "/v1/admin/models": "model",
+}  # and a name of the client's behind it
 SAFE_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"content-security-policy", b"frame-ancestors 'none'"))
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")

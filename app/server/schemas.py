@@ -25,7 +25,7 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Annotated[
-        str | None, Field(max_length=200, description="the bundle's name, as OpenAI's clients send it; there is one")
+        str | None, Field(max_length=200, description="the name of a bundle that is served; the first one's by default")
     ] = None
 
 

@@ -17,7 +17,7 @@ from starlette.datastructures import UploadFile
 
 from app.audio.containers import is_pcm
 from app.audio.decode import DecodedAudio, decode
-from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter, ModelNotFound
+from app.errors import DeadlinePassed, FileTooLarge, InvalidParameter
 from app.server.bodies import Bodies
 from app.server.logs import add
 from app.server.multipart import parsed, too_many
@@ -37,20 +37,13 @@ class Upload(Generic[F]):
     files: list[UploadFile]
 
 
-def check_model(request: Request, name: str | None) -> None:
-    """Raises ModelNotFound unless this is the only bundle's name, or none."""
-    served = request.app.state.engine.bundle.name
-    if name is not None and name != served:
-        raise ModelNotFound(f"model: there is no {name!r} here, only {served!r}"[:300], "model")
-
-
 @asynccontextmanager
 async def received(
     request: Request, form: type[F], max_files: int, *, file_needed: bool = True
 ) -> AsyncIterator[Upload[F]]:
     """The request's form, checked, and its files; these are closed, and gone, at the end.
 
-    Raises MalformedForm, InvalidParameter, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
+    Raises MalformedForm, InvalidParameter, ModelNotFound, FileTooLarge, Overloaded, StorageFull, UploadTimeout or
     ClientGone.
     """
     bodies: Bodies = request.app.state.bodies
@@ -75,7 +68,7 @@ async def received(
             if len(files) > max_files:
                 raise too_many(max_files)
             upload = Upload(checked(form, fields), files)
-            check_model(request, upload.form.model)
+            request.app.state.models.find(upload.form.model)
             yield upload
         finally:
             await data.close()

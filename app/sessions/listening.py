@@ -7,7 +7,7 @@ import numpy as np
 from app.audio.incoming import Incoming
 from app.audio.samples import Samples
 from app.engine.engine import Engine
-from app.engine.requests import Listened, ListenRequest
+from app.engine.requests import Listened, ListenRequest, Model
 from app.errors import AudioInvalid
 from app.prompts.service import too_short
 from model.constants import HOP_SAMPLES
@@ -26,9 +26,11 @@ class Listening:
     Pieces leave nothing but their samples, so that no number of them, empty ones among them, takes more memory.
     """
 
-    def __init__(self, engine: Engine, incoming: Incoming, most_seconds: float, timeout_seconds: float) -> None:
-        self._engine, self._most_seconds, self._timeout_seconds = engine, most_seconds, timeout_seconds
-        self._incoming = incoming
+    def __init__(
+        self, engine: Engine, model: Model | None, incoming: Incoming, most_seconds: float, timeout_seconds: float
+    ) -> None:
+        self._engine, self._model, self._incoming = engine, model, incoming
+        self._most_seconds, self._timeout_seconds = most_seconds, timeout_seconds
         self._all = bytearray()  # (N,) float32 at 24 kHz
         self._begin()
 
@@ -93,7 +95,7 @@ class Listening:
         now = time.monotonic()
         chunk = np.frombuffer(self._all, np.float32, size, self._position * SAMPLE_BYTES).copy()
         reader = None if self._last is None else self._last.reader
-        request = ListenRequest(now, now + self._timeout_seconds, chunk, reader, last)
+        request = ListenRequest(now, now + self._timeout_seconds, chunk, reader, last, model=self._model)
         try:
             self._last = await self._engine.submit(request)
         except TooShortError as error:

@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, WebSocket
@@ -53,7 +53,7 @@ class Sessions:
 async def session(socket: WebSocket) -> None:
     """Talk to the model: audio in as it is recorded, audio out as it is made (docs/api.md)."""
     state = socket.app.state
-    with ExitStack() as permit:
+    async with AsyncExitStack() as permit:
         try:
             check_origin(socket)
             state.keys.check(socket, offered_key(socket))
@@ -62,11 +62,12 @@ async def session(socket: WebSocket) -> None:
             permit.enter_context(state.limits.one(client))
             permit.enter_context(state.sessions.one())
             permit.enter_context(state.engine.acquire(state.bodies.make_room, session=True))
+            model = await permit.enter_async_context(state.models.use(socket.query_params.get("model")))
         except ServiceError as error:
             await socket.send_denial_response(answer(socket, error))
             return
         await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
-        await Session(socket).run()
+        await Session(socket, model).run()
 
 
 @router.get(

@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from app.audio.encode import PcmEncoder
 from app.audio.incoming import IncomingPcm
 from app.audio.mixing import limit
+from app.audio.samples import Samples
 from app.engine.engine import Engine
-from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, PrefillDone, ReadPrompt
+from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, Model, PrefillDone, ReadPrompt
 from app.errors import AudioInvalid, Draining, InvalidParameter, ServiceError
 from app.prompts.service import owner_of
 from app.prompts.store import Kept, PromptStore, new_id
@@ -36,9 +37,9 @@ GOING_AWAY, STALLED_CODE = 1001, 1008  # RFC 6455, section 7.4.1
 class Session:
     """Serves an accepted WebSocket until it is closed; whoever calls holds its permit."""
 
-    def __init__(self, socket: WebSocket) -> None:
+    def __init__(self, socket: WebSocket, model: Model) -> None:
         state = socket.app.state
-        self._socket = socket
+        self._socket, self._model = socket, model
         self._engine: Engine = state.engine
         self._settings: Settings = state.settings
         self._store: PromptStore = state.prompts
@@ -152,7 +153,7 @@ class Session:
         settings = self._settings
         decoder = self._decoder
         incoming = IncomingPcm(self._options.sample_rate) if decoder is None else IncomingOpus(decoder)
-        return Listening(self._engine, incoming, settings.max_prompt_seconds, settings.timeout_seconds)
+        return Listening(self._engine, self._model, incoming, settings.max_prompt_seconds, settings.timeout_seconds)
 
     async def _update(self, options: schemas.SessionOptions) -> None:
         old = self._options
@@ -201,7 +202,7 @@ class Session:
         assert read.prompt is not None, "the last chunk"
         self._prompt = read.prompt
         name = new_id("prompt")
-        held = Kept([read.prompt], listening.samples)
+        held = self._kept([read.prompt], listening.samples)
         kept = self._store.keep("prompt", self._owner, name, held, self._client)
         seconds, tokens = listening.tokens / FRAME_RATE_HZ, listening.tokens
         prompt = schemas.PromptTold(id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll)
@@ -224,7 +225,7 @@ class Session:
         if self._engine.draining:
             raise Draining("the server is shutting down")
         until = arrived + min(form.timeout_seconds or self._settings.timeout_seconds, self._settings.timeout_seconds)
-        asked = ContinueRequest(arrived, until, None, frames, form.sampling(), form.n, read, keep=True)
+        asked = ContinueRequest(arrived, until, None, frames, form.sampling(), form.n, read, True, model=self._model)
         asked.within_session = True
         name = new_id("continuation")
         assert form.seed is not None, "it was drawn"
@@ -260,8 +261,11 @@ class Session:
     def _keep(self, name: str, result: GenerationResult) -> None:
         if result.ends:
             self._end = result.ends[0]
-            kept = Kept(list(result.ends), np.zeros(0, np.float32))
+            kept = self._kept(list(result.ends), np.zeros(0, np.float32))
             self._store.keep("continuation", self._owner, name, kept, self._client)
+
+    def _kept(self, ends: list[ReadPrompt], samples: Samples) -> Kept:
+        return Kept(ends, samples, (), self._model.name, self._model.identity)
 
     @staticmethod
     def _delta(name: str, chunk: AudioChunk) -> schemas.AudioDelta:
@@ -302,7 +306,7 @@ class Session:
     async def _tell_session(self, kind: str) -> None:
         body = schemas.SessionBody(
             id=f"sess-{self._socket.state.request_id}",
-            model=self._engine.bundle.name,
+            model=self._model.name,
             input_audio_format=self._options.input_audio_format,
             sample_rate=self._options.sample_rate,
             frame_rate=FRAME_RATE_HZ,

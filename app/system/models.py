@@ -1,16 +1,14 @@
 """What is served."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
+from app.errors import NotReady
+from app.models.registry import Served
 from app.server.auth import require_key
 from app.server.schemas import ErrorResponse, failures
-from app.server.uploads import check_model
-from model.checkpoint import CONFIG
-from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 
 router = APIRouter(tags=["server"])
 
@@ -32,6 +30,7 @@ class ModelBody(BaseModel):
     batch_invariant: bool = Field(
         description="a request with a seed has the same bits alone and beside others: tested at the start of the server"
     )
+    loaded: bool = Field(description="its weights are in memory: a request for it does not wait for them")
 
 
 class ModelList(BaseModel):
@@ -41,8 +40,8 @@ class ModelList(BaseModel):
 
 @router.get("/v1/models", dependencies=[Depends(require_key)], responses=failures(401))
 async def models(request: Request) -> ModelList:
-    """The bundle that is served."""
-    return ModelList(data=[served(request)])
+    """The bundles that are served, the one first that requests get which name none."""
+    return ModelList(data=[told(one) for one in request.app.state.models.all() if one.facts is not None])
 
 
 @router.get(
@@ -52,33 +51,11 @@ async def models(request: Request) -> ModelList:
 )
 async def model(request: Request, model: str) -> ModelBody:
     """The same by its name."""
-    check_model(request, model)
-    return served(request)
+    return told(request.app.state.models.find(model))
 
 
-def created_at(folder: Path | None) -> int:
-    """When a bundle's config was written here, which OpenAI's client wants to know; 0 where there is no file."""
-    try:
-        return int((folder / CONFIG).stat().st_mtime) if folder is not None else 0
-    except OSError:  # moved away meanwhile: it is served from memory
-        return 0
-
-
-def served(request: Request) -> ModelBody:
-    """What there is to tell of the bundle."""
-    bundle = request.app.state.engine.bundle
-    without, whole = bundle.lm.parameter_count(), bundle.lm.parameter_count(fine=True)
-    return ModelBody(
-        id=bundle.name,
-        created=created_at(bundle.folder),
-        preset=bundle.preset,
-        parameters=without,
-        fine_parameters=whole - without,
-        codec=bundle.codec.config.to_dict(),
-        hashes=bundle.hashes,
-        licence=bundle.licence,
-        window_seconds=bundle.lm.config.window / FRAME_RATE_HZ,
-        sample_rate=SAMPLE_RATE_HZ,
-        frame_rate=FRAME_RATE_HZ,
-        batch_invariant=request.app.state.engine.batch_invariant,
-    )
+def told(served: Served) -> ModelBody:
+    """What there is to tell of a bundle. One that is being loaded for the first time is not there yet."""
+    if served.facts is None:
+        raise NotReady(f"the model {served.name!r} is being loaded"[:300], "model")
+    return ModelBody(**served.facts, loaded=served.model is not None)

@@ -51,7 +51,7 @@ def test_app_imports_model_and_never_the_reverse() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("package", ["model", "app.engine", "app.audio"])
+@pytest.mark.parametrize("package", ["model", "app.engine", "app.audio", "app.models"])
 def test_knows_no_http(package: str) -> None:
     """Not through others either."""
     wrong = {module for module in FILES if within(module, package)
@@ -90,6 +90,7 @@ LAYERS = [
     ("app.continuations", "app.scores", "app.sessions", "app.system"),
     ("app.prompts",),
     ("app.server",),
+    ("app.models",),
     ("app.engine", "app.audio"),
     ("app.metrics", "app.errors", "app.settings"),
     ("app",),

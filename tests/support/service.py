@@ -46,8 +46,9 @@ class Service:
 
 
 @contextmanager
-def serving(bundle: Bundle, **settings: Any) -> Iterator[Service]:
-    app = create_app(Settings(**({"drain_seconds": 5, "decoder_processes": False} | settings)), bundle)
+def serving(*bundles: Bundle, **settings: Any) -> Iterator[Service]:
+    """The application with these bundles; without any, with those of the settings."""
+    app = create_app(Settings(**({"drain_seconds": 5, "decoder_processes": False} | settings)), *bundles)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

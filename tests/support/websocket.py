@@ -32,12 +32,13 @@ class Socket:
         protocols: tuple[str, ...] = (),
         headers: dict[str, str] | None = None,
         leaves: bool = False,
+        query: str = "",
     ) -> None:
         self.service, self._leaves = service, leaves
         sent = {"host": "test"} | (headers or {})
         self._scope = {
-            "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-            "scheme": "ws", "http_version": "1.1", "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": query.encode(),
+            "root_path": "", "scheme": "ws", "http_version": "1.1", "asgi": {"version": "3.0", "spec_version": "2.4"},
             "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
             "subprotocols": list(protocols), "client": ("1.2.3.4", 5), "server": ("test", 80),
             "extensions": {"websocket.http.response": {}},

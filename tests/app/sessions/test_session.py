@@ -348,7 +348,7 @@ def test_a_client_that_leaves_at_once_is_no_fault(service: Service) -> None:
 
 
 def listening(service: Service, most_seconds: float = 60.0) -> Listening:
-    return Listening(service.app.state.engine, IncomingPcm(24_000), most_seconds, 60.0)
+    return Listening(service.app.state.engine, None, IncomingPcm(24_000), most_seconds, 60.0)
 
 
 def test_pieces_take_the_memory_of_their_samples(service: Service, pcm: bytes) -> None:
