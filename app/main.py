@@ -111,7 +111,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(watch_loop(metrics)),
         asyncio.create_task(watch(app.state.prompts)),
         asyncio.create_task(watch_models(served)),
-        asyncio.create_task(keep_small(lambda: (*work_of(engine), served.changes))),
+        asyncio.create_task(keep_small(lambda: (work_of(engine), served.changes))),
     ]
     log.info("ready: %s on %s", ", ".join(one.name for one in served.all()), bundle.device)
     try:

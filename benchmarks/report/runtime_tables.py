@@ -64,3 +64,37 @@ def portable(report: Report) -> list[str]:
         "",
     ]
     return lines + table(["compiled for: ms a step", *map(count, counts), "bits"], rows)
+
+
+def processes(report: Report) -> list[str]:
+    """What users of two processes behind one port notice, by how they share it; and what processes cost."""
+    at = report["conditions"]
+
+    def became(one: Report, what: str) -> str:
+        answers = one[what]
+        lost = [f"{answers[how]} {how}" for how in ("cut off", "without an answer in time") if answers.get(how)]
+        return ", ".join(lost or ["none"]) + f" of {sum(answers.values())}"
+
+    rows = [
+        [
+            one["way"],
+            f"{100 * one['least_share_of_connections']:.0f} %",
+            became(one, "stopped"),
+            became(one, "killed"),
+            f"{one['prompts_found_of_40']} of 40",
+            "yes" if one["metrics_differ"] else "no",
+        ]
+        for one in report["shared"]
+    ]
+    head = ["two processes with", "of new connections, the less busy one gets", "requests lost while one is stopped",
+            "while one is killed", "kept prompt found", "/metrics differ"]  # fmt: skip
+    lines = [f"{on(at)}; hybrid-4m, load {at['load']:g} at the start:", "", *table(head, rows)]
+    costs = [
+        [f"{one['processes']}", f"{one['threads']}", f"{one['pss_mib']:.0f}", f"{one['cpu_seconds_a_second']:.2f}"]
+        for one in report["cost"]
+    ]
+    lines += table(["processes", "threads of each", "memory (PSS), MiB", "processor s a second of audio"], costs)
+    if ray := report.get("ray"):
+        lines += ["", f"Ray {ray['version']} itself, before Serve and any replica: {ray['processes']} processes, "
+                  f"{ray['pss_mib']:.0f} MiB (PSS)."]  # fmt: skip
+    return lines

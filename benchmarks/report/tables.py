@@ -13,7 +13,7 @@ from benchmarks.report.codec_tables import codec, fine_codes, token_probe
 from benchmarks.report.evaluation_tables import character, consistency, free_running, quality, silences
 from benchmarks.report.pages import Page, of
 from benchmarks.report.readme_figures import readme_figures
-from benchmarks.report.runtime_tables import portable, runtimes
+from benchmarks.report.runtime_tables import portable, processes, runtimes
 from benchmarks.report.scaling_tables import capacity, checked, image, load_curve, plan
 from benchmarks.report.speed_tables import prompts_together, speed
 
@@ -33,6 +33,7 @@ PAGES = (
     Page(DOCS / "speed.md", {"speed": speed, "prompts_together": of("prompts_together", prompts_together)}),
     Page(DECISIONS / "0001-numba.md", {"runtimes": of("runtimes", runtimes)}),
     Page(DECISIONS / "0002-one-cache.md", {"portable": of("portable", portable)}),
+    Page(DECISIONS / "0003-processes.md", {"processes": of("processes", processes)}),
     Page(DOCS / "table.md", {"table": of("table", tables)}),
     Page(
         ROOT / "docs" / "scaling.md",
