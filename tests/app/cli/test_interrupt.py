@@ -24,7 +24,7 @@ def bundle(saved_bundle: Path) -> Path:
     return saved_bundle
 
 
-def started(*arguments: object, folder: Path, first: str = "") -> subprocess.Popen[str]:
+def started(*arguments: object, folder: Path, first: str = "pass") -> subprocess.Popen[str]:
     """A command as a terminal starts it: Ctrl-C is not ignored, whatever this process does with it.
 
     ``first``: what its process does before it begins.

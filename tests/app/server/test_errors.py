@@ -432,7 +432,7 @@ def test_a_model_gone_wrong(serve: Any, clip: bytes, monkeypatch: pytest.MonkeyP
     broken = copy.deepcopy(engine.bundle)
     with torch.no_grad():
         broken.lm.head.weight.fill_(torch.nan)
-    monkeypatch.setattr(engine.prefill_pool, "_bundle", broken)
+    monkeypatch.setattr(engine.first, "bundle", broken)
     refused(service.post("/score", clip), 500, "internal_error")
     refused(service.post("/continue", clip, data={"seconds": "0.1"}), 500, "internal_error")
     assert service.value("nonfinite_logits_total") == 2
