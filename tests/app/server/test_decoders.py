@@ -80,6 +80,12 @@ def gone(pid: int) -> bool:
     return True
 
 
+def spent(pid: int) -> int:
+    """Ticks of processor time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "MP3", "OGG"])
 def test_the_samples_are_the_same(pool: Decoders, speech: Any, to_file: Any, form: str) -> None:
     content = to_file(speech, 44_100, form)
@@ -114,8 +120,9 @@ def test_a_killed_decoder_loses_its_own_request_alone(hour: bytes, clip: bytes) 
     with running() as decoders, ThreadPoolExecutor() as threads:
         until(lambda: full(decoders))
         first, second = before = decoders.pids()
+        at_rest = spent(first)
         one, other = threads.submit(ask, decoders, hour), threads.submit(ask, decoders, hour)
-        until(lambda: decoders._free.empty())
+        until(lambda: decoders._free.empty() and spent(first) > at_rest)  # killed before its order, it would lose none
         os.kill(first, signal.SIGKILL)
         lost = [future for future in (one, other) if isinstance(future.exception(HANG_SECONDS), DecoderLost)]
         assert len(lost) == 1
