@@ -33,7 +33,7 @@ from model.training.token_set import Document, TokenSet, TokenSettings
 from model.training.train_lm import EARLIER, LMTraining, document_batch, train_lm
 
 KINDS = ("speech", "music")
-SMALL_RATES = (2e-3, 4e-3)
+SMALL_RATES = (1e-3, 2e-3, 4e-3)
 
 
 @dataclass(frozen=True)
