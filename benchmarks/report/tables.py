@@ -34,7 +34,7 @@ PAGES = (
     Page(DECISIONS / "0001-numba.md", {"runtimes": of("runtimes", runtimes)}),
     Page(DECISIONS / "0002-one-cache.md", {"portable": of("portable", portable)}),
     Page(DECISIONS / "0003-processes.md", {"processes": of("processes", processes)}),
-    Page(DOCS / "table.md", {"table": of("table", tables)}),
+    Page(DOCS / "table.md", {"table_shipped": of("table_shipped", tables), "table": of("table", tables)}),
     Page(
         ROOT / "docs" / "scaling.md",
         {
