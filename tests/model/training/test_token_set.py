@@ -122,7 +122,7 @@ def test_a_kill_within_a_record_costs_no_more_than_that_record(
     write_text = Path.write_text
 
     def half(path: Path, text: str) -> int:
-        if path.stem != cut:
+        if cut not in path.name:  # it is written beside itself, under another name
             return write_text(path, text)
         write_text(path, text[: len(text) // 2])
         raise KeyboardInterrupt
