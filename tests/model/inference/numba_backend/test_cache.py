@@ -169,7 +169,8 @@ def shared() -> Iterator[Path]:
 def start(folder: Path, *, plain: bool = True) -> dict[str, Any]:
     """A process that calls the folder's kernel; as a plain user, to whom permissions apply."""
     user = str(NOBODY) if plain and os.geteuid() == 0 else "same"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_")}
+    # nor what a run under coverage hands down: its files cannot be written there
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("NUMBA_", "COVERAGE_"))}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": "/nowhere", "XDG_CACHE_HOME": "/nowhere"}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
