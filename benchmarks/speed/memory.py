@@ -9,7 +9,6 @@ whole.
 
 import argparse
 import asyncio
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -22,33 +21,20 @@ from app.server.memory import GIVE_BACK_SECONDS
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.served import Server, serving
 from benchmarks.speed.timing import conditions, console, write
+from benchmarks.speed.watching import Watch
 
 SETTLE = 0.2  # share of the stream that is left out
 MIB = 2.0**20
 
 
-class Watch:
-    """Reads a server's memory a few times a second, in a thread of its own."""
+def watch_memory(server: Server, pause: float) -> Watch[tuple[float, float]]:
+    """Reads the seconds of audio made from now on, and the server's memory in MiB."""
+    before = server.metric("generated_audio_seconds_total")
 
-    def __init__(self, server: Server, pause: float = 0.25) -> None:
-        self.server, self.pause = server, pause
-        self.readings: list[tuple[float, float]] = []  # seconds of audio made so far, MiB
-        self._end = threading.Event()
-        self._before = server.metric("generated_audio_seconds_total")
-        self._thread = threading.Thread(target=self._run)
+    def look() -> tuple[float, float]:
+        return server.metric("generated_audio_seconds_total") - before, server.resident_bytes() / MIB
 
-    def _run(self) -> None:
-        while not self._end.wait(self.pause):
-            made = self.server.metric("generated_audio_seconds_total") - self._before
-            self.readings.append((made, self.server.resident_bytes() / MIB))
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
+    return Watch(look, pause)
 
 
 def slope(readings: list[tuple[float, float]]) -> dict[str, float]:
@@ -87,7 +73,7 @@ def main() -> None:
     with serving(arguments.bundle, *limits) as server:
         asyncio.run(streamed(server, 2, min(30.0, arguments.seconds)))  # what a server takes once,
         time.sleep(arguments.rest)  # and what it gives back of it: that is no slope of the stream's
-        with Watch(server, pause=arguments.seconds / 2400) as watch:  # hundreds of readings, however fast it is
+        with watch_memory(server, arguments.seconds / 2400) as watch:  # hundreds of readings, however fast it is
             report = asyncio.run(streamed(server, 1, arguments.seconds))
     one = report.outcomes[0]
     assert one.error is None, one.error

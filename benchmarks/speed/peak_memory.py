@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import soundfile
 from benchmarks.common import DEFAULT, RESULTS
 from benchmarks.speed.served import Server, serving
 from benchmarks.speed.timing import conditions, console, write
+from benchmarks.speed.watching import Watch
 
 MIB = 2**20
 FORMS = 24
@@ -45,26 +47,6 @@ def held_mib(server: Server) -> float:
     found = re.findall(r"^(\w+)-(\w+) .*/memfd:samples", maps, re.M)
     clips = sum(int(end, 16) - int(start, 16) for start, end in found) / MIB
     return memory(server, "RssAnon") + memory(server, "RssFile") + clips
-
-
-class Watch:
-    """Looks a few times a second, on a thread of its own."""
-
-    def __init__(self, server: Server) -> None:
-        self.server, self.most, self._end = server, 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._end.wait(0.2):
-            self.most = max(self.most, held_mib(self.server))
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
 
 
 def part(name: str, value: bytes, filename: str | None = None) -> bytes:
@@ -150,10 +132,11 @@ def main() -> None:
     for name, load in loads.items():
         with serving(arguments.bundle, "--timeout-seconds", "1800", "--drain-grace-seconds", "0") as server:
             start = memory(server, "VmRSS")
-            with Watch(server) as watch:
+            with Watch(partial(held_mib, server), pause=0.2) as watch:
                 answers = load(server)
             found[name] = {
-                "start_mib": start, "peak_mib": memory(server, "VmHWM"), "held_mib": watch.most, "answers": answers,
+                "start_mib": start, "peak_mib": memory(server, "VmHWM"), "held_mib": max(watch.readings, default=0.0),
+                "answers": answers,
             }  # fmt: skip
         console.print(name, found[name])
     write(arguments.out, made_on, found)

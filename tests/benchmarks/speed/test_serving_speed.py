@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from benchmarks.speed import batching, first_audio, memory, score_throughput, streams
-from benchmarks.speed.memory import Watch, slope
+from benchmarks.speed.memory import slope, watch_memory
 from benchmarks.speed.served import serving, share_below
 from model.checkpoint import Bundle, load_bundle
 from model.constants import FRAME_RATE_HZ
@@ -121,7 +121,7 @@ def test_a_leak_has_a_slope() -> None:
 
 @pytest.mark.slow
 def test_a_servers_memory_is_read_while_it_works(folder: Path) -> None:
-    with serving(folder, "--max-seconds", "60") as server, Watch(server, pause=0.02) as watch:
+    with serving(folder, "--max-seconds", "60") as server, watch_memory(server, 0.02) as watch:
         report = asyncio.run(memory.streamed(server, 1, 20.0))
     assert report.outcomes[0].error is None
     made = [made for made, _ in watch.readings]
