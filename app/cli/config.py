@@ -57,7 +57,7 @@ def settings_from(file: Path | None = None, **flags: Any) -> Settings:
 
 def _given(item: Any) -> str:
     """A refused value as it may be shown: keys are not."""
-    return "hidden" if item["loc"][:1] == ("api_keys",) or item["loc"][:1] == ("admin_keys",) else repr(item["input"])
+    return "hidden" if item["loc"][:1] in {("api_keys",), ("admin_keys",)} else repr(item["input"])
 
 
 def shown(value: Any) -> str:

@@ -162,7 +162,7 @@ class Engine:
         model.batch_invariant = workers.start()
         model.nbytes = nbytes_of(model.bundle, *self._made.pop(model))
         self._heartbeats.watch(workers.threads)
-        self.metrics.batch_invariant.set(all(one.batch_invariant for one in self._workers))
+        self._tell_invariance()
         if not model.batch_invariant:
             log.warning("on this machine a request's bits may depend on the requests beside it (docs/engine.md)")
 
@@ -171,6 +171,10 @@ class Engine:
         self._made.pop(model, None)
         self._heartbeats.forget(workers.threads)
         self._end_threads(workers)
+        self._tell_invariance()
+
+    def _tell_invariance(self) -> None:
+        self.metrics.batch_invariant.set(all(one.batch_invariant for one in self._workers))
 
     @staticmethod
     def _end_threads(*pools: DecodeWorkers | PrefillPool) -> None:

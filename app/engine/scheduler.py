@@ -51,9 +51,6 @@ class Scheduler:
     def leave(self, row: int) -> None:
         del self._rows[row]
 
-    def clear(self) -> None:
-        self._rows.clear()
-
     def generated(self, rows: Iterable[int], now: float) -> None:
         """Each of these rows has one more frame."""
         for row in rows:

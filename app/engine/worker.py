@@ -96,11 +96,15 @@ class DecodeWorkers:
             for index in range(count)
         ]
         with self._changed:
-            budget.share(self._in_turn)
+            budget.share(self._in_turn, self._free_rows)
 
     def _in_turn(self) -> Sequence[GeneratedSequence]:
         """The choices that wait."""
         return self._waiting
+
+    def _free_rows(self) -> int:
+        """How many of them could join."""
+        return sum(self._rows - load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
 
     def start(self) -> bool:
         """Makes the slots, which may take a minute where something must be compiled, and starts the threads.
@@ -169,8 +173,8 @@ class DecodeWorkers:
         with self._changed:
             if self._stopped.is_set():
                 return None
-            if not self._loads[index] and not self._waiting:
-                self._changed.wait(pause)
+            if not self._loads[index] and not (self._waiting and self._budget.has_room(self._waiting[0])):
+                self._changed.wait(pause)  # other models may have all slots: whoever gives one back tells
             joining = []
             least = min(load for load, serves in zip(self._loads, self._serving, strict=True) if serves)
             while (
@@ -226,6 +230,7 @@ class DecodeWorkers:
             self._heartbeat()
             joining = self._next_sequences(state.index, IDLE_SECONDS)
             if joining is None:
+                self._left(state.index, self._loads[state.index])  # those of requests that nobody waits for
                 return True
             try:
                 self._join(state, joining)

@@ -64,5 +64,20 @@ def load(settings: Settings, folder: Path, device: str) -> "Bundle":
 
 
 def load_all(settings: Settings, device: str) -> "list[Bundle]":
-    """All that the settings offer, the first one first. Raises UserError and BundleError."""
-    return [load(settings, folder, device) for folder in catalog(settings.bundle).values()]
+    """All that the settings offer, the first one first. Raises UserError, and BundleError for a path that is named.
+
+    A bundle in a named folder that cannot be loaded is left out, as in `catalog`.
+    """
+    from model.checkpoint import BundleError
+
+    bundles = []
+    for folder in catalog(settings.bundle).values():
+        try:
+            bundles.append(load(settings, folder, device))
+        except BundleError as error:
+            if folder in settings.bundle:
+                raise
+            log.warning("%s is left out: %s", folder, error)
+    if not bundles:
+        raise UserError(f"no bundle can be loaded from {', '.join(map(str, settings.bundle))}")
+    return bundles

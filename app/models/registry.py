@@ -241,7 +241,9 @@ class Models:
         ]  # fmt: skip
 
     async def _make_room(self, nbytes: int) -> None:
-        """Unloads what was not asked for longest. Raises NoRoom."""
+        """Unloads what was not asked for longest. Raises NoRoom, before anything is unloaded if all would not do."""
+        if self._over(nbytes - sum(one.nbytes for one in self._idle(0.0))):
+            raise NoRoom
         while self._over(nbytes):
             idle = self._idle(0.0)
             if not idle:
@@ -306,7 +308,8 @@ class Models:
                     raise ModelInUse(f"{served.uses} requests inside are for the model {name!r}"[:300], "model")
                 if served.model is not None:
                     await self._end(served, "asked")
-                del self._served[name]
+                if self._served.pop(name, None) is None:
+                    raise ModelNotFound(f"model: no bundle of the name {name!r} could be loaded"[:300], "model")
         finally:
             served.leaving = False
         return served

@@ -5,7 +5,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
-from app.engine.budget import Cores, SlotBudget
+from app.engine.budget import PATIENCE_SECONDS, Cores, SlotBudget
 from app.metrics import Metrics
 from tests.support.waiting import until
 
@@ -36,6 +36,21 @@ def test_slots_go_to_who_came_first() -> None:
     assert budget.has_room(one[0]), "a model that is gone keeps no place"
 
 
+def test_choices_that_cannot_join_keep_no_slot_from_others() -> None:
+    """A model with few rows, or whose worker has no slots just now, may have many that came first."""
+    budget = SlotBudget(8, Metrics())
+    many: deque[Any] = deque(choice(turn) for turn in range(20))
+    other: deque[Any] = deque([choice(20)])
+    free = 2
+    budget.share(lambda: many, lambda: free)
+    budget.share(lambda: other, lambda: 8)
+    assert budget.has_room(other[0])
+    budget.take(6)
+    assert not budget.has_room(other[0]), "the two that are left are those of who came first"
+    free = 0
+    assert budget.has_room(other[0])
+
+
 def worker(cores: Cores, name: str, due: bool, order: list[str], go: threading.Event) -> threading.Thread:
     def work() -> None:
         with cores.one(due):
@@ -62,6 +77,25 @@ def test_a_core_goes_to_who_is_due_and_waits_longest() -> None:
     assert order == ["first", "due", "due later", "ahead", "ahead later"]
     with cores.one(True), cores._lock:
         assert cores._free == 0
+
+
+def test_who_has_audio_in_hand_stands_back_only_while_it_lasts() -> None:
+    """With more threads that are always due than cores, it would never have its turn."""
+    now, go = 0.0, threading.Event()
+    cores = Cores(1, clock=lambda: now)
+    order: list[str] = []
+    threads = [worker(cores, "first", True, order, go)]
+    until(lambda: order == ["first"])
+    for name, due in (("due", True), ("ahead", False), ("due later", True), ("ahead later", False)):
+        waiting = len(cores._due) + len(cores._ahead)
+        threads.append(worker(cores, name, due, order, go))
+        until(lambda before=waiting: len(cores._due) + len(cores._ahead) == before + 1)  # type: ignore[misc]
+        now += PATIENCE_SECONDS / 3
+    now += PATIENCE_SECONDS / 3  # that of the first one ahead is over, and the other's is not
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["first", "ahead", "due", "due later", "ahead later"]
 
 
 def test_as_many_at_a_time_as_there_are_cores() -> None:

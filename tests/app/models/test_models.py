@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from app.engine.worker import DecodeWorkers
+from app.errors import UserError
 from app.metrics import MODEL_LABELS, OTHER_MODELS, Metrics
-from app.models import registry
-from model.checkpoint import CODEC, random_bundle, save_bundle
+from app.models import catalog, registry
+from model.checkpoint import CODEC, BundleError, random_bundle, save_bundle
 from tests.support.engine import Visitor, in_background
 from tests.support.memory import bytes_kept
 from tests.support.process import Server
@@ -59,6 +62,11 @@ def alone(folder: Path, clip: bytes) -> dict[str, list[Any]]:
         with serving(bundle=folder / name, threads=1) as service:
             found[name] = answers(service, clip)
     return found
+
+
+def workers_of(service: Service, name: str) -> DecodeWorkers:
+    found: dict[Any, DecodeWorkers] = service.app.state.engine._workers
+    return next(workers for model, workers in found.items() if model.name == name)
 
 
 def answers(service: Service, clip: bytes, **more: str) -> list[Any]:
@@ -166,6 +174,58 @@ def test_one_budget_of_slots(folder: Path, clip: bytes) -> None:
         assert [one.result(30).status_code for one in waits] == [200, 200]
         first.leave()
         until(lambda: service.value("slots_used") == 0)
+
+
+def test_who_gets_no_slot_waits_and_does_not_look(folder: Path, clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another model has all slots, the thread of one that has none would take a core by asking for them."""
+    looks = 0
+    look = DecodeWorkers._next_sequences
+
+    def counted(workers: DecodeWorkers, index: int, pause: float) -> Any:
+        nonlocal looks
+        looks += workers is second
+        return look(workers, index, pause)
+
+    with serving(bundle=folder, threads=1, slots=1, max_seconds=1000) as service:
+        second = workers_of(service, "second")
+        visitor = Visitor(service, "/continue", clip, model="first", **LONG)
+        until(lambda: service.value("slots_used") == 1)
+        waits = in_background(service, "/continue", clip, **WAV, model="second")
+        until(lambda: len(second._waiting) == 1)
+        monkeypatch.setattr(DecodeWorkers, "_next_sequences", counted)
+        steps = service.value("step_seconds_count")
+        until(lambda: service.value("step_seconds_count") > steps + 100)
+        assert looks <= 100, "not even once a step"
+        visitor.leave()
+        assert waits.result(30).status_code == 200
+
+
+def test_a_model_that_goes_in_the_middle_of_a_step_gives_its_slots_back(
+    folder: Path, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a request that was cancelled just before: its rows were still in that step."""
+    inside, go_on = threading.Event(), threading.Event()
+    step = DecodeWorkers._step
+
+    def held(workers: DecodeWorkers, state: Any) -> None:
+        step(workers, state)
+        if workers is second and state.rows:  # at its end
+            inside.set()
+            go_on.wait(30)
+
+    with serving(bundle=folder, admin_keys="root", threads=1, max_seconds=1000) as service:
+        second = workers_of(service, "second")
+        monkeypatch.setattr(DecodeWorkers, "_step", held)
+        visitor = Visitor(service, "/continue", clip, model="second", **LONG)
+        assert inside.wait(30)
+        assert service.value("slots_used") == 1
+        visitor.leave()
+        url = "/v1/admin/models/second"
+        asked = asyncio.run_coroutine_threadsafe(service.client.delete(url, headers=ADMIN), service.loop)
+        until(second._stopped.is_set)
+        go_on.set()
+        assert asked.result(30).status_code == 200
+        assert service.value("slots_used") == 0
 
 
 def test_they_come_and_go_under_a_stream(both: Service, folder: Path, alone: dict[str, list[Any]], clip: bytes) -> None:
@@ -333,6 +393,50 @@ def test_memory_has_a_bound(folder: Path, tmp_path: Path, clip: bytes) -> None:
         visitor.leave()
         assert service.post("/continue", clip, data=WAV | {"model": "second"}).status_code == 200
         assert states(service) == {"first": True, "second": True, "third": False}
+        service.app.state.models.find("third").nbytes = round(2 * each)  # as if it were larger
+        assert code(service.post("/continue", clip, data={"model": "third"})) == (503, "not_ready")
+        assert states(service) == {"first": True, "second": True, "third": False}, "none goes for nothing"
+
+
+def test_what_cannot_be_loaded_keeps_no_server_from_starting(folder: Path, tmp_path: Path, clip: bytes) -> None:
+    """One of many in a folder; a path that is named by itself does."""
+    shutil.copytree(folder, tmp_path / "all")
+    shutil.copytree(folder.parent / "third", tmp_path / "all" / "third")
+    (tmp_path / "all" / "first" / CODEC).write_bytes(b"on its way")
+    with serving(bundle=tmp_path / "all", admin_keys="root", threads=1) as service:
+        assert states(service) == {"second": True, "third": True}
+    with pytest.raises(BundleError), serving(bundle=tmp_path / "all" / "first", threads=1):
+        pass
+    for name in ("second", "third"):
+        (tmp_path / "all" / name / CODEC).write_bytes(b"on its way")
+    with pytest.raises(UserError, match="no bundle can be loaded"), serving(bundle=tmp_path / "all", threads=1):
+        pass
+
+
+def test_who_is_unloaded_while_a_first_loading_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "all")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def broken(*given: Any) -> None:
+        begun.set()
+        go_on.wait(30)
+        raise BundleError("damaged")
+
+    with serving(bundle=tmp_path / "all", admin_keys="root", threads=1) as service:
+        shutil.copytree(folder.parent / "third", tmp_path / "all" / "third")
+        monkeypatch.setattr(catalog, "load", broken)
+        body = {"model": "third"}
+        loads = service.client.post("/v1/admin/models", json=body, headers=ADMIN)
+        asked = asyncio.run_coroutine_threadsafe(loads, service.loop)
+        assert begun.wait(30)
+        gone = service.client.delete("/v1/admin/models/third?wait_seconds=0", headers=ADMIN)
+        unloaded = asyncio.run_coroutine_threadsafe(gone, service.loop)
+        until(lambda: service.app.state.models._served["third"].leaving)
+        go_on.set()
+        assert code(asked.result(30)) == (503, "not_ready")
+        assert code(unloaded.result(30)) == (404, "model_not_found")
 
 
 def test_memory_comes_back(both: Service, clip: bytes) -> None:
