@@ -150,8 +150,8 @@ class _Incoming:
 def _packets_of(file: _Incoming, form: str) -> Iterator[Any]:
     with av.open(file, "r", format=form, options=MIN_PROBED, buffer_size=AHEAD_BYTES) as container:
         streams = container.streams.audio
-        if not streams or streams[0].codec_context.name not in ("opus", "libopus"):
-            raise ValueError("holds no Opus")
+        if not streams or streams[0].codec_context.name != "opus":
+            raise ValueError("holds no Opus")  # FFmpeg's own decoder gives floats; others give integers
         yield from container.demux(streams[0])
 
 
