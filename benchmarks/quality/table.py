@@ -46,6 +46,7 @@ class Row:
     rates: tuple[float, ...]
     repeats: bool = True  # with every seed; large ones take the first alone
     kind: str = ""  # trained and tested on this one alone, with as many tokens of it as the others see
+    times: int = 1  # as many steps as the plan says
 
 
 ROWS = (
@@ -57,6 +58,8 @@ ROWS = (
     Row("hybrid-4m, speech alone", "hybrid-4m", "real", SMALL_RATES, kind="speech"),
     Row("hybrid-4m, music alone", "hybrid-4m", "real", SMALL_RATES, kind="music"),
     Row("gpt-l", "gpt-l", "real", (5e-4, 1e-3), repeats=False),
+    Row("hybrid-4m, twice as long", "hybrid-4m", "real", SMALL_RATES, repeats=False, times=2),
+    Row("gpt-l, twice as long", "gpt-l", "real", (5e-4, 1e-3), repeats=False, times=2),
 )
 
 
@@ -79,9 +82,9 @@ class Plan:
         """Of the tokens: those of a kind, or all."""
         return {"": 1.0, "music": self.music_share, "speech": 1 - self.music_share}[kind]
 
-    def training(self, rate: float, seed: int, kind: str = "") -> LMTraining:
+    def training(self, rate: float, seed: int, kind: str = "", times: int = 1) -> LMTraining:
         """Settings that ask one question: coarse tokens from one mel stream, with neither noise nor masks."""
-        steps = max(round(self.steps * self.share(kind)), 1)
+        steps = max(round(self.steps * self.share(kind)), 1) * times
         music_share = float(kind == "music") if kind else self.music_share
         return LMTraining(
             steps=steps, batch=self.batch, length=self.length, rate=rate, warmup=min(self.warmup, steps // 2),
@@ -89,9 +92,9 @@ class Plan:
             fine_weight=0.0, bf16=True,
         )  # fmt: skip
 
-    def tokens_seen(self, kind: str = "") -> int:
+    def tokens_seen(self, kind: str = "", times: int = 1) -> int:
         """Of one run; the long sequences of its end are fewer, so that a step stays what it is."""
-        return self.training(0.0, 0, kind).steps * self.batch * self.length
+        return self.training(0.0, 0, kind, times).steps * self.batch * self.length
 
 
 @torch.no_grad()
@@ -134,7 +137,7 @@ class Table:
         """Train and measure once, on the test clips only when asked to; what was done is read from the run's folder."""
         plan, config = self.plan, replace(PRESETS[row.preset], fine_recall=False)  # no depth decoder is trained
         name = f"{row.name.replace(',', '').replace(' ', '-')}-rate{rate:g}-seed{seed}"
-        training = plan.training(rate, seed, row.kind)
+        training = plan.training(rate, seed, row.kind, row.times)
         kinds = (row.kind,) if row.kind else self.kinds
         tokens = Variant(self.work / "tokens", row.mel)
         if row.mel == "decoded":  # another decoder is another row
@@ -208,7 +211,7 @@ class Table:
                     continue
                 if row.preset not in rates:
                     rates[row.preset], sweeps[row.preset] = self.sweep(row)
-                seen = {"tokens": self.plan.tokens_seen(row.kind)}
+                seen = {"tokens": self.plan.tokens_seen(row.kind, row.times)}
                 yield self.run(row, rates[row.preset], seed, test=True) | seen, sweeps
 
 

@@ -20,6 +20,8 @@ DIFFERENCES = (
     ("hybrid-4m", "gpt-s", "the paper's claim"),
     ("gpt-l", "gpt-s", "what ten times the parameters bring"),
     ("hybrid-4m", "gpt-l", "the paper's second claim: below 0, the small hybrid is the better one"),
+    ("hybrid-4m, twice as long", "gpt-l, twice as long", "the same after twice as many tokens"),
+    ("gpt-l, twice as long", "gpt-l", "what as many tokens again are worth to the large one"),
     ("hybrid-4m, shuffled mel", "gpt-s", "control: 0 when nothing but the mel's content helps"),
     ("hybrid-4m, shuffled mel", "hybrid-4m", "what the mel's content is worth"),
     ("hybrid-4m, leaky mel", "hybrid-4m", "negative control: how much a centred window flatters"),
@@ -171,7 +173,8 @@ def tables(report: Report) -> list[str]:
     taken = sum(second for row in report["rows"].values() for second in row["seconds"] if second) / 3600
     small = report["rows"].get("gpt-s", {}).get("seconds", [0])
     lines += [
-        f"Every run saw {seen:,} tokens ({plan['steps']} steps), those of one kind alone their share of it. "
+        f"Every run saw {seen:,} tokens ({plan['steps']} steps), those of one kind alone their share of it, "
+        "those that are twice as long as many again. "
         f"Hours of audio: {', '.join(f'{kind} {value}' for kind, value in hours.items())}. "
         f"Groups in validation: {', '.join(f'{kind} {n}' for kind, n in conditions['validation_groups'].items())}. "
         f"The runs took {taken:.1f} hours together ({np.median(small) / 60:.0f} minutes for a small one) on "

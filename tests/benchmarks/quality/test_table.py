@@ -193,6 +193,7 @@ ROWS = (
     Row("hybrid-4m", "tiny", "real", (3e-3, 1e-2)),
     Row("hybrid-4m, leaky mel", "tiny", "leaky", (3e-3, 1e-2)),
     Row("gpt-l", "gpt-tiny", "real", (3e-3, 1e-2), repeats=False),
+    Row("gpt-l, twice as long", "gpt-tiny", "real", (3e-3, 1e-2), repeats=False, times=2),
 )
 
 
@@ -221,7 +222,7 @@ def test_from_folders_to_figures_and_on_after_a_kill(
     out = tmp_path / "table.json"
     report = json.loads(out.read_text())
     assert set(report["rows"]) == {"unigram", *(row.name for row in ROWS)}
-    assert [len(report["rows"][row.name]["seeds"]) for row in ROWS] == [2, 2, 2, 1]
+    assert [len(report["rows"][row.name]["seeds"]) for row in ROWS] == [2, 2, 2, 1, 1]
     for row in report["rows"].values():
         figures = row["speech"]
         assert figures["nll"]["low"] <= figures["nll"]["mean"] <= figures["nll"]["high"]
@@ -229,6 +230,8 @@ def test_from_folders_to_figures_and_on_after_a_kill(
         assert figures["bits_per_second"]["mean"] == pytest.approx(figures["nll"]["mean"] / np.log(2) * 75)
     assert report["rows"]["gpt-s"]["tokens"] == 8 * 2 * 32
     assert report["rows"]["gpt-s"]["curves"][0][-1][0] == 8
+    assert report["rows"]["gpt-l, twice as long"]["tokens"] == 2 * 8 * 2 * 32
+    assert report["rows"]["gpt-l, twice as long"]["curves"][0][-1][0] == 16
     assert set(report["sweep"]) == {"gpt-tiny", "tiny"} and len(report["sweep"]["tiny"]) == 2
     assert len(report["utterances"]["speech"]["clips"]) == 3
     text = "\n".join(tables(report))
