@@ -20,7 +20,8 @@ from model.inference.numba_backend.cache import log_compilation
 from model.inference.numba_backend.encoder import CompiledEncoder, can_encode
 from model.inference.numba_backend.gemm import TILE, WIDENS_HALVES
 from model.inference.numba_backend.harmonics import Oscillators
-from model.inference.numba_backend.lm_step import Buffers, Options, State, step
+from model.inference.numba_backend.lm_step import Buffers, State, step
+from model.inference.numba_backend.sampler import Options
 from model.inference.numba_backend.source_filter import Sources
 from model.inference.numba_backend.weights import array, packed
 from model.inference.rng import Numbers

@@ -5,7 +5,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from model.constants import HOP_SAMPLES, LATENT_DIM, MEL_BANDS, MEL_LEFT_SAMPLES, VOCABULARY
-from model.inference.numba_backend.arrays import Doubles, Floats, Integers, Matrices, Shape
+from model.inference.numba_backend.arrays import Floats, Integers, Matrices, Shape
 from model.inference.numba_backend.attention import Rings, StackWeights, stack_step
 from model.inference.numba_backend.codec_decoder import decode
 from model.inference.numba_backend.gemm import TILE, add_product
@@ -69,15 +69,6 @@ class State(NamedTuple):
     oscillators: Oscillators  # of a harmonic decoder
     sources: Sources  # of a source_filter decoder
     tails: Annotated[Floats, Shape("rows", MEL_LEFT_SAMPLES)]  # samples that the next mel window begins with
-
-
-class Options(NamedTuple):
-    """How each row draws its tokens (`model.inference.sampling.SamplingOptions`)."""
-
-    temperature: Annotated[Doubles, Shape("rows")]
-    top_k: Annotated[Integers, Shape("rows")]
-    top_p: Annotated[Doubles, Shape("rows")]
-    keep_level: Annotated[Integers, Shape("rows")]  # 0 or 1
 
 
 class Buffers(NamedTuple):
@@ -184,9 +175,8 @@ def sample_codes(
         for a in range(count):
             row = rows[a]
             codes[a, book], logprobs[a, book] = draw(
-                buffers.logits[a], VOCABULARY, options.temperature[row], options.top_k[row], options.top_p[row],
-                options.keep_level[row] if book == 0 else 0, levels, uniforms[a, book], buffers.probabilities,
-                buffers.within, buffers.work,
+                buffers.logits[a], VOCABULARY, options, row, book == 0, levels, uniforms[a, book],
+                buffers.probabilities, buffers.within, buffers.work,
             )  # fmt: skip
 
 

@@ -6,12 +6,21 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 
 from model.constants import VOCABULARY
-from model.inference.numba_backend.arrays import Integers, Shape
+from model.inference.numba_backend.arrays import Doubles, Integers, Shape
 from model.inference.numba_backend.jit import compiled
 from model.inference.numba_backend.math import EXP_MIN, ZERO, copy, exp, f32, total
 
 MINUS_INFINITY = f32(-np.inf)
 LANES = 16
+
+
+class Options(NamedTuple):
+    """How each row draws its tokens: fields of `model.inference.sampling.SamplingOptions`, by their names."""
+
+    temperature: Annotated[Doubles, Shape("rows")]
+    top_k: Annotated[Integers, Shape("rows")]
+    top_p: Annotated[Doubles, Shape("rows")]
+    keep_level: Annotated[Integers, Shape("rows")]  # 0 or 1
 
 
 class LevelTables(NamedTuple):
@@ -151,14 +160,16 @@ def _by_level(
 
 @compiled
 def draw(
-    logits: Any, vocabulary: int, temperature: float, top_k: int, top_p: float, keep_level: int, levels: Any,
-    uniform: float, probabilities: Any, within: Any, work: Any,
+    logits: Any, vocabulary: int, options: Any, row: int, coarse: bool, levels: Any, uniform: float,
+    probabilities: Any, within: Any, work: Any,
 ) -> tuple[int, float]:  # fmt: skip
-    """A token and its log-probability before temperature, top-k and top-p.
+    """A token and its log-probability before all that ``options`` ask of it for ``row``.
 
     logits: (V or more,); probabilities, within, work: buffers (V,). Temperature 0 is greedy; top_k 0, top_p 1 and
-    keep_level 0 are off. A row with a NaN gives token 0 and a NaN.
+    keep_level 0 are off. Only coarse tokens have levels. A row with a NaN gives token 0 and a NaN.
     """
+    temperature, top_k, top_p = options.temperature[row], options.top_k[row], options.top_p[row]
+    keep_level = coarse and options.keep_level[row] != 0
     peak = largest(logits, vocabulary)
     for i in range(vocabulary):
         probabilities[i] = exp(logits[i] - peak)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.inference.numba_backend.sampler import draw
+from model.inference.numba_backend.arrays import zeros
+from model.inference.numba_backend.sampler import Options, draw
 from model.inference.numba_backend.weights import level_tables
 from model.inference.sampling import SamplingOptions, probabilities
 from model.inference.sampling import draw as reference
@@ -22,10 +23,10 @@ def compiled(
     logits: np.ndarray, options: SamplingOptions, uniform: float, levels: Sequence[int] = ()
 ) -> tuple[int, float]:
     drawn_from, within, work = np.zeros((3, SIZE), np.float32)
-    token, logprob = draw(
-        logits, SIZE, options.temperature, options.top_k, options.top_p, int(options.keep_level), level_tables(levels),
-        uniform, drawn_from, within, work,
-    )  # fmt: skip
+    asked = zeros(Options, rows=2)  # of which the second is asked
+    for name in Options._fields:
+        getattr(asked, name)[1] = getattr(options, name)
+    token, logprob = draw(logits, SIZE, asked, 1, True, level_tables(levels), uniform, drawn_from, within, work)
     return int(token), float(logprob)
 
 
