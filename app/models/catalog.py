@@ -66,6 +66,9 @@ def load(settings: Settings, folder: Path, device: str) -> "Bundle":
 def load_all(settings: Settings, device: str) -> "list[Bundle]":
     """All that the settings offer, the first one first. Raises UserError, and BundleError for a path that is named.
 
+    All are in memory together then, also those that `models_mib` will have no room for: a path with a bundle that
+    cannot be loaded is to be told of before the server serves.
+
     A bundle in a named folder that cannot be loaded is left out, as in `catalog`.
     """
     from model.checkpoint import BundleError

@@ -290,7 +290,8 @@ class Models:
     async def unload(self, name: str, wait_seconds: float) -> Served:
         """A model is served no longer, until it is loaded by its name. New requests for it are refused at once.
 
-        Requests that are inside may end meanwhile; when some are left after so many seconds, it is served as before.
+        Requests that are inside may end meanwhile, and its loading; when either is not at an end after so many seconds,
+        it is served as before.
         Raises ModelNotFound; ModelInUse for these, and for the first model.
         """
         served = self.find(name)
@@ -301,8 +302,10 @@ class Models:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
                     await served.free.wait()
+                    if served.loading is not None:  # nobody waits for it any more, and it would come back
+                        await asyncio.wait({served.loading})
             if served.loading is not None:
-                await asyncio.wait({served.loading})  # or it would come back
+                raise ModelInUse(f"the model {name!r} is being loaded"[:300], "model")
             async with self._changing:
                 if served.uses:
                     raise ModelInUse(f"{served.uses} requests inside are for the model {name!r}"[:300], "model")

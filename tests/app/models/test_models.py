@@ -431,7 +431,9 @@ def test_who_is_unloaded_while_a_first_loading_fails(
         loads = service.client.post("/v1/admin/models", json=body, headers=ADMIN)
         asked = asyncio.run_coroutine_threadsafe(loads, service.loop)
         assert begun.wait(30)
-        gone = service.client.delete("/v1/admin/models/third?wait_seconds=0", headers=ADMIN)
+        answer = unload(service, "third", wait_seconds=0)
+        assert code(answer) == (409, "model_in_use") and "being loaded" in answer.text, "it does not wait"
+        gone = service.client.delete("/v1/admin/models/third?wait_seconds=30", headers=ADMIN)
         unloaded = asyncio.run_coroutine_threadsafe(gone, service.loop)
         until(lambda: service.app.state.models._served["third"].leaving)
         go_on.set()
