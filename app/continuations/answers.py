@@ -26,7 +26,7 @@ from app.continuations.schemas import (
 )  # fmt: skip
 from app.engine.requests import ContinueRequest, GenerationResult
 from app.prompts.service import owner_of
-from app.prompts.store import Kept, PromptStore, new_id
+from app.prompts.store import Kept, Store, new_id
 from app.server.limits import client_of
 from app.server.logs import note
 from model.constants import FRAME_RATE_HZ, SAMPLE_RATE_HZ
@@ -80,7 +80,7 @@ def timings(asked: ContinuationRequest, result: GenerationResult, first_audio_se
 def keep(request: Request, asked: ContinuationRequest, result: GenerationResult) -> None:
     """Keeps where a continuation ended, as soon as it has: its answer may wait long for its client."""
     if result.ends:
-        store: PromptStore = request.app.state.prompts
+        store: Store = request.app.state.prompts
         kept = Kept(list(result.ends), np.zeros(0, np.float32), asked.warnings, asked.model, asked.identity)
         store.keep("continuation", owner_of(request), asked.id, kept, client_of(request))
         result.ends.clear()

@@ -13,7 +13,7 @@ from app.audio.decode import DecodedAudio
 from app.engine.requests import Model, PromptRequest, ReadPrompt
 from app.errors import AudioTooLong, AudioTooShort, InvalidParameter, PromptNotFound, ServiceError, StorageFull
 from app.prompts.schemas import PromptForm, PromptResponse
-from app.prompts.store import Kept, PromptStore, new_id
+from app.prompts.store import Kept, Store, new_id
 from app.server import uploads
 from app.server.disconnect import unless_gone
 from app.server.limits import client_of
@@ -80,7 +80,7 @@ async def kept(request: Request, upload: uploads.Upload[PromptForm], model: Mode
     except TooShortError as error:
         raise too_short() from error
     name = new_id("prompt")
-    store: PromptStore = state.prompts
+    store: Store = state.prompts
     # A copy: the samples lie in memory that a decoder shares, each piece of which holds a descriptor.
     held = Kept([read], audio.samples.copy(), audio.warnings, model.name, model.identity)
     if not store.keep("prompt", owner_of(request), name, held, client_of(request)):

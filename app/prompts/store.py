@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from app.audio.notices import Notice
 from app.audio.samples import Samples
@@ -44,6 +44,19 @@ class Kept:
     @property
     def nbytes(self) -> int:
         return self.samples.nbytes + sum(end.nbytes for end in self.ends)
+
+
+class Store(Protocol):
+    """Where it is kept: in this process (`PromptStore`), or for several (`app.prompts.shared_store`)."""
+
+    most_bytes: int
+
+    def keep(self, kind: Kind, owner: str, name: str, kept: Kept, client: str | None = None) -> bool: ...
+    def use(self, kind: Kind, owner: str, name: str) -> Kept: ...
+    def left_seconds(self, kept: Kept) -> float: ...
+    def drop(self, owner: str, name: str) -> None: ...
+    def drop_of(self, model: str) -> None: ...
+    def drop_old(self) -> None: ...
 
 
 @dataclass
@@ -165,7 +178,7 @@ class PromptStore:
         self._metrics.prompts_kept_bytes.set(self.held_bytes)
 
 
-async def watch(store: PromptStore) -> None:
+async def watch(store: Store) -> None:
     """Forgets in time what nobody asks for any more."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)

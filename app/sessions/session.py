@@ -18,7 +18,7 @@ from app.engine.engine import Engine
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, Model, PrefillDone, ReadPrompt
 from app.errors import AudioInvalid, Draining, InvalidParameter, ServiceError
 from app.prompts.service import owner_of
-from app.prompts.store import Kept, PromptStore, new_id
+from app.prompts.store import Kept, Store, new_id
 from app.server.errors import as_service_error
 from app.server.limits import Limits, client_of
 from app.server.responses import Stalled
@@ -42,7 +42,7 @@ class Session:
         self._socket, self._model = socket, model
         self._engine: Engine = state.engine
         self._settings: Settings = state.settings
-        self._store: PromptStore = state.prompts
+        self._store: Store = state.prompts
         self._limits: Limits = state.limits
         self._owner, self._client = owner_of(socket), client_of(socket)
         self._options = schemas.SessionOptions()
