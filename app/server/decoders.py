@@ -132,6 +132,7 @@ class Decoders:
         files: that each decodes before another takes its place.
         memory_bytes: of each one's address space.
         lost: told of each that ended unexpectedly: over a "file", at "rest", or at its "start".
+        changed: told how many there are, whenever that changes.
     """
 
     def __init__(
@@ -140,8 +141,9 @@ class Decoders:
         files: int = FILES,
         memory_bytes: int = MEMORY_BYTES,
         lost: Callable[[str], None] = lambda when: None,
+        changed: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._lost = lost
+        self._lost, self._changed = lost, changed
         self._files, self._memory_bytes = files, memory_bytes
         self._free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
         self._all: set[Decoder] = set()
@@ -160,6 +162,7 @@ class Decoders:
             decoder = Decoder(self._memory_bytes)
             with self._lock:
                 self._all.add(decoder)
+                self._changed(len(self._all))
             if decoder.wait_until_ready() and not self._closed:
                 self._free.put(decoder)
                 return
@@ -174,6 +177,7 @@ class Decoders:
         decoder.end(seconds)
         with self._lock:
             self._all.discard(decoder)
+            self._changed(len(self._all))
 
     def pids(self) -> list[int]:
         """Of the processes that are there."""

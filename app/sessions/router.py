@@ -33,7 +33,6 @@ class Sessions:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.most, self.open = settings.max_sessions, 0
         self._metrics = metrics
-        metrics.sessions.set_function(lambda: self.open)
 
     @contextmanager
     def one(self) -> Iterator[None]:
@@ -42,11 +41,15 @@ class Sessions:
             self._metrics.rejected.labels("sessions").inc()
             headers = {"retry-after": str(RETRY_SECONDS)}
             raise Overloaded(f"this server holds {self.most} sessions at a time", headers=headers)
-        self.open += 1
+        self._count(1)
         try:
             yield
         finally:
-            self.open -= 1
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        self.open += more
+        self._metrics.sessions.set(self.open)
 
 
 @router.websocket(PATH)
