@@ -9,10 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from fastapi import Request
 from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
+from limits.aio.storage import MemoryStorage, SlidingWindowCounterSupport
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.requests import HTTPConnection
 
@@ -20,6 +21,7 @@ from app.errors import AudioTooLong, RateLimited
 from app.metrics import Metrics
 from app.settings import Settings
 
+LIMITS = ("limit_requests_per_minute", "limit_audio_seconds_per_minute", "limit_concurrent_requests")
 CONCURRENT_RETRY_SECONDS = 1  # nobody knows when a client's own requests end
 
 
@@ -107,24 +109,32 @@ class Limits:
         if self._concurrent is None:
             yield
             return
-        if self.inside[client] >= self._concurrent:
+        if not self._enter(client, self._concurrent):
             self._metrics.rejected.labels("limit_concurrent").inc()
             message = f"a client may have {self._concurrent} requests under way at a time"
             raise RateLimited(message, headers={"retry-after": str(CONCURRENT_RETRY_SECONDS)})
-        self.inside[client] += 1
         try:
             yield
         finally:
-            self.inside[client] -= 1
-            if not self.inside[client]:
-                del self.inside[client]
+            self._leave(client)
+
+    def _enter(self, client: str, most: int) -> bool:
+        """One more of the client's is inside, unless as many are as may be."""
+        if self.inside[client] >= most:
+            return False
+        self.inside[client] += 1
+        return True
+
+    def _leave(self, client: str) -> None:
+        self.inside[client] -= 1
+        if not self.inside[client]:
+            del self.inside[client]
 
     async def _refusal(self, item: RateLimitItem, client: str, cost: int, label: str, what: str) -> RateLimited:
         self._metrics.rejected.labels(f"limit_{label}").inc()
         window = item.get_expiry()
-        previous, previous_left, current, current_left = await self._storage.get_sliding_window(
-            item.key_for(client), window
-        )
+        storage = cast(SlidingWindowCounterSupport, self._limiter.storage)
+        previous, previous_left, current, current_left = await storage.get_sliding_window(item.key_for(client), window)
         wait = wait_seconds(item.amount, cost, window, previous, previous_left, current, current_left - window)
         headers = {"retry-after": str(max(math.ceil(wait), 1))}
         return RateLimited(f"a client may ask for {item.amount} {what} a minute", headers=headers)
