@@ -5,12 +5,14 @@ An option and its field share one name, one default, one line of help and one ch
 """
 
 import inspect
+import logging
 import re
 import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # pydantic takes a fifth of the time that `--help` may take, 
 
     from app.server.schemas import Form
 
+log = logging.getLogger("whispergpt")
 console = Console()
 errors = Console(stderr=True)
 
@@ -57,6 +60,18 @@ def told(error: Exception) -> str:
 def exit_code(error: Exception) -> int:
     """What a command ends with that such an error has stopped."""
     return error.exit_code if isinstance(error, UserError) else 1
+
+
+@contextmanager
+def logged(form: str) -> Iterator[None]:
+    """Where the log is JSON, an error that a user can put right is a line of it; else the command line tells it."""
+    try:
+        yield
+    except user_errors() as error:
+        if form != "json":
+            raise
+        log.error("%s", told(error))
+        raise typer.Exit(exit_code(error)) from error
 
 
 class FriendlyCommand(TyperCommand):

@@ -1,22 +1,21 @@
-"""What `whisper-gpt serve` runs."""
+"""What `whisper-gpt serve` runs: one process. Of several, each is started by `app.cli.supervisor`."""
 
 import asyncio
-import errno
 import logging.config
 import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
-from app.cli.options import console, exit_code, pick_device, told, user_errors
-from app.errors import UserError
+from app.cli.listening import START_FAILED, listening, tell_page
+from app.cli.options import logged, pick_device
 from app.main import END_SECONDS, create_app, drain
 from app.models.catalog import folders, load_all
 from app.server.connection import WAITING, connection, descriptors
@@ -27,7 +26,6 @@ from app.settings import Settings, warn_of_unknown_names
 
 TICK_SECONDS = 0.1  # uvicorn's own
 log = logging.getLogger("whispergpt")
-START_FAILED = 3  # uvicorn's own exit code for it
 
 
 def no_fault(record: logging.LogRecord) -> bool:
@@ -40,40 +38,7 @@ def no_query(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith('%s - "WebSocket ')
 
 
-def page_address(settings: Settings) -> str:
-    """Where a browser on this machine finds the page."""
-    anywhere = settings.host in ("0.0.0.0", "::", "")  # compared, not bound
-    host = "localhost" if anywhere else f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http://{host}:{settings.port}/"
-
-
 SESSION_MESSAGE_BYTES = 2**20  # 20 s of audio at 24 kHz; what is spoken comes in far smaller pieces
-
-
-def bound(host: str, port: int) -> list[socket.socket]:
-    """The port, on every address of the host; nobody is heard there yet. Raises OSError when it is taken.
-
-    Nobody else gets it from now on: two sockets that want to share a port (SO_REUSEADDR) can until one of them listens.
-    """
-    found: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            one = socket.socket(family, kind, protocol)
-            found.append(one)
-            if os.name == "posix":  # a port is free though connections of the last server still fade away
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, True)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
-            one.bind(address)
-            if os.name == "posix":
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, False)
-    except OSError:
-        for one in found:
-            one.close()
-        raise
-    return found
 
 
 class Server(uvicorn.Server):
@@ -96,20 +61,29 @@ class Server(uvicorn.Server):
         self.lifespan.startup = begin_and_share
         await super().startup(sockets)
         if self.started and sockets:
-            self._log_started_message(sockets)  # uvicorn leaves that to whoever made the sockets
+            self.tell_started(sockets)
+
+    def tell_started(self, sockets: list[socket.socket]) -> None:
+        """Connections are accepted."""
+        self._log_started_message(sockets)  # uvicorn leaves that to whoever made the sockets
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state: Any = self.config.app
         settings: Settings = state.state.settings
         end = time.monotonic() + settings.drain_seconds + END_SECONDS
         draining = asyncio.create_task(drain(state.state.engine, settings.drain_seconds))
-        if signal.SIGINT not in self._captured_signals:  # at a terminal nobody balances, and somebody waits
+        if not self.hurried:
             await self._be_seen(settings.drain_grace_seconds)
         # connections that last are cut then
         self.config.timeout_graceful_shutdown = max(round(end - time.monotonic()), 1)
         await super().shutdown(sockets)
         draining.cancel()
         await asyncio.wait([draining])
+
+    @property
+    def hurried(self) -> bool:
+        """At a terminal nobody balances, and somebody waits."""
+        return signal.SIGINT in self._captured_signals
 
     async def _be_seen(self, seconds: float) -> None:
         """Goes on accepting connections, all of which are told that the server is draining."""
@@ -123,35 +97,6 @@ class Server(uvicorn.Server):
         """The first signal drains, the second cuts, whichever they are."""
         self.force_exit = self.should_exit
         super().handle_exit(sig, frame)
-
-
-class PortError(UserError):
-    """The port cannot be had."""
-
-    exit_code = START_FAILED
-
-
-@contextmanager
-def logged(form: str) -> Iterator[None]:
-    """Where the log is JSON, an error that a user can put right is a line of it; else the command line tells it."""
-    try:
-        yield
-    except user_errors() as error:
-        if form != "json":
-            raise
-        log.error("%s", told(error))
-        raise typer.Exit(exit_code(error)) from error
-
-
-def listening(settings: Settings) -> list[socket.socket]:
-    """The port of the settings, as `bound` gives it. Raises PortError."""
-    try:
-        return bound(settings.host, settings.port)
-    except OSError as error:
-        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise PortError(
-            f"port {settings.port} on {settings.host} {why}; choose another with --port or --host"
-        ) from error
 
 
 def serve(settings: Settings) -> None:
@@ -173,30 +118,29 @@ def _serve(settings: Settings) -> None:
         for listener in listeners:
             held.enter_context(listener)
         bundles = load_all(settings, pick_device(settings.device))
-        for one in (no_fault, no_query):
-            logging.getLogger("uvicorn.error").addFilter(one)
-        if settings.port:  # else it is not known yet
-            page = f"the page, as soon as the server is ready: {page_address(settings)}"
-            if settings.log_format == "json":
-                log.info(page)
-            else:
-                console.print(page, markup=False, highlight=False, soft_wrap=True)
+        tell_page(settings)
         app = create_app(settings, *bundles)
         del bundles  # whoever unloads one means its memory
-        how = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
-            log_config=None,
-            access_log=False,  # it tells queries; ours are the middleware's
-            server_header=False,
-            ws=WebSocketConnection,
-            ws_max_size=SESSION_MESSAGE_BYTES,
-            ws_per_message_deflate=False,  # audio does not shrink, and each session would pay for the try
-        )
-        server = Server(how)
+        server = Server(configured(app, settings))
         with suppress(KeyboardInterrupt):
             server.run(listeners)
     if not server.started:
         raise typer.Exit(START_FAILED)
+
+
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    for one in (no_fault, no_query):
+        logging.getLogger("uvicorn.error").addFilter(one)
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=connection(settings, app.state.metrics, min(WAITING, descriptors() // 2)),
+        log_config=None,
+        access_log=False,  # it tells queries; ours are the middleware's
+        server_header=False,
+        ws=WebSocketConnection,
+        ws_max_size=SESSION_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # audio does not shrink, and each session would pay for the try
+    )

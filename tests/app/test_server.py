@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect as websocket
 
-from app.cli.serve import bound
+from app.cli.listening import bound
 from tests.support.process import Server
 from tests.support.waiting import HANG_SECONDS, until
 

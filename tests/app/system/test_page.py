@@ -210,7 +210,7 @@ def test_an_installed_package_has_the_page() -> None:
      ("::", "http://localhost:80/"), ("studio", "http://studio:80/")],
 )  # fmt: skip
 def test_the_command_names_an_address_that_a_browser_opens(host: str, address: str) -> None:
-    from app.cli.serve import page_address
+    from app.cli.listening import page_address
     from app.settings import Settings
 
     assert page_address(Settings(host=host, port=80)) == address
