@@ -83,6 +83,12 @@ class ModelInUse(ClientError):
     status, code = 409, "model_in_use"
 
 
+class SeveralProcesses(ClientError):
+    """Asked of one process, it would not be done in the others."""
+
+    status, code = 409, "several_processes"
+
+
 class PromptNotFound(ClientError):
     status, code = 404, "prompt_not_found"
 

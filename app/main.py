@@ -19,18 +19,21 @@ from app.models import catalog
 from app.models.registry import Models
 from app.models.registry import watch as watch_models
 from app.prompts import router as prompts
+from app.prompts.shared_store import SharedPromptStore
 from app.prompts.store import PromptStore, watch
 from app.scores import router as scores
 from app.server.auth import Keys
 from app.server.bodies import Bodies
 from app.server.errors import install as install_errors
-from app.server.limits import Limits
+from app.server.limits import LIMITS, Limits
 from app.server.memory import keep_small
 from app.server.middleware import RequestMiddleware
 from app.server.schemas import failures
+from app.server.shared_limits import SharedLimits
 from app.server.tracing import tracing_for
 from app.sessions import router as sessions
 from app.settings import Settings, load_settings, warn_of_unknown_names
+from app.shared import Shared
 from app.system import admin, docs, health, models, page
 from model.checkpoint import Bundle
 
@@ -84,9 +87,8 @@ def decoder_processes(settings: Settings, metrics: Metrics) -> Any:
         return None
     from app.server.decoders import Decoders  # not to be imported on Windows
 
-    decoders = Decoders(DECODERS, lost=lambda when: metrics.decoders_lost.labels(when).inc())
-    metrics.decoders.set_function(lambda: len(decoders.pids()))
-    return decoders
+    lost = metrics.decoders_lost
+    return Decoders(DECODERS, lost=lambda when: lost.labels(when).inc(), changed=metrics.decoders.set)
 
 
 @asynccontextmanager
@@ -100,6 +102,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     metrics.build.info({"version": __version__, "model": bundle.name, **bundle.hashes})
     engine = Engine(bundle, metrics, settings.queue, settings.threads, settings.slots, settings.codebooks)
     app.state.engine = engine
+    if isinstance(app.state.prompts, SharedPromptStore):
+        app.state.prompts.device = bundle.device
     app.state.clips, app.state.unread = asyncio.Semaphore(CLIPS), asyncio.Semaphore(UNREAD)
     app.state.decoders, app.state.encoders = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(ENCODERS)
     app.state.clip_decoders = anyio.CapacityLimiter(CLIP_DECODERS)
@@ -129,8 +133,11 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             await asyncio.to_thread(app.state.tracing.close)
 
 
-def create_app(settings: Settings | None = None, *bundles: Bundle) -> FastAPI:
-    """The application. Without ``bundles`` those of the settings are loaded at start-up."""
+def create_app(settings: Settings | None = None, *bundles: Bundle, shared: Shared | None = None) -> FastAPI:
+    """The application. Without ``bundles`` those of the settings are loaded at start-up.
+
+    ``shared``: it is one of several processes that serve together.
+    """
     if settings is None:
         settings = load_settings()
         warn_of_unknown_names()
@@ -153,8 +160,13 @@ def create_app(settings: Settings | None = None, *bundles: Bundle) -> FastAPI:
     app.state.keys, app.state.admin_keys = Keys(settings.api_keys), Keys(settings.admin_keys)
     app.state.models = Models(settings, metrics)
     app.state.bodies = Bodies(settings, metrics)
-    app.state.limits = Limits(settings, metrics)
-    app.state.prompts = PromptStore(round(settings.prompts_mib * 2**20), settings.prompts_seconds, metrics)
+    app.state.shared = shared
+    limited = any(getattr(settings, name) is not None for name in LIMITS)
+    app.state.limits = SharedLimits(settings, metrics, shared) if shared and limited else Limits(settings, metrics)
+    most_bytes, seconds = round(settings.prompts_mib * 2**20), settings.prompts_seconds
+    app.state.prompts = (
+        SharedPromptStore(shared, most_bytes, seconds, metrics) if shared else PromptStore(most_bytes, seconds, metrics)
+    )
     app.state.sessions = sessions.Sessions(settings, metrics)
     app.state.tracing = tracing_for(settings)
     install_errors(app)

@@ -26,10 +26,19 @@ KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("whispergpt")
 
 
-def default_threads() -> int:
-    """The cores that this process may use, two at most: requests share them by being stepped together."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 2))
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_threads(processes: int = 1) -> int:
+    """A process's share of the cores, two at most: requests share them by being stepped together."""
+    return max(1, min(cores() // processes, 2))
+
+
+def _threads_of_each(others: dict[str, Any]) -> int:
+    """By the settings before it."""
+    return default_threads(others.get("processes", 1))
 
 
 class NamedKey(SecretStr):
@@ -65,11 +74,14 @@ class Settings(BaseSettings):
     )
     codec: Path | None = Field(None, description="Meta's checkpoint, for a bundle that was trained on it")
     device: str = Field("cpu", description="cpu, cuda or cuda:N (experimental: never run by us)")
+    processes: int = Field(
+        1, ge=1, le=64, description="that serve behind the port, each with weights, slots, queue and threads of its own"
+    )
     threads: int = Field(
-        default_factory=default_threads,
+        default_factory=_threads_of_each,
         ge=1,
         le=256,
-        description="cores to compute with; more than idle cores is 10 to 20 times slower",
+        description="cores to compute with, of each process; more than idle cores is 10 to 20 times slower",
     )
     slots: int | None = Field(
         None, ge=1, le=4096, description="continuations computed at the same time; by default what suits the device"

@@ -96,7 +96,9 @@ def remove_left(root: Path) -> None:
     import fcntl
 
     for folder in root.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another's, or gone meanwhile
+        with suppress(OSError):  # in use, or gone meanwhile
+            if folder.lstat().st_uid != os.getuid():
+                continue
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

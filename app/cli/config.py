@@ -137,7 +137,8 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Replaces a command's argument ``settings`` by one flag a setting, and one for a file of them."""
     flags = []
     for name, field in Settings.model_fields.items():
-        default = "weights/default" if name == "bundle" else shown(field.get_default(call_default_factory=True))
+        alone = field.get_default(call_default_factory=True, validated_data={})
+        default = "weights/default" if name == "bundle" else shown(alone)
         allowed = f"{range_}; " if (range_ := bounds(field)) else ""
         help_text = f"{field.description} [{allowed}default: {default}; {PREFIX}{name.upper()}]"
         flag = f"--{name.replace('_', '-')}"
@@ -164,6 +165,8 @@ def settings_flags(command: Callable[..., None]) -> Callable[..., None]:
 def serve_command(settings: Settings) -> None:
     """Serve /continue and /score over HTTP."""
     with handled(stop_at_once):
-        from app.cli.serve import serve
-
+        if settings.processes > 1:
+            from app.cli.supervisor import serve
+        else:
+            from app.cli.serve import serve
     serve(settings)

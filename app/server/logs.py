@@ -57,8 +57,9 @@ def _rounded(value: Any) -> Any:
 class _Safe(logging.Formatter):
     """Strikes keys out of text."""
 
-    def __init__(self, *args: Any, keys: Collection[str] = (), **options: Any) -> None:
+    def __init__(self, *args: Any, keys: Collection[str] = (), pid: int | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._process = {} if pid is None else {"pid": pid}
         self._keys = sorted((key for key in keys if len(key) >= SHORTEST_KEY), key=len, reverse=True)
 
     def safe(self, text: str) -> str:
@@ -76,7 +77,7 @@ class TextFormatter(_Safe):
 
     def format(self, record: logging.LogRecord) -> str:
         text = self._lines.format(record)
-        facts = getattr(record, "facts", {})
+        facts = getattr(record, "facts", {}) | self._process
         shown = {name: value for name, value in facts.items() if value is not None and name not in _IN_MESSAGE}
         words = [
             f"{name}={value:.3f}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
@@ -97,6 +98,7 @@ class JsonFormatter(_Safe):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._process,
             **getattr(record, "facts", {}),
         }
         if record.exc_info:
@@ -107,8 +109,11 @@ class JsonFormatter(_Safe):
         return json.dumps(told, default=lambda value: self.safe(str(value)))
 
 
-def configuration(settings: Settings) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: all goes to standard error, by one formatter."""
+def configuration(settings: Settings, pid: int | None = None) -> dict[str, Any]:
+    """For `logging.config.dictConfig`: all goes to standard error, by one formatter.
+
+    ``pid``: which of several processes it is that logs, for each of its lines to tell.
+    """
     level = settings.log_level.upper()
     # uvicorn's own loggers tell the headers of WebSockets when they may tell everything
     quiet = "INFO" if level == "DEBUG" else level
@@ -119,6 +124,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "lines": {
                 "()": JsonFormatter if settings.log_format == "json" else TextFormatter,
                 "keys": [key.get_secret_value() for key in (*settings.api_keys, *settings.admin_keys)],
+                "pid": pid,
             }
         },
         "handlers": {"lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.errors import InvalidParameter
+from app.errors import InvalidParameter, SeveralProcesses
 from app.models.registry import Models, Served
 from app.server.auth import require_admin_key
 from app.server.schemas import ErrorResponse
@@ -18,7 +18,7 @@ MOST_BYTES = 4096  # of a body that names a model
 WAIT_SECONDS = 0.0
 OTHERS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "model_not_found"},
-    409: {"model": ErrorResponse, "description": "model_in_use"},
+    409: {"model": ErrorResponse, "description": "model_in_use; several_processes"},
 }
 router = APIRouter(tags=["admin"], dependencies=[Depends(require_admin_key)])
 
@@ -57,6 +57,17 @@ def _models(request: Request) -> Models:
     return models
 
 
+def alone(request: Request) -> None:
+    """What changes a process's models is for servers of one. Raises SeveralProcesses."""
+    count = request.app.state.settings.processes
+    if count > 1:
+        message = (
+            f"this server has {count} processes, and a model would be loaded or unloaded in one of them: "
+            "restart it with the bundles that it shall serve"
+        )
+        raise SeveralProcesses(message, "model")
+
+
 def _state(served: Served, first: Served) -> ModelState:
     return ModelState(
         id=served.name,
@@ -70,13 +81,14 @@ def _state(served: Served, first: Served) -> ModelState:
 
 @router.get("/v1/admin/models")
 async def states(request: Request) -> ModelStates:
-    """What is served, loaded or not."""
+    """What is served, loaded or not; of several processes each tells of its own."""
     models = _models(request)
     return ModelStates(data=[_state(served, models.first) for served in models.all()])
 
 
 @router.post(
     "/v1/admin/models",
+    dependencies=[Depends(alone)],
     responses={**OTHERS, 200: {"model": ModelBody, "description": "it was loaded"}},
     status_code=201,
     openapi_extra={
@@ -107,7 +119,7 @@ async def _asked(request: Request) -> LoadRequest:
         raise InvalidParameter(f"model: {first['msg']}"[:300], "model") from None
 
 
-@router.delete("/v1/admin/models/{model}", responses=OTHERS)
+@router.delete("/v1/admin/models/{model}", dependencies=[Depends(alone)], responses=OTHERS)
 async def unload(
     request: Request,
     model: str,

@@ -1,11 +1,14 @@
 """Probes and metrics."""
 
+import asyncio
+
 from fastapi import APIRouter, Depends, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.engine.engine import Engine
 from app.errors import Draining, NotReady
 from app.server.auth import require_key_for_metrics
+from app.server.exposition import exposition
 from app.server.schemas import failures
 
 router = APIRouter(tags=["server"])
@@ -37,4 +40,6 @@ async def readyz(request: Request) -> dict[str, str]:
 )
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    return Response(generate_latest(request.app.state.engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    figures, shared = request.app.state.engine.metrics, request.app.state.shared
+    told = exposition(figures, None) if shared is None else await asyncio.to_thread(exposition, figures, shared)
+    return Response(told, media_type=CONTENT_TYPE_LATEST)

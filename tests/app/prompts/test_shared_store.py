@@ -137,6 +137,20 @@ def test_the_state_of_every_kind_of_decoder(make_codec: Any, decoder: str, tmp_p
     assert same(again, state) and state.tensors
 
 
+def test_every_kind_of_array_comes_back(tmp_path: Path) -> None:
+    """Numbers that numpy has no name for, single ones and none, those that lie in another order."""
+    few = np.zeros(1, np.float32)
+    parts: Any = (
+        torch.tensor([1.5, float("nan")], dtype=torch.bfloat16), torch.tensor(2.5), torch.zeros(0, 3),
+        torch.arange(6).view(2, 3).t(), [np.full((), 3, np.int64), np.zeros((2, 0), np.uint16)],
+        np.arange(6, dtype=np.uint16).reshape(2, 3).T, 7, None, True, "text", 0.1,
+    )  # fmt: skip
+    files.write(tmp_path / "a", Kept([ReadPrompt(parts, few, few)], few), 0.0)
+    again: Any = files.read(tmp_path / "a", torch.device("cpu")).ends[0].state
+    assert same(again[0].view(torch.int16), parts[0].view(torch.int16)) and again[0].dtype == torch.bfloat16
+    assert same(again[1:], parts[1:])
+
+
 @pytest.mark.parametrize("name", ["os:system", "subprocess:Popen", "model.files:put_json", "model.files:nothing",
                                   "model.codec.codec:Codec"])  # fmt: skip
 def test_a_file_makes_nothing_but_states(name: str) -> None:

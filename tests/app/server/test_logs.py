@@ -147,7 +147,9 @@ def test_a_line_is_one_line() -> None:
     """Whatever it holds."""
     record = logging.LogRecord("a", logging.INFO, "f", 1, 'x\ny "%s"', ("\u2028\0\ud800",), None)
     record.facts = {"path": Path("/x"), "nan": 0.123456789}
+    assert json.loads(JsonFormatter(pid=7).format(record))["pid"] == 7, "of several processes, the one that writes"
     line = JsonFormatter().format(record)
+    assert "pid" not in json.loads(line)
     assert len(line.splitlines()) == 1
     line.encode()
     read = json.loads(line)
