@@ -330,6 +330,7 @@ def test_a_port_in_use_is_told_before_any_process_is_started(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_read_are_told_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("no weights here")
     done = started("--port", "0", "--bundle", str(tmp_path))
