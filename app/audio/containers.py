@@ -11,6 +11,7 @@ from app.errors import UnsupportedFormat
 HEAD_BYTES = 26  # up to the end of FLAC's sample count
 ID3_HEAD_BYTES = 10
 MAX_TAGS = 16  # in front of a file; beyond that it is an attack
+MAX_CHUNKS = 256  # of a WAV file, in front of its samples
 MAX_PAGE_BYTES = 27 + 255 + 255 * 255  # of Ogg
 SCAN_BYTES = 1 << 16
 W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb"
@@ -145,6 +146,41 @@ def last_granule(file: BinaryIO) -> int:
     at = end.rfind(b"OggS\x00") + 6
     granule = int.from_bytes(end[at : at + 8], "little", signed=True) if 6 <= at <= len(end) - 8 else 0
     return max(granule, 0)  # -1: no packet ends on the page
+
+
+def behind_boxes(file: BinaryIO) -> int:
+    """How many bytes of an MP4 file lie behind its last whole box (ISO/IEC 14496-12, 4.2), where no box begins.
+
+    FFmpeg ends there without a word when the boxes are fragments, whose number nothing tells.
+    """
+    end, at = file.seek(0, io.SEEK_END), 0
+    while at + 8 <= end:
+        file.seek(at)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size == 0:  # to the end
+            return 0
+        if size < 8 or at + size > end:
+            break
+        at += size
+    return end - at
+
+
+def wav_data(file: BinaryIO) -> tuple[int, int]:
+    """Of a WAV file's samples: how many bytes its header promises, and how many are there; (0, 0): it has none."""
+    end, at = file.seek(0, io.SEEK_END), 12
+    for _ in range(MAX_CHUNKS):
+        file.seek(at)
+        head = file.read(8)
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] == b"data":
+            return size, end - at - 8
+        if len(head) < 8:
+            break
+        at += 8 + size + size % 2
+    return 0, 0
 
 
 def _next(file: BinaryIO, form: str, start: int) -> int | None:

@@ -14,7 +14,17 @@ import av
 import numpy as np
 import soundfile
 
-from app.audio.containers import HEAD_BYTES, Kind, Part, behind_tags, last_granule, links, sniff
+from app.audio.containers import (
+    HEAD_BYTES,
+    Kind,
+    Part,
+    behind_boxes,
+    behind_tags,
+    last_granule,
+    links,
+    sniff,
+    wav_data,
+)
 from app.audio.downmix import Downmix
 from app.audio.notices import Damage
 from app.audio.samples import BLOCK_FRAMES, Samples
@@ -29,8 +39,10 @@ GOOD_PACKETS = 3  # that follow each other, before junk in front is believed to 
 MIN_LOST_SECONDS = 0.01  # less is rounding
 MIN_LOST_FRAMES = 4  # of MPEG: writers of Xing's tag do not agree on whether their own frame counts
 GAP_SECONDS = {"ogg": 0.01, "matroska": 0.1}  # where times tell of what is missing; Matroska's are whole ms
+MIN_PAGE_SECONDS = 0.2  # of Ogg; less is what a decoder holds back
 FIRST_GAP_SECONDS = 10.0  # what is cut from a live stream begins later, and has lost nothing; a page is shorter
 UNKNOWN_BYTES = 0x7F00_0000  # sizes from here on are what writers put who do not know: no promise
+FEW_BYTES = 64  # less is no size of samples either
 SIZES = re.compile(r"^ *(?:data|SSND|Data [Ss]ize|Riff size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 TAGS = re.compile(rb"Xing|Info|VBRI|ID3[\x02-\x04]|TAG|APETAGEX|LYRICSBEGIN")  # among MPEG frames, and no audio
@@ -107,6 +119,8 @@ def _link(file: BinaryIO, kind: Kind, damage: Damage, downmix: Downmix) -> Itera
             with soundfile.SoundFile(file) as sound:
                 rate, promised = sound.samplerate, sound.frames
                 _check(rate, sound.channels)
+                if sound.subtype.startswith("MPEG"):  # of WAV: libsndfile stops where it is damaged, and tells nobody
+                    raise ValueError
                 while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
                     heard += len(block)
                     yield rate, sound.channels, downmix(block.T)
@@ -120,13 +134,18 @@ def _link(file: BinaryIO, kind: Kind, damage: Damage, downmix: Downmix) -> Itera
     if checked:
         damage.add()
     skip = heard
-    options = {"ignore_length": "1"} if kind.ffmpeg == "wav" and not heard else {}  # a size of 0, or a wrong one
+    promised_bytes, bytes_there = wav_data(file) if kind.ffmpeg == "wav" else (0, 0)
+    written = FEW_BYTES <= promised_bytes < UNKNOWN_BYTES
+    options = {"ignore_length": "1"} if kind.ffmpeg == "wav" and not heard and not written else {}
+    file.seek(0)
     for rate, channels, samples in _ffmpeg(file, kind.ffmpeg, options, Damage() if checked else damage, downmix):
         new = samples[skip:]
         skip, heard = max(skip - len(samples), 0), heard + len(new)
         yield rate, channels, new
     if checked and rate:
         damage.add((promised - heard) / rate)
+    if written and rate and bytes_there < promised_bytes:
+        damage.add((promised_bytes / max(bytes_there, 1) - 1) * heard / rate)
 
 
 def _add_missing(sound: Any, damage: Damage) -> None:
@@ -217,6 +236,8 @@ class _Losses:
         self._raw = form in ("mp3", "aac")
         self._heard_bytes = self._samples = self._rate = self._packets = self._failures = 0
         self._end = 0  # of the last packet: bytes, or the stream's units of time
+        self._begin: int | None = None  # of the first packet, in these units
+        self._told = damage.seconds  # before this file
         self._promised_bytes = 0  # where Xing's tags say that the file ends
         if form == "mp3":
             at = file.tell()
@@ -249,6 +270,7 @@ class _Losses:
             if GAP_SECONDS.get(self._form, math.inf) <= seconds <= most:
                 self._damage.add(seconds)
             self._end = packet.pts + (packet.duration or 0)
+            self._begin = packet.pts if self._begin is None else self._begin
 
     def failed(self, packet: Any) -> None:
         """A packet that does not decode."""
@@ -285,6 +307,10 @@ class _Losses:
             left = (last_granule(self._file) - self._end) * float(self._stream.time_base or 0)
             if left >= GAP_SECONDS["ogg"]:
                 self._damage.add(left)
+            # the last packet before a dropped page may be said to last until that page ends
+            lasted = float((self._end - (self._begin or 0)) * (self._stream.time_base or 0))
+            if self._damage.seconds == self._told and lasted - self._samples / self._rate >= MIN_PAGE_SECONDS:
+                self._damage.add(lasted - self._samples / self._rate)
         if self._form == "matroska" and self._container.duration and self._stream.time_base:
             left = self._container.duration / av.time_base - float(self._end * self._stream.time_base)
             if left >= GAP_SECONDS["matroska"] and len(self._container.streams) == 1:
@@ -293,5 +319,8 @@ class _Losses:
         promised, there = self._stream.frames, self._samples if pcm else self._packets
         if (pcm or self._form == "mov") and there < promised and self._stream.duration:
             self._lost_units(round(self._stream.duration * (1 - there / promised)))
+        fragments = self._form == "mov" and not promised
+        if fragments and self._damage.seconds == self._told and (behind := behind_boxes(self._file)):
+            self._lost_bytes(behind)
         if broken and self._damage.seconds == before:
             self._damage.add()

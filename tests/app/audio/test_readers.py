@@ -3,8 +3,11 @@
 FFmpeg is asked by itself, through PyAV, as the second opinion: packet after packet, those that fail left out.
 """
 
+import base64
 import io
+import re
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +186,43 @@ def m4a() -> bytes:
     return by_av("ipod", "aac", 440)
 
 
+def fragments() -> bytes:
+    """MP4 as browsers record it: what is where stands in front of each half a second, and nowhere else."""
+    return by_av("mp4", "aac", 440, movflags="frag_keyframe+empty_moov", frag_duration="500000")
+
+
+def lost_fragment() -> bytes:
+    """The head of the third is overwritten, and with it the way to all that follows."""
+    content = fragments()
+    at = [found.start() - 4 for found in re.finditer(b"moof", content)][2]
+    return content[:at] + JUNK[:40] + content[at + 40 :]
+
+
+# Two seconds of a tone as Speex, half a second a page, by FFmpeg's command: PyAV reads it and cannot write it.
+SPEEX = (
+    "eNrzT08PZmBiQAOXHqzbzRgQXJCaWqGgoGCoZ6RniKaCEYgDgNhBHsJngYqlcTAwLEBSgwz8QXZhmHLzrE41ozobSG9abkFqOkhMFIhT85LzU1"
+    "KLbH0Sy5IVcjKTikGugRhRwY8wAuT2Sbf8bSTZcAGOkA62Z/xAkj0BSHYWDw4S4hMJeYRPmIFYYwL/C3w+GSyux/TJDj2ET0CJgSXjuvGQ9AlL"
+    "hB3CJ6xAXHRU4NhQ8wkAOaDb5g=="
+)
+
+
+def paged() -> bytes:
+    """Ogg whose last page but one is damaged, and told of by nothing but the time of the last."""
+    content = zlib.decompress(base64.b64decode(SPEEX))
+    at = [found.start() for found in re.finditer(b"OggS", content)][-2] + 60
+    return content[:at] + JUNK[:20] + content[at + 20 :]
+
+
+def mp3_in_wav() -> bytes:
+    content = by_av("wav", "libmp3lame", 440, 44_100)
+    return content[:14_000] + 2 * JUNK + content[14_600:]
+
+
+def g722(missing: int = 0) -> bytes:
+    content = by_av("wav", "g722", 440, 16_000, sample_format="s16")
+    return content[: len(content) - missing]
+
+
 DAMAGED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "mp3, a few bytes": ("mp3", lambda: holed(mp3(440), 200)),
     "mp3, many bytes": ("mp3", lambda: holed(mp3(440), 2_000)),
@@ -202,7 +242,27 @@ DAMAGED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "au, end missing": ("au", lambda: wav(form="AU")[:-30_000]),
     "caf, end missing": ("caf", lambda: wav(form="CAF")[:-30_000]),
     "w64, end missing": ("w64", lambda: wav(form="W64")[:-30_000]),
+    "mp4, a fragment": ("mov", lost_fragment),
+    "speex, a page": ("ogg", paged),
+    "mp3 in wav": ("wav", mp3_in_wav),
+    "g722 in wav, end missing": ("wav", lambda: g722(5_000)),
 }
+
+
+@pytest.mark.parametrize("make", [fragments, g722, lambda: by_av("wav", "libmp3lame", 440)])
+def test_what_is_whole_is_no_damage(make: Callable[[], bytes]) -> None:
+    samples, warnings = heard(make())
+    assert len(samples) / 24_000 == pytest.approx(2.0, abs=0.1)
+    assert warnings == []
+
+
+def test_nothing_is_heard_behind_the_samples_of_a_wav() -> None:
+    """libsndfile does not read this one; FFmpeg believes the size of its samples, unless it was never written."""
+    good, _ = heard(g722())
+    samples, _ = heard(g722() + bytes(4_000))
+    np.testing.assert_array_equal(samples, good)
+    unknown, _ = heard(sized(g722(), 0xFFFF_FFFF))
+    np.testing.assert_array_equal(unknown, good)
 
 
 @pytest.mark.parametrize("name", DAMAGED)
