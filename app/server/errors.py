@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from app.errors import ClientError, ClientGone, ServiceError
+from app.errors import ClientError, ClientGone, Overloaded, ServiceError
 from app.server.logs import note
 
 log = logging.getLogger("whispergpt")
@@ -17,8 +17,11 @@ FRAMEWORK = {400: "malformed_request", 404: "not_found", 405: "method_not_allowe
 def answer(request: HTTPConnection, error: ServiceError) -> JSONResponse:
     """The response that an error becomes."""
     note(request, error=error.code)
+    headers = error.headers
+    if isinstance(error, Overloaded) and request.app.state.shared is not None and request.scope["type"] == "http":
+        headers = {**(headers or {}), "connection": "close"}  # another process may have room: by another connection
     return JSONResponse(
-        {"error": error.body(getattr(request.state, "request_id", None))}, error.status, headers=error.headers
+        {"error": error.body(getattr(request.state, "request_id", None))}, error.status, headers=headers
     )
 
 

@@ -75,6 +75,7 @@ def processes(report: Report) -> list[str]:
         lost = [f"{answers[how]} {how}" for how in ("cut off", "without an answer in time") if answers.get(how)]
         return ", ".join(lost or ["none"]) + f" of {sum(answers.values())}"
 
+    built = [report["built"]] if "built" in report else []
     rows = [
         [
             one["way"],
@@ -84,11 +85,15 @@ def processes(report: Report) -> list[str]:
             f"{one['prompts_found_of_40']} of 40",
             "yes" if one["metrics_differ"] else "no",
         ]
-        for one in report["shared"]
+        for one in [*report["shared"], *built]
     ]
     head = ["two processes with", "of new connections, the less busy one gets", "requests lost while one is stopped",
             "while one is killed", "kept prompt found", "/metrics differ"]  # fmt: skip
     lines = [f"{on(at)}; hybrid-4m, load {at['load']:g} at the start:", "", *table(head, rows)]
+    for one in built:
+        after = one["conditions"]
+        lines += [f"The last row is what was built, {on(after)}, load {after['load']:g}; its supervisor holds "
+                  f"{one['supervisor_pss_mib']:.0f} MiB (PSS).", ""]  # fmt: skip
     costs = [
         [f"{one['processes']}", f"{one['threads']}", f"{one['pss_mib']:.0f}", f"{one['cpu_seconds_a_second']:.2f}"]
         for one in report["cost"]

@@ -2,20 +2,24 @@
 
     python -m benchmarks.speed.processes                          # about 5 minutes (Linux)
     python -m benchmarks.speed.processes --ray RAYS_PYTHON        # and what Ray runs beside Serve and its replicas
+    python -m benchmarks.speed.processes --built-alone            # what was built of it, beside figures from before
 
 Each process is the real application with the shipped bundle, on one thread. They share the port in two ways: each has
-a socket of its own (SO_REUSEPORT), or all accept from one that their parent has made. Counts and bytes, no times: those
-of a busy machine say little.
+a socket of its own (SO_REUSEPORT), or all accept from one that their parent has made. Then the same of
+`whisper-gpt serve --processes 2`, which does the latter, and has a supervisor. Counts and bytes, no times: those of a
+busy machine say little.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -223,6 +227,60 @@ def shared(way: str, clip: bytes) -> dict[str, Any]:
     }
 
 
+def built(clip: bytes) -> dict[str, Any]:
+    """The same of the command, which replaces by itself who is killed."""
+    found_in = conditions()
+    flags = ["--processes", "2", "--threads", "1", "--log-format", "json", "--drain-grace-seconds", "0"]
+    with own_socket(shared=False) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+
+        def said() -> list[dict[str, Any]]:
+            lines = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode().splitlines()
+            return [json.loads(line) for line in lines]
+
+        def until(words: str) -> str:
+            while True:
+                if (found := next((one["message"] for one in said() if words in one["message"]), None)) is not None:
+                    return str(found)
+                assert server.poll() is None, said()
+                time.sleep(0.5)
+
+        command = [sys.executable, "-m", "app.cli.main", "serve", "--port", str(port), *flags]
+        server = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=subprocess.DEVNULL)
+        try:
+            pids = [int(pid) for pid in until("processes serve on").rpartition("(")[2].rstrip(")").split(", ")]
+            for _ in range(CONNECTIONS):
+                ask(url, "/v1/models")
+            spread = Counter(one["pid"] for one in said() if one.get("route") == "/v1/models")
+            name = ask(url, "/v1/audio/prompts", method="POST", files={"file": ("a.flac", clip)}).json()["id"]
+            kept = [ask(url, f"/v1/audio/prompts/{name}").status_code for _ in range(40)]
+            time.sleep(PATIENCE)  # a request counts when its answer has been sent
+            series = re.compile(r"^whispergpt_requests_total{.*prompts.*} (\S+)$", re.M)
+            told = {tuple(series.findall(ask(url, "/metrics").text)) for _ in range(20)}
+            os.kill(pids[1], signal.SIGSTOP)
+            stopped = under_load(url, lambda: None)
+            os.kill(pids[1], signal.SIGCONT)
+            time.sleep(PATIENCE)
+            killed = under_load(url, lambda: os.kill(pids[1], signal.SIGKILL))
+            until("in the place of one")
+            memory = {"supervisor_pss_mib": pss_mib(server.pid)}
+        finally:
+            server.terminate()
+            server.wait()
+    return {
+        "conditions": found_in,
+        "way": "`serve --processes 2`",
+        "least_share_of_connections": min(spread.values()) / sum(spread.values()) if len(spread) > 1 else 0.0,
+        "prompts_found_of_40": kept.count(200),
+        "metrics_differ": len(told) > 1,
+        "stopped": stopped,
+        "killed": killed,
+        **memory,
+    }
+
+
 RAY = """
 import time, ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
@@ -265,6 +323,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "processes.json")
     parser.add_argument("--ray", help="a Python that has ray[serve]")
+    parser.add_argument("--built-alone", action="store_true", help="the rest stays as it was found")
     parser.add_argument("--worker", nargs=2, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -272,8 +331,12 @@ def main() -> None:
         port, descriptor = arguments.worker
         worker(port, descriptor, arguments.threads)
         return
-    found_in = conditions()
     clip = (ROOT / "examples" / "speech.flac").read_bytes()
+    if arguments.built_alone:
+        before = json.loads(arguments.out.read_text())
+        write(arguments.out, before.pop("conditions"), before | {"built": built(clip)})
+        return
+    found_in = conditions()
     body: dict[str, Any] = {"shared": [], "cost": []}
     for way in WAYS:
         body["shared"].append(shared(way, clip))
@@ -281,6 +344,8 @@ def main() -> None:
     for count, threads in ((1, 1), (1, 2), (2, 1)):
         body["cost"].append(cost(count, threads, clip))
         write(arguments.out, found_in, body)
+    body["built"] = built(clip)
+    write(arguments.out, found_in, body)
     if arguments.ray:
         body["ray"] = beside_ray(arguments.ray)
         write(arguments.out, found_in, body)

@@ -430,6 +430,17 @@ def test_who_does_not_end_is_killed(supervise: Callable[..., Supervisor], monkey
     assert told.run() == [signal.SIGTERM]
 
 
+def test_who_is_refused_for_want_of_room_may_find_it_elsewhere(serve: Callable[..., Any], clip: bytes) -> None:
+    """By another connection, which another process may accept; of one process there is no other."""
+    service = serve()
+    service.app.state.engine.admission.permits = 0
+    for shared, close in ((None, None), (Shared(Path("nowhere"), 0, 2), "close")):
+        service.app.state.shared = shared
+        answer = service.post("/continue", clip, data=GOOD)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
+        assert answer.headers.get("connection") == close and int(answer.headers["retry-after"]) > 0
+
+
 def test_settings_come_through_with_their_keys() -> None:
     """Whatever the environment of the process says."""
     given = Settings(api_keys=KEYS, admin_keys="root", bundle="a", models_mib=1.5, processes=3)
