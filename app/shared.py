@@ -83,12 +83,13 @@ def made_folder(prompts_bytes: int) -> Path:
     return folder.rename(root / folder.name.removeprefix("."))
 
 
-def hold(folder: Path) -> None:
-    """This process lives by the folder; whatever ends it lets go."""
+def hold(folder: Path) -> int:
+    """This process lives by the folder; whatever ends it lets go. A descriptor, which lets go when it is closed."""
     import fcntl  # Windows has none
 
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def remove_left(root: Path) -> None:

@@ -8,7 +8,6 @@ manager may send SIGTERM to all processes at once, and the second one that came 
 import json
 import logging.config
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -26,8 +25,8 @@ from app.models.catalog import load_all
 from app.server import exposition
 from app.server.logs import configuration, take_prints
 from app.server.memory import keep_little
-from app.settings import Settings
-from app.shared import Shared, hold
+from app.settings import PREFIX, Settings
+from app.shared import Shared, hold, remove_left
 
 ALIVE_TICKS = 10  # of uvicorn's, 0.1 s each
 
@@ -106,6 +105,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor = Supervisor(socket.socket(fileno=descriptor))
     order = supervisor.order()
+    os.environ.pop(PREFIX + "CONFIG", None)  # all is told: what becomes of the file is for the next start
     settings = Settings(**order["settings"])
     shared = Shared(Path(order["folder"]), order["index"], settings.processes)
     if not settings.decoder_processes:
@@ -113,7 +113,7 @@ def main(descriptor: int) -> None:
     logging.config.dictConfig(configuration(settings, os.getpid()))
     logging.captureWarnings(settings.log_format == "json")
     keep_little()
-    hold(shared.folder)
+    held = hold(shared.folder)
     exposition.write_to(shared)
     try:
         bundles = load_all(settings, device_of(settings.device, shared.index))
@@ -128,7 +128,8 @@ def main(descriptor: int) -> None:
     threading.Thread(target=server.listen, args=[orphaned], name="listen to supervisor", daemon=True).start()
     server.run([socket.socket(fileno=listener) for listener in order["listeners"]])
     if orphaned.is_set():
-        shutil.rmtree(shared.folder, ignore_errors=True)
+        os.close(held)
+        remove_left(shared.folder.parent)  # unless others are still at work
 
 
 def device_of(device: str, index: int) -> str:

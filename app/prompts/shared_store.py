@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ class SharedPromptStore:
     def _entries(self) -> list[Entry]:
         """What is there, the one that was not used for longest first."""
         found = []
-        with os.scandir(self._folder) as listed:
+        with suppress(FileNotFoundError), os.scandir(self._folder) as listed:  # somebody has tidied up too much
             for one in listed:
                 if one.name.endswith(SUFFIX) and not one.name.startswith("."):
                     try:

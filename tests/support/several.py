@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 
 from app.cli.supervisor import Start
+from app.shared import MEMORY, PREFIX, Workers
 from tests.support.process import Server
 from tests.support.waiting import HANG_SECONDS, until
 
@@ -44,9 +46,11 @@ class SeveralProcesses(Server):
                     stopped.callback(os.kill, other, signal.SIGCONT)
             yield stopped.enter_context(httpx.Client(base_url=self.client.base_url, timeout=HANG_SECONDS))
 
-    def folders(self) -> list[str]:
-        """What servers have in shared memory."""
-        return sorted(path.name for path in Path("/dev/shm").glob("whispergpt-*"))
+    def folder(self) -> Path:
+        """What its processes share."""
+        roots = (MEMORY, Path(tempfile.gettempdir()))
+        found = [path for root in roots for path in root.glob(f"{PREFIX}*") if path.is_dir()]
+        return next(path for path in found if set(Workers(path / "workers.json").get()["pids"]) & set(self.pids))
 
 
 def begin(code: str) -> Start:

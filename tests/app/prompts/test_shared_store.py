@@ -286,6 +286,14 @@ def test_a_full_disk_keeps_nothing_and_breaks_nothing(
     assert "No space left" in caplog.text and not list((tmp_path / "prompts").iterdir())
 
 
+def test_a_folder_that_is_gone_breaks_nothing(one: SharedPromptStore, tmp_path: Path) -> None:
+    (tmp_path / "prompts").rmdir()
+    assert not one.keep("prompt", "alice", "a", kept())
+    one.drop_old()
+    with pytest.raises(PromptNotFound):
+        one.use("prompt", "alice", "a")
+
+
 def test_halves_that_a_kill_leaves_are_nothing(one: SharedPromptStore, tmp_path: Path) -> None:
     """Neither found nor counted, and gone with their process's end; those of others stay."""
     for pid in (123, 124):
