@@ -248,10 +248,10 @@ def test_make_install_does_nothing_the_second_time() -> None:
         assert make("--question", "install").returncode == 0
 
 
-def test_ci_calls_make_test_and_forbids_skips() -> None:
+def test_ci_calls_make_test_forbids_skips_and_has_a_gate() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert "WHISPERGPT_FORBID_SKIPS=1" in script
+    assert "WHISPERGPT_FORBID_SKIPS=1" in script and "\nexport WITH_COVERAGE=1" in script
     assert "\nset -euo pipefail\n" in script and "\nmake test\n" in script
 
 
