@@ -1,4 +1,4 @@
-# make install | serve | test | coverage | test-slow | test-browser | test-chart | image-test | lint | format | table | clean
+# make install | serve | test | coverage | test-slow | test-browser | test-chart | test-ray | image-test | lint | format | table | clean
 # Every target is idempotent, and works in a fresh clone with nothing but Python 3.11 or later.
 #
 # On Linux, PyPI's torch brings several GB of CUDA. For a machine without a GPU:
@@ -25,8 +25,9 @@ SET_UP := $(VENV)/.installed
 SET_UP_DEV := $(VENV)/.installed-dev
 SET_UP_BROWSER := $(VENV)/.installed-browser
 SET_UP_CHART := $(VENV)/.installed-chart
+SET_UP_RAY := $(VENV)/.installed-ray
 
-.PHONY: install serve test coverage test-slow test-browser test-chart image-test lint format table clean
+.PHONY: install serve test coverage test-slow test-browser test-chart test-ray image-test lint format table clean
 
 install: $(SET_UP)
 
@@ -95,6 +96,15 @@ $(SET_UP_CHART): $(SET_UP_DEV)
 
 test-chart: $(SET_UP_CHART)
 	$(BIN)/python -m pytest -m chart tests/laws/test_chart.py $(PYTEST_FLAGS)
+
+$(SET_UP_RAY): $(SET_UP_DEV)
+	@echo "installing Ray"
+	$(PIP) -c constraints.txt -e ".[ray]"
+	@touch $@
+
+# Clusters of this machine's own, two replicas of one thread: a quarter of an hour on two busy cores. Linux alone.
+test-ray: $(SET_UP_RAY)
+	$(BIN)/python -m pytest -m ray tests/deploy/test_ray.py tests/app/corpora/test_ray_data.py $(PYTEST_FLAGS)
 
 # The image, built by buildah on a base that debootstrap makes, and started: needs root, and 15 minutes the first time.
 # From a folder of wheels that this machine's pip fills, rather than from the indexes:

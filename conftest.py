@@ -1,4 +1,4 @@
-"""Rules for the whole test run: no silent skips in CI, CUDA only where there is any, browser and Helm if asked."""
+"""Rules for the whole test run: no silent skips in CI, CUDA only where there is any, browser, Helm and Ray if asked."""
 
 import os
 from collections.abc import Generator
@@ -33,8 +33,8 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects tests marked `cuda` where there is none, and `browser` and `chart` unless `-m` names them; they are not
-    skips.
+    """Deselects tests marked `cuda` where there is none, and `browser`, `chart` and `ray` unless `-m` names them; they
+    are not skips.
     """
 
     def leave_out(mark: str) -> None:
@@ -42,7 +42,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
-    for mark in ("browser", "chart"):  # their tools are extras of their own: `make test-browser`, `make test-chart`
+    for mark in (
+        "browser",
+        "chart",
+        "ray",
+    ):  # their tools are extras of their own: `make test-browser`, `make test-chart`, ...
         if mark not in config.option.markexpr:
             leave_out(mark)
     if any(item.get_closest_marker("cuda") for item in items):

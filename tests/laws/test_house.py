@@ -230,6 +230,7 @@ TARGETS = (
     "test-slow",
     "test-browser",
     "test-chart",
+    "test-ray",
     "image-test",
     "lint",
     "format",
