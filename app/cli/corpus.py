@@ -14,6 +14,7 @@ from app.cli.options import errors, pick_device
 from app.cli.output import check_folder, check_output
 from app.cli.progress import Bar, progress_bar
 from app.corpora.clips import Clip
+from app.corpora.ray_workers import RayWorkers
 from app.corpora.rows import Format, Rows, check_format, rows_in, rows_to
 from app.corpora.scoring import Job
 from app.corpora.sources import clips_of, count_of, places
@@ -127,7 +128,7 @@ def _written(rows: Iterable[Row], out: Rows, tally: Tally, bar: Bar) -> None:
 
 def score_corpus(
     paths: list[Path], form: ScoreForm, mel: MelSource, place: Place,
-    bundle: Path | None, device: str | None, threads: int | None, processes: int,
+    bundle: Path | None, device: str | None, threads: int | None, processes: int | None, ray: bool = False,
 ) -> tuple[list[Row], bool]:  # fmt: skip
     """Scores all clips that the paths name, and writes a row of each.
 
@@ -156,8 +157,10 @@ def score_corpus(
             errors.print(f"{before} clips have their row already", highlight=False)
         clips = _fresh(clips_of(found), out.done, tally)
         try:
-            if processes > 1:
-                rows = Workers(job, processes).rows(clips)
+            if ray:
+                rows = RayWorkers(job, processes).rows(clips)
+            elif (processes or 1) > 1:
+                rows = Workers(job, processes or 1).rows(clips)
             else:
                 rows = rows_here(_loaded(job), clips)
                 tally.begin = time.monotonic()

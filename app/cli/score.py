@@ -10,6 +10,7 @@ from app.cli.options import console, errors, existing_files, form_options, show_
 from app.cli.output import check_output, whole_file
 from app.cli.plot import check_plot, plot_score
 from app.cli.remote import ApiKey, BundleFolder, Device, Threads, Url, check_place
+from app.corpora.ray_rounds import check_ray
 from app.corpora.rows import Format as RowFormat
 from app.corpora.sources import is_corpus
 from app.errors import UserError
@@ -105,15 +106,18 @@ def _corpus_format(wanted: str | None, as_json: bool, out: Path | None) -> RowFo
 
 def _score_corpus(
     clips: list[Path], form: ScoreForm, name: RowFormat | None, out: Path | None,
-    mel: MelChoice, bundle: Path | None, device: str | None, threads: int | None, processes: int, resume: bool,
+    mel: MelChoice, bundle: Path | None, device: str | None, threads: int | None, processes: int | None,
+    resume: bool, ray: bool,
 ) -> None:  # fmt: skip
     if resume and out is None:
         raise UserError("--resume goes on with a file: name it with --out")
+    if ray:
+        check_ray()
     if name is not None:
         form = _with_format(form, "jsonl" if name == "parquet" else name).as_json()
     with handled(stop_at_once):
         from app.cli.corpus import Place, score_corpus
-    rows, good = score_corpus(clips, form, mel, Place(name, out, resume), bundle, device, threads, processes)
+    rows, good = score_corpus(clips, form, mel, Place(name, out, resume), bundle, device, threads, processes, ray)
     if rows:
         _show_scores(rows)
     for row in rows:
@@ -160,6 +164,14 @@ def score_command(
     processes: Annotated[
         int | None, typer.Option(min=1, help="of a corpus: score so many clips at once; default: 1; not with --url")
     ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="of a corpus: score on the Ray cluster that RAY_ADDRESS names, or on one of this machine; --processes "
+            "is then its number of models, by default what the cluster takes; needs the extra ray; not with --url",
+        ),
+    ] = False,
     mel: Annotated[
         MelChoice | None,
         typer.Option(help="mel of the clip (the default), of its decoded codes, or none; not with --url"),
@@ -175,13 +187,14 @@ def score_command(
     When one of the clips cannot be scored, the others are, and the exit code is 1. Of a corpus a row is written as
     soon as its clip is scored.
     """
-    local = {"mel": mel, "bundle": bundle, "device": device, "threads": threads, "processes": processes}
+    local = {"mel": mel, "bundle": bundle, "device": device, "threads": threads, "processes": processes,
+             "ray": ray or None}  # fmt: skip
     url = check_place(url, local)
-    if is_corpus(clips) or resume or (processes or 1) > 1 or _wants_parquet(response_format, out):
+    if is_corpus(clips) or resume or ray or (processes or 1) > 1 or _wants_parquet(response_format, out):
         if url is not None or plot is not None:
             raise UserError(f"{'--url' if url is not None else '--plot'} takes sound files, and no corpus")
         name = _corpus_format(response_format, as_json, out)
-        _score_corpus(clips, form, name, out, mel or "real", bundle, device, threads, processes or 1, resume)
+        _score_corpus(clips, form, name, out, mel or "real", bundle, device, threads, processes, resume, ray)
         return
     existing_files(clips)
     assert response_format != "parquet"
