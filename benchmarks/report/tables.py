@@ -10,6 +10,7 @@ from benchmarks.common import RESULTS, ROOT
 from benchmarks.quality.table_report import tables
 from benchmarks.report.bundle_tables import evaluations
 from benchmarks.report.codec_tables import codec, fine_codes, token_probe
+from benchmarks.report.corpus_tables import ray_corpus
 from benchmarks.report.evaluation_tables import character, consistency, free_running, quality, silences
 from benchmarks.report.pages import Page, of
 from benchmarks.report.readme_figures import readme_figures
@@ -44,6 +45,7 @@ PAGES = (
             "plan": plan,
         },
     ),
+    Page(ROOT / "docs" / "corpora.md", {"ray_corpus": of("ray_corpus", ray_corpus)}),
     Page(ROOT / "docs" / "operations.md", {"image": of("image", image)}),
 )
 
