@@ -6,6 +6,7 @@ ones among them (docs/results/character.md). A likelihood is no such measure: st
 
 import numpy as np
 
+from app.audio.downmix import Downmix
 from app.audio.notices import Notice
 from app.audio.samples import Samples
 from model.constants import SAMPLE_RATE_HZ
@@ -73,6 +74,14 @@ def sounds_like(samples: Samples) -> str | None:
     if found["pitched"] <= UNPITCHED and found["struck"] > STRUCK:
         return "drums, or strokes without a pitch"
     return None
+
+
+def heard_notices(samples: Samples) -> tuple[Notice, ...]:
+    """What there is to tell of a recording (N,) of one channel at 24 kHz that is no file: silence, or its character."""
+    silent = Downmix().notices(len(samples), float(np.abs(samples).max(initial=0.0)))
+    character = Character()
+    character.add(samples)
+    return silent or character.notices()
 
 
 class Character:

@@ -16,7 +16,10 @@ FAILURES = {
 }  # fmt: skip
 ANYWHERE = (400, 408, 431, 500)  # a head that is no HTTP, late or too long; a bug
 OF_UPLOADS = tuple(FAILURES)
-WARNINGS = Field(None, description="only where there is something to tell: audio_lost, phase_inverted, silent_clip")
+WARNINGS = Field(
+    None,
+    description="only where there is something to tell: audio_lost, phase_inverted, silent_clip, not_speech_or_piano",
+)
 
 
 class Form(BaseModel):

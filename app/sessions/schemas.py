@@ -155,6 +155,7 @@ class PromptTold(BaseModel):
     seconds: float
     tokens: int
     nll: float
+    warnings: list[Notice] = Field(description="silent_clip, not_speech_or_piano; mostly none")
 
 
 class Committed(BaseModel):

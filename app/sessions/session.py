@@ -10,9 +10,11 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
 
+from app.audio.character import heard_notices
 from app.audio.encode import PcmEncoder
 from app.audio.incoming import IncomingPcm
 from app.audio.mixing import limit
+from app.audio.notices import Notice
 from app.audio.samples import Samples
 from app.engine.engine import Engine
 from app.engine.requests import AudioChunk, ContinueRequest, GenerationResult, Listened, Model, PrefillDone, ReadPrompt
@@ -49,6 +51,7 @@ class Session:
         self._decoder: LiveDecoder | None = None  # of what is not PCM
         self._listening = self._new_listening()
         self._prompt: ReadPrompt | None = None  # of the last commit
+        self._notices: tuple[Notice, ...] = ()  # of that prompt
         self._end: ReadPrompt | None = None  # of the last response
         self._response: asyncio.Task[None] | None = None
         self._told: schemas.ResponseTold | None = None  # of that response, so far
@@ -202,11 +205,15 @@ class Session:
         assert read.prompt is not None, "the last chunk"
         self._prompt = read.prompt
         name = new_id("prompt")
-        held = self._kept([read.prompt], listening.samples)
+        samples = listening.samples
+        self._notices = await asyncio.to_thread(heard_notices, samples)
+        held = self._kept([read.prompt], samples, self._notices)
         kept = self._store.keep("prompt", self._owner, name, held, self._client)
         seconds, tokens = listening.tokens / FRAME_RATE_HZ, listening.tokens
-        prompt = schemas.PromptTold(id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll)
-        await self._send(schemas.Committed(prompt=prompt))
+        told = schemas.PromptTold(
+            id=name if kept else None, seconds=seconds, tokens=tokens, nll=listening.nll, warnings=list(self._notices)
+        )
+        await self._send(schemas.Committed(prompt=told))
 
     async def _create(self, event: schemas.CreateResponse) -> None:
         arrived = time.monotonic()
@@ -231,8 +238,9 @@ class Session:
         assert form.seed is not None, "it was drawn"
         await self._send(schemas.ResponseCreated(response_id=name, seed=form.seed))
         self._told = schemas.ResponseTold(
-            id=name, status="cancelled", seed=form.seed, choices=[], first_audio_seconds=None
-        )  # until it is more
+            id=name, status="cancelled", seed=form.seed, choices=[], first_audio_seconds=None,
+            warnings=list(self._notices) if event.after == "prompt" else None,
+        )  # fmt: skip  # until it is more
         self._response = asyncio.create_task(self._respond(self._told, asked))
 
     async def _respond(self, done: schemas.ResponseTold, asked: ContinueRequest) -> None:
@@ -264,8 +272,8 @@ class Session:
             kept = self._kept(list(result.ends), np.zeros(0, np.float32))
             self._store.keep("continuation", self._owner, name, kept, self._client)
 
-    def _kept(self, ends: list[ReadPrompt], samples: Samples) -> Kept:
-        return Kept(ends, samples, (), self._model.name, self._model.identity)
+    def _kept(self, ends: list[ReadPrompt], samples: Samples, notices: tuple[Notice, ...] = ()) -> Kept:
+        return Kept(ends, samples, notices, self._model.name, self._model.identity)
 
     @staticmethod
     def _delta(name: str, chunk: AudioChunk) -> schemas.AudioDelta:

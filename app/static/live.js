@@ -19,6 +19,7 @@ export class LiveSession {
   #wake = () => {};
   #asked = 0; // when the response was
   promptNll = NaN;
+  /** @type {Notice[]} */ promptWarnings = [];
   promptTokens = 0;
 
   /**
@@ -77,6 +78,7 @@ export class LiveSession {
       const { event } = await this.#until("input_audio_buffer.committed");
       this.promptNll = event.prompt.nll;
       this.promptTokens = event.prompt.tokens;
+      this.promptWarnings = event.prompt.warnings;
     } catch {
       return this.close(), false;
     }
@@ -131,9 +133,9 @@ export class LiveSession {
   }
 
   /** @param {any} response @returns {any} the same as `audio.done` has it */
-  #figures({ choices, first_audio_seconds, warnings }) {
+  #figures({ choices, first_audio_seconds }) {
     const seconds = (performance.now() - this.#asked) / 1000;
     const timings = { first_audio_seconds, real_time_factor: choices[0].seconds / seconds };
-    return { prompt: { nll: this.promptNll }, choices, timings, warnings };
+    return { prompt: { nll: this.promptNll }, choices, timings, warnings: this.promptWarnings };
   }
 }

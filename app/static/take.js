@@ -100,10 +100,9 @@ export class Take {
     if (!scored || (likelihoods.tokens.length && likelihoods.tokens.length >= this.promptTokens)) return;
     try {
       const upload = { ...scored, fields: { ...scored.fields, detail: "tokens" } };
-      const { codes, logprobs, warnings } = await this.api.score(upload, this.#stopper.signal);
+      const { codes, logprobs } = await this.api.score(upload, this.#stopper.signal);
       likelihoods.clear(); // a session tells of most of them, as it hears them
       likelihoods.add(codes, logprobs);
-      if (this.figures) this.figures.warnings ??= warnings; // a session looks at no clip
     } catch {
       // A busy server, most likely. The strip begins with the continuation then; nothing else is missing.
     }

@@ -419,3 +419,19 @@ def test_a_client_that_takes_nothing_is_cut_off(serve: Callable[..., Service], p
     until(lambda: service.value("slots_used") == 0)
     socket.done.result(10)  # which takes no close either
     assert service.app.state.engine.in_use == 0
+
+
+def test_what_is_likely_wrong_with_a_recording_is_told(service: Service, pcm: bytes) -> None:
+    """With the commit that ends it, with its response, and wherever its prompt is continued."""
+    noise = (np.random.default_rng(0).standard_normal(4 * 24_000) * 3000).astype("<i2").tobytes()
+    socket = Socket(service)
+    for sound, expected in ((pcm, []), (bytes(len(pcm)), ["silent_clip"]), (noise, ["not_speech_or_piano"])):
+        append(socket, sound)
+        _, prompt = commit(socket)
+        assert [one["code"] for one in prompt["warnings"]] == expected
+        _, _, done = respond(socket, response=SHORT)
+        assert [one["code"] for one in done["warnings"]] == expected
+        form = {"prompt": (None, prompt["id"]), "seconds": (None, "0.1")}
+        answer = service.wait(service.client.post("/continue", files=form)).json()
+        assert [one["code"] for one in answer.get("warnings", [])] == expected
+    socket.leave()
