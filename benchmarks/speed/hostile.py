@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -314,7 +315,8 @@ class Guest:
         finally:
             if self.visit.resets:
                 tcp: socket.socket = writer.get_extra_info("socket")
-                tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with suppress(OSError):  # closed already: the server was first
+                    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if self.visit.resets else writer.close()
         return self.answer[9:12].decode("latin-1") if self.answer.startswith(b"HTTP/1.1 ") else CLOSED
 
