@@ -9,6 +9,7 @@ loses the answer (RFC 9112, section 9.6). All of this comes before keys are look
 import asyncio
 import json
 import re
+import selectors
 import socket
 import uuid
 from collections import deque
@@ -218,7 +219,21 @@ class Connection(HttpToolsProtocol):
         else:
             self._feed()
 
+    def timeout_keep_alive_handler(self) -> None:
+        # uvloop runs what is due before it reads what has come: after a pause the next request may lie there unread,
+        # and to close on it would reset the connection
+        if not self._has_unread():
+            super().timeout_keep_alive_handler()
+
     # Our own
+
+    def _has_unread(self) -> bool:
+        """Whether the loop is about to be handed bytes, or the client's end."""
+        if self.transport.is_closing():
+            return False
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.transport.get_extra_info("socket").fileno(), selectors.EVENT_READ)
+            return bool(selector.select(0))
 
     def close(self) -> None:
         """Closes when the client has had the time to read what was sent."""
