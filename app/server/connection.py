@@ -327,7 +327,7 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self._begun:
             self._reject(UploadTimeout(f"the head did not arrive within {self.settings.head_timeout_seconds:g} s"))
-        else:
+        elif not self._has_unread():  # what lies there sets the clock anew
             self.transport.close()
 
     def _linger(self) -> None:
