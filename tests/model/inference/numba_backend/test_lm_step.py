@@ -19,9 +19,9 @@ from model.inference.types import Frames, PromptState
 
 SHIPPED = Path(__file__).resolve().parents[4] / "weights" / "default"
 OPTIONS = [
-    SamplingOptions(seed=15),
-    SamplingOptions(temperature=0.7, top_k=50, seed=24),
-    SamplingOptions(temperature=0.9, top_p=0.9, seed=33),
+    SamplingOptions(seed=38),
+    SamplingOptions(temperature=0.7, top_k=50, seed=35),
+    SamplingOptions(temperature=0.9, top_p=0.9, seed=61),
 ]
 
 
@@ -56,8 +56,8 @@ def test_it_makes_what_generate_makes(shipped: Bundle, prompts: list[PromptState
     100,000; these seeds have none), values within rounding. (A pitch on the edge of a step of 1/64 Hz, one of
     some hundred, rounds to either side; the pulses are then 0.0002 cycles apart: a quiet band of mel shows it, and loud
     samples do.
-    Of 24 tries of the sixth edition (8 seeds for each) four drew another code; the furthest log-probability was
-    7e-4 away, the furthest sample 6e-4. Of the fifth: 3, 4e-4, 6e-4; of the fourth: 3, 7e-4, 2e-3.)"""
+    Of 24 tries of the seventh edition (8 seeds for each) four drew another code; the furthest log-probability was
+    5e-4 away, the furthest sample 5e-4. Of the sixth: 4, 7e-4, 6e-4; of the fifth: 3, 4e-4, 6e-4.)"""
     made = alone(shipped, prompts[which], OPTIONS[which], 40)
     expected = generate(shipped, prompts[which], frames=40, options=OPTIONS[which])
     for frame, plain in zip(made, expected, strict=True):
